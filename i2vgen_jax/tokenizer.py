@@ -1,0 +1,187 @@
+"""Captions to the token ids of CLIP's text tower.
+
+Byte-pair encoding is transformers' CLIPTokenizer; cleaning, cutting and
+padding are here, because the Hub's tokenizer pads with the end token and the
+public variants were trained with 0.
+"""
+
+import dataclasses
+import html
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ftfy
+import numpy as np
+from jaxtyping import Int32
+
+from i2vgen_jax.errors import InputError
+
+_BOS, _EOS, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+
+
+class Tokens(NamedTuple):
+  """Ids of a batch of texts, and how many tokens each of them lost."""
+
+  ids: Int32[np.ndarray, "b n"]
+  cut: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """BOS, the text, EOS, then padding; every row has `max_length` ids.
+
+  The vocabulary's largest id is EOS, which is how the text tower finds it.
+  """
+
+  bpe: Any
+  max_length: int
+  pad_token_id: int
+
+  @classmethod
+  def load(
+    cls, folder: str | Path, max_length: int = 77, pad_token_id: int = 0
+  ) -> "Tokenizer":
+    """Reads `vocab.json` and `merges.txt` of a folder.
+
+    Raises:
+      InputError: a file is missing or damaged, or the vocabulary is not a
+        complete byte-level CLIP vocabulary.
+    """
+    from transformers import CLIPTokenizer  # Takes seconds to import.
+
+    folder = Path(folder)
+    try:
+      vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
+      lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+    except (OSError, ValueError) as e:
+      raise InputError(
+        f"cannot read a tokenizer from {folder}: {e}; it needs the files"
+        " vocab.json and merges.txt of a CLIP tokenizer"
+      ) from e
+    merges = [
+      tuple(line.split())
+      for line in lines
+      if line and not line.startswith("#version")
+    ]
+    _check(vocab, merges, folder)
+    # Under any other keyword than these two, transformers 5 silently builds
+    # an empty vocabulary.
+    bpe = CLIPTokenizer(vocab=vocab, merges=merges)
+    if len(bpe) != len(vocab):
+      raise InputError(
+        f"transformers kept {len(bpe)} of the {len(vocab)} tokens in {folder};"
+        " install the transformers version that this project names"
+      )
+    return cls(bpe, max_length, pad_token_id)
+
+  def __call__(self, texts: list[str]) -> Tokens:
+    """Ids of the cleaned texts; what does not fit before EOS is cut."""
+    room = self.max_length - 2
+    rows = [self._encode(text) for text in texts]
+    ids = np.full((len(rows), self.max_length), self.pad_token_id, np.int32)
+    for out, row in zip(ids, rows, strict=True):
+      row = [self.bpe.bos_token_id, *row[:room], self.bpe.eos_token_id]
+      out[: len(row)] = row
+    return Tokens(ids, tuple(max(len(row) - room, 0) for row in rows))
+
+  def _encode(self, text: str) -> list[int]:
+    return self.bpe.encode(clean(text), add_special_tokens=False)
+
+
+def clean(text: str) -> str:
+  """Mends the encoding, resolves HTML entities, collapses white space."""
+  text = html.unescape(html.unescape(ftfy.fix_text(text)))
+  return " ".join(text.split())
+
+
+def build_vocabulary(words: list[str], folder: str | Path) -> None:
+  """Writes a small byte-level CLIP vocabulary in which each word is one token.
+
+  Anything else still has a spelling, byte by byte. As in the public
+  vocabulary the 256 byte symbols come first, then the same at the end of a
+  word, then what the merges make, then BOS and EOS.
+
+  Raises:
+    InputError: a word has other characters than letters, so that CLIP would
+      split it whatever the vocabulary says.
+  """
+  from tokenizers.models import BPE
+  from tokenizers.pre_tokenizers import ByteLevel
+
+  for word in words:
+    if not word.isalpha():
+      raise InputError(
+        f"{word!r} cannot be one token; give words made of letters alone"
+      )
+  tokens = _byte_tokens()
+  merges: list[tuple[str, str]] = []
+  spell = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+
+  def pieces(word):
+    vocab = {token: i for i, token in enumerate(tokens)}
+    bpe = BPE(vocab, merges, end_of_word_suffix=_WORD_END)
+    return [t.value for t in bpe.tokenize(spell(word)[0][0])]
+
+  # A merge ranks after all earlier ones, so finished words stay finished.
+  for word in sorted({word.lower() for word in words}):
+    while len(parts := pieces(word)) > 1:
+      merges.append((parts[0], parts[1]))
+      joined = parts[0] + parts[1]
+      if joined not in tokens:
+        tokens.append(joined)
+  vocab = {token: i for i, token in enumerate([*tokens, _BOS, _EOS])}
+  _write(Path(folder), vocab, merges)
+
+
+def _byte_tokens() -> list[str]:
+  from tokenizers.pre_tokenizers import ByteLevel
+
+  symbols = sorted(ByteLevel.alphabet())
+  return symbols + [symbol + _WORD_END for symbol in symbols]
+
+
+def _check(vocab: Any, merges: list[tuple[str, ...]], folder: Path) -> None:
+  """A gap would turn into EOS in the middle of a caption, silently."""
+  if not isinstance(vocab, dict):
+    raise InputError(
+      f"{folder / 'vocab.json'} does not map tokens to ids; use the vocab.json"
+      " of a CLIP tokenizer"
+    )
+  known = set(vocab)
+  needed = {_BOS, _EOS, *_byte_tokens()}
+  needed |= {part for pair in merges for part in (*pair, "".join(pair))}
+  if missing := sorted(needed - known):
+    raise InputError(
+      f"the vocabulary in {folder} lacks {len(missing)} tokens, {missing[0]!r}"
+      " among them; use the vocab.json and merges.txt of one CLIP tokenizer"
+    )
+  if vocab[_EOS] != max(vocab.values()):
+    raise InputError(
+      f"{_EOS} is not the largest id in {folder}; the text tower finds the"
+      " end of the caption by it, so use a CLIP vocabulary"
+    )
+
+
+def _write(
+  folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]]
+) -> None:
+  config = {
+    "tokenizer_class": "CLIPTokenizer",
+    "bos_token": _BOS,
+    "eos_token": _EOS,
+    "unk_token": _EOS,
+    "pad_token": _EOS,
+    "model_max_length": 77,
+  }
+  files = {
+    "vocab.json": json.dumps(vocab, ensure_ascii=False, indent=0),
+    "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
+    "tokenizer_config.json": json.dumps(config, indent=2),
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, text in files.items():
+    part = folder / f"{name}.part"
+    part.write_text(text, "utf-8")
+    os.replace(part, folder / name)
