@@ -1,0 +1,91 @@
+"""The training loss: one noise level per row, mean squared error."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
+
+from i2vgen_jax.diffusion import prediction
+from i2vgen_jax.diffusion.schedules import NoiseSchedule
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.types import Array, Conditioning
+
+
+def per_row_rngs(
+  rng: Key[Array, ""], index: Int[Array, "b"]
+) -> Key[Array, "b"]:
+  """One key per row that depends on its index alone.
+
+  What is drawn from them (under vmap) is the same for any batch composition,
+  host count and mesh.
+  """
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, index)
+
+
+def offset_noise(
+  rng: Key[Array, ""], shape: tuple[int, ...], strength: float
+) -> Float[Array, "..."]:
+  """Normal noise plus a constant per frame and channel, not renormalised.
+
+  The constant is independent across frames, unlike the usual offset per
+  image (public variants (a) and (c)).
+
+  Args:
+    shape: (..., h, w, c).
+    strength: standard deviation of the constant.
+  """
+  rng_pixel, rng_frame = jax.random.split(rng)
+  constant = jax.random.normal(rng_frame, (*shape[:-3], 1, 1, shape[-1]))
+  return jax.random.normal(rng_pixel, shape) + strength * constant
+
+
+def diffusion_loss(
+  denoise_fn: Callable[..., Float[Array, "b f h w c"]],
+  schedule: NoiseSchedule,
+  x0: Float[Array, "b f h w c"],
+  cond: Conditioning,
+  rng: Key[Array, ""],
+  index: Int[Array, "b"],
+  *,
+  prediction_type: str = "v",
+  noise_offset: float = 0.1,
+  max_timestep: int | None = None,
+) -> tuple[Float[Array, ""], Float[Array, "b"]]:
+  """Mean squared error of the prediction, without SNR weights.
+
+  Args:
+    denoise_fn: (xt, t, cond) -> output, t an integer per row.
+    index: number of each example in the global order; with `rng` it fixes
+      the row's timestep and noise.
+    noise_offset: strength of `offset_noise`.
+    max_timestep: timesteps are uniform in [0, max_timestep); all of them when
+      None. The refine stage trains below T_r = 600.
+
+  Returns:
+    The mean over rows, equally weighted, and the loss of each row.
+
+  Raises:
+    InputError: max_timestep or prediction_type out of range.
+  """
+  bound = schedule.num_train_timesteps if max_timestep is None else max_timestep
+  if not 0 < bound <= schedule.num_train_timesteps:
+    raise InputError(
+      f"max_timestep {max_timestep} is out of range, in the config; use 1 to "
+      f"{schedule.num_train_timesteps}"
+    )
+
+  def draw(row_rng):
+    rng_time, rng_noise = jax.random.split(row_rng)
+    t = jax.random.randint(rng_time, (), 0, bound)
+    return t, offset_noise(rng_noise, x0.shape[1:], noise_offset)
+
+  t, eps = jax.vmap(draw)(per_row_rngs(rng, index))
+  x0 = x0.astype(jnp.float32)
+  alpha = jnp.asarray(schedule.alphas, jnp.float32)[t]
+  sigma = jnp.asarray(schedule.sigmas, jnp.float32)[t]
+  xt = prediction.add_noise(x0, eps, alpha, sigma)
+  output = denoise_fn(xt, t, cond).astype(jnp.float32)
+  error = output - prediction.target(x0, eps, alpha, sigma, prediction_type)
+  per_row = jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
+  return per_row.mean(), per_row

@@ -1,0 +1,83 @@
+"""The sampler: one scan over a solver's table."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Key
+
+from i2vgen_jax.diffusion.losses import per_row_rngs
+from i2vgen_jax.diffusion.prediction import to_x0
+from i2vgen_jax.diffusion.solvers import Solver
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.types import Array
+
+
+def sample(
+  denoise_fn: Callable[..., Float[Array, "b ..."]],
+  solver: Solver,
+  xt: Float[Array, "b ..."],
+  rng: Key[Array, ""],
+  *,
+  prediction_type: str = "v",
+  progress: Callable[[int], None] | None = None,
+) -> Float[Array, "b ..."]:
+  """Takes xt along the solver's whole path; float32 throughout.
+
+  Jit-able: denoise_fn, solver and the keyword arguments are constants. A row
+  of the result does not depend on how many rows follow it.
+
+  Args:
+    denoise_fn: guided (xt, t) -> output, t int32[b].
+    xt: a sample at the solver's first level.
+    rng: noise of stochastic solvers; row i draws from fold_in(rng, i).
+    progress: called on the host after each evaluation with the number done,
+      1 to solver.num_evaluations.
+
+  Returns:
+    The sample at the solver's last level: x0, but for inversion.
+
+  Raises:
+    InputError: an eps prediction would start where there is no signal.
+  """
+  if prediction_type == "eps" and np.any(solver.alphas == 0):
+    raise InputError(
+      "an eps prediction cannot start at zero terminal SNR, in the sampler; "
+      "predict v or start below the last timestep"
+    )
+  rngs = per_row_rngs(rng, jnp.arange(xt.shape[0]))
+
+  def evaluate(carry, entry):
+    x, last_x0 = carry
+    i, at = entry
+    output = denoise_fn(x, jnp.full(x.shape[0], at.timesteps))
+    x0 = to_x0(
+      output.astype(jnp.float32), x, at.alphas, at.sigmas, prediction_type
+    )
+    x = at.keep * x + at.denoised * x0 + at.previous * last_x0
+    if np.any(solver.noise):
+      x += at.noise * _step_noise(rngs, i, x.shape[1:])
+    if progress is not None:
+      _report(progress, i + 1, x)
+    return (x, x0), None
+
+  start = xt.astype(jnp.float32)
+  entries = (jnp.arange(solver.num_evaluations), solver)
+  (x, _), _ = jax.lax.scan(evaluate, (start, jnp.zeros_like(start)), entries)
+  return x
+
+
+def _step_noise(
+  rngs: Key[Array, "b"], i: Int[Array, ""], shape: tuple[int, ...]
+) -> Float[Array, "b ..."]:
+  def draw(row_rng):
+    return jax.random.normal(jax.random.fold_in(row_rng, i), shape)
+
+  return jax.vmap(draw)(rngs)
+
+
+def _report(progress, done, x) -> None:
+  # A value of x makes the call wait for the evaluation it reports.
+  first = x[(0,) * x.ndim]
+  jax.debug.callback(lambda n, _: progress(int(n)), done, first)

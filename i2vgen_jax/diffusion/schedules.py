@@ -1,0 +1,131 @@
+"""Noise schedules: how much signal and noise each training timestep holds.
+
+Computed once, in float64, on the host; they enter compiled programs as
+constants. x_t = alpha_t x0 + sigma_t eps with alpha² + sigma² = 1.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float64
+
+from i2vgen_jax.errors import InputError
+
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+  """Signal and noise scale per timestep, index 0 the cleanest.
+
+  Both are stored because either one, taken from the other through
+  1 - x², loses its digits where it is small.
+  """
+
+  alphas: Float64[np.ndarray, "t"]
+  sigmas: Float64[np.ndarray, "t"]
+
+  @property
+  def num_train_timesteps(self) -> int:
+    return len(self.alphas)
+
+  @property
+  def alphas_cumprod(self) -> Float64[np.ndarray, "t"]:
+    """alpha², the cumulative product of 1 - beta."""
+    return self.alphas**2
+
+  def at(
+    self, timesteps: Float64[np.ndarray, "n"]
+  ) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
+    """(alphas, sigmas) at whole or fractional timesteps.
+
+    Between whole timesteps ln(sigma/alpha) is linear, as in public variant
+    (b); just below a timestep without signal there is none either.
+    """
+    with np.errstate(divide="ignore"):
+      log_ratio = np.log(self.sigmas) - np.log(self.alphas)
+    whole = np.arange(self.num_train_timesteps)
+    log_ratio = np.interp(timesteps, whole, log_ratio)
+    return _from_log_snr(-2 * log_ratio)
+
+
+def linear_sd() -> NoiseSchedule:
+  """Stable Diffusion's schedule, linear in sqrt(beta): public variant (a)."""
+  ends = np.sqrt([0.00085, 0.012])
+  return _from_betas(np.linspace(*ends, NUM_TRAIN_TIMESTEPS) ** 2)
+
+
+def cosine() -> NoiseSchedule:
+  """Squared-cosine schedule, beta at most 0.999: public variant (c)."""
+  u = np.arange(NUM_TRAIN_TIMESTEPS + 1) / NUM_TRAIN_TIMESTEPS
+  level = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+  return _from_betas(np.minimum(1 - level[1:] / level[:-1], 0.999))
+
+
+def logsnr_cosine_interp(
+  scale_min: float = 2.0, scale_max: float = 4.0
+) -> NoiseSchedule:
+  """Cosine in log-SNR within ±15, shifted for resolution: variant (b).
+
+  The shift is 2 ln(scale_min) at the clean end and 2 ln(scale_max) at the
+  noisy end, linear between.
+  """
+  clean = np.linspace(1, 0, NUM_TRAIN_TIMESTEPS)
+  angle_noisy, angle_clean = np.arctan(np.exp([7.5, -7.5]))
+  angle = angle_noisy + clean * (angle_clean - angle_noisy)
+  shift = clean * np.log(scale_min) + (1 - clean) * np.log(scale_max)
+  return NoiseSchedule(*_from_log_snr(-2 * np.log(np.tan(angle)) - 2 * shift))
+
+
+def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+  """Shifts and stretches alpha: first value kept, last one zero.
+
+  Source: Lin et al. 2023, algorithm 1; public variant (c).
+  """
+  first, last = schedule.alphas[[0, -1]]
+  alphas = (schedule.alphas - last) * (first / (first - last))
+  return NoiseSchedule(alphas, np.sqrt((1 - alphas) * (1 + alphas)))
+
+
+def rescale_zero_terminal_snr_sigmas(schedule: NoiseSchedule) -> NoiseSchedule:
+  """Shifts and stretches sigma: first value kept, last one 1.
+
+  Source: public variant (b), whose schedule is stated in sigma. There it
+  only takes the signal of 1.4e-4 that the last timestep has left.
+  """
+  first, last = schedule.sigmas[[0, -1]]
+  stretch = (1 - first) / (last - first)
+  sigmas = first + stretch * (schedule.sigmas - first)
+  # 1 - sigmas = stretch (last - old sigmas), written without cancellation.
+  signal = schedule.alphas**2 - schedule.alphas[-1] ** 2
+  below_one = stretch * signal / (last + schedule.sigmas)
+  return NoiseSchedule(np.sqrt(below_one * (1 + sigmas)), sigmas)
+
+
+def make_schedule(name: str, zero_terminal_snr: bool) -> NoiseSchedule:
+  """The schedule that a config names."""
+  match name:
+    case "linear_sd":
+      schedule, rescale = linear_sd(), rescale_zero_terminal_snr
+    case "cosine":
+      schedule, rescale = cosine(), rescale_zero_terminal_snr
+    case "logsnr_cosine_interp":
+      schedule = logsnr_cosine_interp()
+      rescale = rescale_zero_terminal_snr_sigmas
+    case _:
+      raise InputError(
+        f"unknown noise schedule {name!r}, in the config; use linear_sd, "
+        "cosine or logsnr_cosine_interp"
+      )
+  return rescale(schedule) if zero_terminal_snr else schedule
+
+
+def _from_betas(betas: Float64[np.ndarray, "t"]) -> NoiseSchedule:
+  log_alphas_cumprod = np.cumsum(np.log1p(-betas))
+  return NoiseSchedule(
+    np.exp(log_alphas_cumprod / 2), np.sqrt(-np.expm1(log_alphas_cumprod))
+  )
+
+
+def _from_log_snr(log_snr: Float64[np.ndarray, "t"]):
+  return 1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr))
