@@ -1,0 +1,73 @@
+"""Where the public forms of the CLIP towers keep each of our parameters."""
+
+from collections.abc import Iterable
+
+from i2vgen_jax.interop.layouts import PLAIN
+from i2vgen_jax.interop.table import Row, Table, conv2d, linear, norm
+
+
+def transformers_text_table(num_layers: int) -> Table:
+  """The form of transformers' `CLIPTextModel`.
+
+  Files carry the prefix `text_model.`, the modules of transformers 5 do not;
+  both are read, the first is written.
+  """
+  prefixes = ("text_model.", "")
+  rows = [
+    _plain("token_embedding/embedding", prefixes, "token_embedding"),
+    _plain("position_embedding", prefixes, "position_embedding"),
+    *_layers(num_layers, prefixes),
+    *norm("final_norm", *_keys(prefixes, "final_layer_norm")),
+  ]
+  return Table(tuple(rows), _position_ids(prefixes))
+
+
+def transformers_vision_table(num_layers: int) -> Table:
+  """The form of transformers' `CLIPVisionModelWithProjection`."""
+  prefixes = ("vision_model.",)
+  patches = _keys(prefixes, "embeddings.patch_embedding")
+  rows = [
+    *conv2d("patch_embedding", *patches, bias=False),
+    Row(
+      "class_embedding", _keys(prefixes, "embeddings.class_embedding"), PLAIN
+    ),
+    _plain("position_embedding", prefixes, "position_embedding"),
+    # Their spelling.
+    *norm("norm_in", *_keys(prefixes, "pre_layrnorm")),
+    *_layers(num_layers, prefixes),
+    *norm("norm_out", *_keys(prefixes, "post_layernorm")),
+    *linear("projection", "visual_projection", bias=False),
+  ]
+  return Table(tuple(rows), _position_ids(prefixes))
+
+
+def _layers(num_layers: int, prefixes: tuple[str, ...]) -> Iterable[Row]:
+  for i in range(num_layers):
+    keys = _keys(prefixes, f"encoder.layers.{i}.")
+    yield from _layer(f"layer_{i}", keys)
+
+
+def _layer(path: str, keys: tuple[str, ...]) -> Iterable[Row]:
+  def under(name: str) -> tuple[str, ...]:
+    return _keys(keys, name)
+
+  yield from norm(f"{path}/norm_1", *under("layer_norm1"))
+  for name in ("q", "k", "v", "out"):
+    attention = under(f"self_attn.{name}_proj")
+    yield from linear(f"{path}/attn/to_{name}", *attention)
+  yield from norm(f"{path}/norm_2", *under("layer_norm2"))
+  yield from linear(f"{path}/mlp_in", *under("mlp.fc1"))
+  yield from linear(f"{path}/mlp_out", *under("mlp.fc2"))
+
+
+def _plain(path: str, prefixes: tuple[str, ...], name: str) -> Row:
+  return Row(path, _keys(prefixes, f"embeddings.{name}.weight"), PLAIN)
+
+
+def _position_ids(prefixes: tuple[str, ...]) -> frozenset[str]:
+  """A constant that older versions of transformers wrote into files."""
+  return frozenset(_keys(prefixes, "embeddings.position_ids"))
+
+
+def _keys(prefixes: tuple[str, ...], name: str) -> tuple[str, ...]:
+  return tuple(f"{prefix}{name}" for prefix in prefixes)

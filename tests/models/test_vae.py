@@ -1,0 +1,169 @@
+"""The autoencoder by itself: sizes, types, independence of frames."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.models.vae import AutoencoderKL, Posterior
+
+SMALL = {
+  "block_channels": (8, 16, 16),
+  "layers_per_block": 1,
+  "norm_groups": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def params():
+  """Random, of the size that keeps activations near 1; init compiles long."""
+  rng = np.random.default_rng(0)
+
+  def fill(leaf):
+    fan_in = np.prod(leaf.shape[:-1])
+    return jnp.asarray(rng.normal(size=leaf.shape) / fan_in**0.5, leaf.dtype)
+
+  model = AutoencoderKL(**SMALL)
+  x = jnp.zeros((1, 8, 8, 3))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+  return jax.tree.map(fill, shapes["params"])
+
+
+@pytest.fixture(scope="module")
+def frames():
+  return jax.random.uniform(
+    jax.random.key(1), (3, 12, 20, 3), minval=-1, maxval=1
+  )
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@functools.partial(jax.jit, static_argnames=("method", "dtype"))
+def run(params, x, method, dtype=jnp.float32):
+  model = AutoencoderKL(**SMALL, dtype=dtype)
+  return model.apply({"params": params}, x, method=method)
+
+
+def test_parameter_count_at_full_size():
+  model = AutoencoderKL()
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+  )
+  parts = {name: count(tree) for name, tree in variables["params"].items()}
+  assert parts == {
+    "encoder": 34_163_592,
+    "decoder": 49_490_179,
+    "quant_conv": 72,
+    "post_quant_conv": 20,
+  }
+  assert sum(parts.values()) == 83_653_863
+
+
+def test_full_size_shapes_of_a_frame():
+  model = AutoencoderKL()
+  frame = jnp.zeros((1, 704, 1280, 3))
+  variables = jax.eval_shape(model.init, jax.random.key(0), frame)
+
+  def both(variables, frame):
+    latents = model.apply(variables, frame, method="encode").mean
+    return latents, model.apply(variables, latents, method="decode")
+
+  latents, decoded = jax.eval_shape(both, variables, frame)
+  assert latents.shape == (1, 88, 160, 4)
+  assert decoded.shape == frame.shape
+
+
+def test_each_frame_is_coded_by_itself(params, frames):
+  posterior = run(params, frames, "encode")
+  alone = run(params, frames[1:2], "encode")
+  np.testing.assert_allclose(posterior.mean[1:2], alone.mean, atol=1e-5)
+  np.testing.assert_allclose(posterior.logvar[1:2], alone.logvar, atol=1e-5)
+  decoded = run(params, posterior.mean, "decode")
+  assert decoded.shape == frames.shape
+  np.testing.assert_allclose(
+    decoded[2:], run(params, posterior.mean[2:], "decode"), atol=1e-5
+  )
+  assert np.ptp(np.asarray(decoded), axis=0).max() > 1e-3  # frames do differ
+
+
+def test_mean_and_variance_are_separate_channels(params, frames):
+  before = run(params, frames, "encode")
+  bias = params["quant_conv"]["bias"]
+  quant = {**params["quant_conv"], "bias": bias.at[4].add(0.5)}
+  after = run({**params, "quant_conv": quant}, frames, "encode")
+  np.testing.assert_array_equal(after.mean, before.mean)
+  shift = np.asarray(after.logvar - before.logvar)
+  np.testing.assert_allclose(shift[..., 0], 0.5, atol=1e-6)
+  np.testing.assert_array_equal(shift[..., 1:], 0)
+
+
+@pytest.mark.parametrize(("push", "bound"), [(1e6, 20.0), (-1e6, -30.0)])
+def test_log_variance_is_bounded(params, frames, push, bound):
+  bias = jnp.full_like(params["quant_conv"]["bias"], push)
+  quant = {**params["quant_conv"], "bias": bias}
+  posterior = run({**params, "quant_conv": quant}, frames, "encode")
+  np.testing.assert_array_equal(posterior.logvar, bound)
+
+
+def test_samples_have_the_moments_of_the_posterior():
+  shape = (1, 64, 64, 4)
+  posterior = Posterior(jnp.full(shape, 3.0), jnp.full(shape, np.log(0.25)))
+  draw = posterior.sample(jax.random.normal(jax.random.key(0), shape))
+  assert abs(float(draw.mean()) - 3.0) < 0.02
+  assert abs(float(draw.std()) - 0.5) < 0.02
+
+
+def test_posterior_travels_through_transformations():
+  posterior = Posterior(jnp.ones((2, 1, 1, 4)), jnp.zeros((2, 1, 1, 4)))
+  again = jax.jit(jax.vmap(lambda p: p))(posterior)
+  assert isinstance(again, Posterior)
+  assert jax.eval_shape(lambda p: p, posterior).mean.shape == (2, 1, 1, 4)
+
+
+def equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.core.jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_bfloat16_leaves_sums_and_softmax_in_float32(params, frames, method):
+  x = frames if method == "encode" else jnp.ones((1, 3, 5, 4))
+
+  def apply(params):
+    return run(params, x, method, dtype=jnp.bfloat16)
+
+  found = {}
+  for equation in equations(jax.make_jaxpr(apply)(params).jaxpr):
+    found.setdefault(equation.primitive.name, set()).add(
+      equation.invars[0].aval.dtype.name
+    )
+  assert found["conv_general_dilated"] == {"bfloat16"}
+  assert found["reduce_sum"] == found["exp"] == {"float32"}
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(apply(params))} == {
+    "float32"
+  }
+
+
+def test_bfloat16_stays_near_float32(params, frames):
+  exact = run(params, frames, "encode").mean
+  rough = run(params, frames, "encode", dtype=jnp.bfloat16).mean
+  assert 0 < np.abs(exact - rough).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("size", [(12, 18), (10, 16)])
+def test_sizes_that_do_not_shrink_are_refused(params, size):
+  with pytest.raises(InputError, match="multiples of 4"):
+    run(params, jnp.zeros((1, *size, 3)), "encode")
+
+
+def test_widths_that_norm_groups_do_not_divide_are_refused():
+  model = AutoencoderKL(block_channels=(8, 12), norm_groups=8)
+  with pytest.raises(InputError, match="norm_groups 8"):
+    model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
