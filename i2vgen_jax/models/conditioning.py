@@ -1,0 +1,167 @@
+"""How the picture enters the U-Net: tokens, extra channels, content path."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from i2vgen_jax.models.attention import Attention
+from i2vgen_jax.models.layers import (
+  EmbeddingMLP,
+  LayerNorm,
+  adaptive_average_pool,
+)
+from i2vgen_jax.types import Array
+
+
+class ImageEmbedsTokens(nn.Module):
+  """CLIP image vector -> 4 context tokens (public variants (a) and (c)).
+
+  A zero vector, the unconditional image, gives tokens of the biases, not
+  zeros.
+  """
+
+  context_dim: int
+  hidden: int
+  num_tokens: int = 4
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, image_embeds: Float[Array, "b e"]
+  ) -> Float[Array, "b n d"]:
+    y = EmbeddingMLP(
+      self.hidden,
+      self.num_tokens * self.context_dim,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="mlp",
+    )(image_embeds)
+    return y.reshape(-1, self.num_tokens, self.context_dim)
+
+
+class ImageLatentsTokens(nn.Module):
+  """Latents of the picture -> `grid` x `grid` context tokens, row by row.
+
+  64 tokens from a pool of 32 x 32 in public variant (c).
+  """
+
+  context_dim: int
+  grid: int = 8
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, image_latents: Float[Array, "b h w c"]
+  ) -> Float[Array, "b n d"]:
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    halve = dict(strides=2, padding=((1, 1), (1, 1)), **types)
+    c = image_latents.shape[-1]
+    y = nn.Conv(8 * c, (3, 3), name="conv_1", **types)(image_latents)
+    y = adaptive_average_pool(nn.silu(y), 4 * self.grid)
+    y = nn.silu(nn.Conv(16 * c, (3, 3), name="conv_2", **halve)(y))
+    y = nn.Conv(self.context_dim, (3, 3), name="conv_3", **halve)(y)
+    return y.reshape(y.shape[0], -1, self.context_dim)
+
+
+class LatentsProjection(nn.Module):
+  """Three 3x3 convolutions with SiLU between, c -> 4c -> 4c -> c."""
+
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    c = x.shape[-1]
+    x = nn.silu(nn.Conv(4 * c, (3, 3), name="conv_1", **types)(x))
+    x = nn.silu(nn.Conv(4 * c, (3, 3), name="conv_2", **types)(x))
+    return nn.Conv(c, (3, 3), name="conv_3", **types)(x)
+
+
+class LocalTemporalEncoder(nn.Module):
+  """One narrow attention block over frames; its MLP has no norm, no gate."""
+
+  num_heads: int = 2
+  dropout: float = 0.05
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b f h w c"], deterministic: bool
+  ) -> Float[Array, "b f h w c"]:
+    b, f, h, w, c = x.shape
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    drop = nn.Dropout(self.dropout, deterministic=deterministic)
+    y = x.reshape(b, f, h * w, c).swapaxes(1, 2).reshape(b * h * w, f, c)
+    z = LayerNorm(name="norm", **types)(y)
+    y = y + drop(Attention(self.num_heads, c, name="attn", **types)(z, z))
+    z = nn.gelu(nn.Dense(4 * c, name="ff_1", **types)(y), approximate=False)
+    y = y + nn.Dense(c, name="ff_2", **types)(drop(z))
+    return y.reshape(b, h * w, f, c).swapaxes(1, 2).reshape(x.shape)
+
+
+class LocalImageChannels(nn.Module):
+  """Latents of the picture as extra input channels of every frame.
+
+  Public variant (c). Frame 0 carries the latents; frame j > 0 carries the
+  constant j / (F - 1), a clock as much as a mask, through the same layers.
+
+  Attributes:
+    gain: 2 in the original code, which adds the result twice; 1 in the
+      diffusers form. Weights trained with one need that one.
+  """
+
+  gain: float
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    image_latents: Float[Array, "b h w c"],
+    num_frames: int,
+    deterministic: bool,
+  ) -> Float[Array, "b f h w c"]:
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    clock = np.arange(1, num_frames) / max(num_frames - 1, 1)
+    b, h, w, c = image_latents.shape
+    masks = jnp.broadcast_to(
+      clock.astype(np.float32)[None, :, None, None, None],
+      (b, num_frames - 1, h, w, c),
+    ).astype(image_latents.dtype)
+    frames = jnp.concatenate([image_latents[:, None], masks], axis=1)
+    y = LatentsProjection(name="proj", **types)(frames)
+    y = LocalTemporalEncoder(name="temporal_encoder", **types)(y, deterministic)
+    return self.gain * y
+
+
+class ContentEncoder(nn.Module):
+  """The paper's learnable content path: D.Enc and G.Enc (Fig. 2, Table 1).
+
+  The widths are not known from any public text; ours are decided here. D.Enc
+  is the frozen VAE encoder followed by a learned projection in latent space;
+  its features are added to the noise of the first frame only. G.Enc is the
+  token pyramid of variant (c), averaged to one vector of the shape of CLIP's,
+  which is summed with it.
+  """
+
+  embed_dim: int
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, image_latents: Float[Array, "b h w c"]
+  ) -> tuple[Float[Array, "b h w c"], Float[Array, "b e"]]:
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    details = LatentsProjection(name="detail_encoder", **types)(image_latents)
+    tokens = ImageLatentsTokens(self.embed_dim, name="global_encoder", **types)(
+      details
+    )
+    return details, tokens.mean(axis=1)

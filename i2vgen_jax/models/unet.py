@@ -1,0 +1,297 @@
+"""The spatio-temporal U-Net of every stage and public variant."""
+
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Num
+
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.models.conditioning import (
+  ContentEncoder,
+  ImageEmbedsTokens,
+  ImageLatentsTokens,
+  LocalImageChannels,
+)
+from i2vgen_jax.models.layers import (
+  EmbeddingMLP,
+  GroupNorm,
+  sinusoidal_embedding,
+  zeros,
+)
+from i2vgen_jax.models.resnet import (
+  Downsample,
+  ResnetBlock,
+  TemporalConvBlock,
+  Upsample,
+)
+from i2vgen_jax.models.transformers import (
+  SpatialTransformer,
+  TemporalTransformer,
+)
+from i2vgen_jax.types import Array
+
+
+class SpaceTimeBlock(nn.Module):
+  """ResNet block, temporal convolutions, and both transformers if any.
+
+  `context` None leaves the transformers out, as at the lowest level.
+  """
+
+  features: int
+  head_dim: int
+  norm_groups: int
+  dropout: float
+  dtype: Any
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b f h w c"],
+    temb: Float[Array, "b e"],
+    context: Float[Array, "b n d"] | None,
+    deterministic: bool,
+  ) -> Float[Array, "b f h w c2"]:
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    x = ResnetBlock(
+      self.features, self.norm_groups, self.dropout, name="resnet", **types
+    )(x, temb, deterministic)
+    x = TemporalConvBlock(
+      self.norm_groups, self.dropout, name="temporal_conv", **types
+    )(x, deterministic)
+    if context is None:
+      return x
+    x = SpatialTransformer(
+      self.head_dim, self.norm_groups, name="spatial", **types
+    )(x, context)
+    return TemporalTransformer(
+      self.features // self.head_dim,
+      self.head_dim,
+      self.norm_groups,
+      name="temporal",
+      **types,
+    )(x)
+
+
+class I2VGenUNet(nn.Module):
+  """Denoiser of video latents; its fields select the member of the family.
+
+  | member | text | image_embeds | local_image | fps | height_padding |
+  |---|---|---|---|---|---|
+  | base (the paper's) | no | yes | content | yes | 1 |
+  | refine (variant b) | yes | no | none | no | 2 |
+  | released (variant c) | yes | yes | concat | yes | 1 |
+  | image_to_video (variant a) | no | yes | none | yes | 1 |
+
+  The context of cross-attention is [text | picture's latents | CLIP vector].
+
+  Attributes:
+    latent_channels: channels of the noisy latents and of the output.
+    block_channels: width of each level, finest first. Every level but the
+      lowest has transformers.
+    layers_per_block: residual blocks on the way down; one more on the way up.
+    head_dim: width of an attention head at every level.
+    input_heads: heads of the temporal transformer after the first
+      convolution.
+    context_dim: width of text tokens and CLIP vectors.
+    norm_groups: groups of every GroupNorm.
+    dropout: in residual blocks and temporal convolutions.
+    local_image: how the picture's latents enter. `concat`: extra channels and
+      context tokens, as released. `content`: the paper's D.Enc and G.Enc.
+    image_grid: side of the grid of context tokens of `concat`.
+    concat_gain: factor on the extra channels, see `LocalImageChannels`.
+    height_padding: see `Downsample`.
+    remat: recompute each block in the backward pass, to save memory.
+  """
+
+  latent_channels: int = 4
+  block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+  layers_per_block: int = 2
+  head_dim: int = 64
+  input_heads: int = 8
+  context_dim: int = 1024
+  norm_groups: int = 32
+  dropout: float = 0.1
+  use_text: bool = True
+  use_image_embeds: bool = True
+  use_fps: bool = True
+  local_image: Literal["none", "concat", "content"] = "concat"
+  image_grid: int = 8
+  concat_gain: float = 1.0
+  height_padding: int = 1
+  remat: bool = False
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    latents: Float[Array, "b f h w c"],
+    timesteps: Num[Array, "b"],
+    *,
+    fps: Num[Array, "b"] | None = None,
+    image_latents: Float[Array, "b h w c"] | None = None,
+    image_embeds: Float[Array, "b e"] | None = None,
+    text_context: Float[Array, "b n e"] | None = None,
+    deterministic: bool = True,
+  ) -> Float[Array, "b f h w c"]:
+    """Predicts v (or whatever the weights were trained to) from `latents`.
+
+    Args:
+      latents: noisy, scaled latents.
+      timesteps: noise level, 0 to 999; fractions are allowed.
+      fps: frames per second of the clip.
+      image_latents: scaled latents of the first frame.
+      image_embeds: projected CLIP vector of the first frame.
+      text_context: CLIP text tokens.
+      deterministic: False switches dropout on and needs a `dropout` rng.
+
+    Raises:
+      InputError: a condition that the member uses is missing, or one that it
+        does not use is given, or the size does not fit the levels.
+    """
+    self._check_conditions(fps, image_latents, image_embeds, text_context)
+    self.check_size(latents.shape[3], latents.shape[2])
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    temb = self._time_embedding(timesteps, fps)
+
+    x = latents
+    tokens = [] if text_context is None else [text_context]
+    if self.local_image == "concat":
+      channels = LocalImageChannels(
+        self.concat_gain, name="local_image", **types
+      )(image_latents, x.shape[1], deterministic)
+      x = jnp.concatenate([x, channels.astype(x.dtype)], axis=-1)
+      tokens.append(
+        ImageLatentsTokens(
+          self.context_dim, self.image_grid, name="image_tokens", **types
+        )(image_latents)
+      )
+    elif self.local_image == "content":
+      details, content = ContentEncoder(
+        self.context_dim, name="content_encoder", **types
+      )(image_latents)
+      x = x.at[:, 0].add(details.astype(x.dtype))
+      image_embeds = image_embeds + content
+    if self.use_image_embeds:
+      tokens.append(
+        ImageEmbedsTokens(
+          self.context_dim, temb.shape[-1], name="embeds_tokens", **types
+        )(image_embeds)
+      )
+    tokens = [t.astype(self.dtype or jnp.float32) for t in tokens]
+    context = jnp.concatenate(tokens, axis=1)
+
+    return self._trunk(x, temb, context, deterministic)
+
+  def _trunk(self, x, temb, context, deterministic):
+    """Encoder, middle and decoder between first and last convolution."""
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    block_type = SpaceTimeBlock
+    if self.remat:
+      block_type = nn.remat(SpaceTimeBlock, static_argnums=(4,))
+
+    def block(x, features, context, name):
+      return block_type(
+        features,
+        self.head_dim,
+        self.norm_groups,
+        self.dropout,
+        name=name,
+        **types,
+      )(x, temb, context, deterministic)
+
+    x = nn.Conv(self.block_channels[0], (3, 3), name="conv_in", **types)(x)
+    x = TemporalTransformer(
+      self.input_heads,
+      self.head_dim,
+      self.norm_groups,
+      name="temporal_in",
+      **types,
+    )(x)
+
+    lowest = len(self.block_channels) - 1
+    skips = [x]
+    for i, features in enumerate(self.block_channels):
+      level_context = None if i == lowest else context
+      for j in range(self.layers_per_block):
+        x = block(x, features, level_context, f"down_{i}_{j}")
+        skips.append(x)
+      if i < lowest:
+        x = Downsample(
+          self.height_padding, name=f"down_{i}_downsample", **types
+        )(x)
+        skips.append(x)
+
+    x = block(x, self.block_channels[-1], context, "mid_0")
+    x = block(x, self.block_channels[-1], None, "mid_1")
+
+    for i in reversed(range(lowest + 1)):
+      level_context = None if i == lowest else context
+      for j in range(self.layers_per_block + 1):
+        x = jnp.concatenate([x, skips.pop()], axis=-1)
+        x = block(x, self.block_channels[i], level_context, f"up_{i}_{j}")
+      if i > 0:
+        size = skips[-1].shape[2:4]
+        x = Upsample(self.height_padding, name=f"up_{i}_upsample", **types)(
+          x, size
+        )
+
+    x = GroupNorm(self.norm_groups, 1e-5, True, name="norm_out", **types)(x)
+    return nn.Conv(
+      self.latent_channels,
+      (3, 3),
+      kernel_init=zeros,
+      name="conv_out",
+      **types,
+    )(nn.silu(x))
+
+  def _time_embedding(
+    self, timesteps: jax.Array, fps: jax.Array | None
+  ) -> jax.Array:
+    width = self.block_channels[0]
+    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    sizes = (4 * width, 4 * width)
+    temb = EmbeddingMLP(*sizes, name="time_embedding", **types)(
+      sinusoidal_embedding(timesteps, width)
+    )
+    if self.use_fps:
+      temb += EmbeddingMLP(
+        *sizes, zero_init=True, name="fps_embedding", **types
+      )(sinusoidal_embedding(fps, width))
+    return temb
+
+  def _check_conditions(self, fps, image_latents, image_embeds, text_context):
+    uses = {
+      "fps": (self.use_fps, fps),
+      "image_latents": (self.local_image != "none", image_latents),
+      "image_embeds": (self.use_image_embeds, image_embeds),
+      "text_context": (self.use_text, text_context),
+    }
+    for name, (used, value) in uses.items():
+      if used and value is None:
+        raise InputError(f"this U-Net needs {name}; pass it")
+      if not used and value is not None:
+        raise InputError(f"this U-Net has no input for {name}; leave it out")
+
+  def check_size(self, width: int, height: int) -> None:
+    """Raises InputError unless latents of this size pass the levels.
+
+    Only `height_padding` 2 constrains: its rows must come out even.
+    """
+    halvings = len(self.block_channels) - 1
+    if self.height_padding == 1:
+      return
+    factor = 2**halvings
+    # Each level maps h to (h + 1) // 2 + 1; the fixed point of the map is 2.
+    if height % factor != 2 or width % factor:
+      low = max(height - 2, factor) // factor * factor + 2
+      wide = math.ceil(width / factor) * factor
+      raise InputError(
+        f"latents of {width}x{height} do not fit this refine U-Net: it takes "
+        f"widths of a multiple of {factor} and heights of such a multiple "
+        f"plus 2; the nearest is {wide}x{low}"
+      )
