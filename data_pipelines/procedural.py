@@ -1,0 +1,246 @@
+"""The procedural world: one object moves in one way over one textured ground.
+
+The camera stands still. The first frame shows the object's shape, colour,
+place, size and orientation and the whole ground; the caption names the motion,
+whose course is a function of its name alone. First frame and caption together
+therefore determine the clip, so that a generated video has a true one to be
+compared with.
+
+Lengths are in units of the frame's shorter side; x points right, y points
+down, angles grow clockwise as seen on screen. Pictures are computed from
+signed distances, so that the same scene renders at any size and shape.
+"""
+
+import dataclasses
+import zlib
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from data_pipelines import drawing
+
+Split = Literal["train", "test"]
+
+# Travel over the whole clip, whatever its number of frames.
+SLOW, QUICK = 0.20, 0.42
+GROWTH = 1.7
+TURN = np.pi / 2
+MARGIN = 0.02
+
+_HEADINGS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+_TRAVEL = {
+  f"moves {heading} {pace}": (x * distance, y * distance)
+  for heading, (x, y) in _HEADINGS.items()
+  for pace, distance in (("slowly", SLOW), ("quickly", QUICK))
+}
+_SCALE = {"grows": GROWTH, "shrinks": 1 / GROWTH}
+_TURNS = {"turns clockwise": TURN, "turns counterclockwise": -TURN}
+MOTIONS = (*_TRAVEL, *_SCALE, *_TURNS)
+
+COLOURS = {
+  "red": (224, 40, 44),
+  "green": (36, 168, 60),
+  "blue": (44, 84, 228),
+  "yellow": (246, 218, 40),
+  "orange": (246, 134, 24),
+  "purple": (134, 48, 190),
+  "cyan": (36, 204, 222),
+  "pink": (248, 108, 182),
+}
+TINTS = {
+  "gray": (128, 128, 128),
+  "sand": (192, 180, 152),
+  "slate": (104, 116, 130),
+  "olive": (124, 128, 98),
+  "mauve": (158, 136, 152),
+  "sage": (140, 164, 148),
+}
+SHAPES = tuple(drawing.SHAPES)
+_ROUND = ("disc", "ring")  # turning would not show
+GROUNDS = tuple(drawing.GROUNDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """Everything that a clip shows.
+
+  Attributes:
+    shape: one of SHAPES; round ones never turn.
+    colour: one of COLOURS.
+    motion: one of MOTIONS.
+    ground: one of GROUNDS.
+    tint: one of TINTS.
+    diameter: of the circle about the object in the first frame.
+    angle: orientation in the first frame, radians clockwise.
+    place: start position as a fraction of the room that the motion leaves,
+      per axis.
+    wavelength: of the ground's pattern.
+    ground_angle: of the pattern, radians.
+    ground_shift: where the pattern has its origin, (x, y).
+    contrast: luma difference of the ground's two tones, of 255.
+  """
+
+  shape: str
+  colour: str
+  motion: str
+  ground: str
+  tint: str
+  diameter: float
+  angle: float
+  place: tuple[float, float]
+  wavelength: float
+  ground_angle: float
+  ground_shift: tuple[float, float]
+  contrast: float
+
+
+def split_of(shape: str, ground: str, motion: str) -> Split:
+  """The side on which a combination lies: about one in six is held out."""
+  key = f"{shape}/{ground}/{motion}".encode()
+  return "test" if zlib.crc32(key) % 6 == 0 else "train"
+
+
+def _first_diameter(rng: np.random.Generator, motion: str) -> float:
+  """Large enough to read at the smallest, small enough to fit the largest."""
+  ranges = {"grows": (0.24, 0.28), "shrinks": (0.40, 0.47)}
+  return float(rng.uniform(*ranges.get(motion, (0.28, 0.40))))
+
+
+def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
+  """Draws a scene whose combination belongs to the split."""
+
+  def pick(names):
+    return str(rng.choice(list(names)))
+
+  while True:
+    motion, ground = pick(MOTIONS), pick(GROUNDS)
+    turning = motion in _TURNS
+    shape = pick(s for s in SHAPES if not (turning and s in _ROUND))
+    if split_of(shape, ground, motion) == split:
+      break
+  return Scene(
+    shape=shape,
+    colour=pick(COLOURS),
+    motion=motion,
+    ground=ground,
+    tint=pick(TINTS),
+    diameter=_first_diameter(rng, motion),
+    angle=float(rng.integers(8) * np.pi / 4),
+    place=tuple(rng.uniform(size=2).tolist()),
+    wavelength=float(rng.uniform(0.28, 0.48)),
+    ground_angle=float(rng.uniform(0, 2 * np.pi)),
+    ground_shift=tuple(rng.uniform(size=2).tolist()),
+    contrast=float(rng.uniform(24, 44)),
+  )
+
+
+def numbered_scene(seed: int, number: int, split: Split) -> Scene:
+  """The scene with that number in the endless row that a seed stands for."""
+  side = ("train", "test").index(split)
+  return sample_scene(np.random.default_rng((seed, number, side)), split)
+
+
+def caption(scene: Scene) -> str:
+  """One sentence that names what is there and how it moves."""
+  return f"{_subject(scene)} {scene.motion} over {scene.tint} {scene.ground}"
+
+
+def still_caption(scene: Scene) -> str:
+  """The same for a single frame, where no motion can be seen."""
+  return f"{_subject(scene)} over {scene.tint} {scene.ground}"
+
+
+def _subject(scene: Scene) -> str:
+  article = "an" if scene.colour[0] in "aeiou" else "a"
+  return f"{article} {scene.colour} {scene.shape}"
+
+
+def course(
+  scene: Scene, size: tuple[int, int], num_frames: int = 8
+) -> tuple[
+  Float[np.ndarray, "f 2"], Float[np.ndarray, "f"], Float[np.ndarray, "f"]
+]:
+  """Centre (x, y), diameter and angle of the object in every frame.
+
+  Args:
+    scene: what to show.
+    size: (width, height) in pixels; only their ratio matters here.
+    num_frames: frames spread evenly over the clip's duration.
+
+  Returns:
+    Centres and diameters in shorter sides, angles in radians clockwise.
+  """
+  time = np.arange(num_frames) / max(num_frames - 1, 1)
+  travel = np.array(_TRAVEL.get(scene.motion, (0.0, 0.0)))
+  scale = _SCALE.get(scene.motion, 1.0)
+  room = np.array(size) / min(size)
+  border = scene.diameter * max(scale, 1) / 2 + MARGIN
+  low = border - np.minimum(travel, 0)
+  high = room - border - np.maximum(travel, 0)
+  start = low + np.array(scene.place) * (high - low)
+  centres = start + time[:, None] * travel
+  diameters = scene.diameter * (1 + (scale - 1) * time)
+  angles = scene.angle + _TURNS.get(scene.motion, 0.0) * time
+  return centres, diameters, angles
+
+
+def _ground(scene: Scene, size: tuple[int, int]) -> Float[np.ndarray, "h w 3"]:
+  width, height = size
+  pixel = 1 / min(size)
+  x, y = np.meshgrid(
+    (np.arange(width) + 0.5) * pixel, (np.arange(height) + 0.5) * pixel
+  )
+  cos, sin = np.cos(scene.ground_angle), np.sin(scene.ground_angle)
+  x, y = x - scene.ground_shift[0], y - scene.ground_shift[1]
+  along, across = cos * x + sin * y, cos * y - sin * x
+  tone = drawing.GROUNDS[scene.ground](along, across, scene.wavelength, pixel)
+  luma = (tone[..., None] - 0.5) * scene.contrast
+  return np.array(TINTS[scene.tint]) + luma
+
+
+def _coverage(
+  scene: Scene, size: tuple[int, int], num_frames: int
+) -> Float[np.ndarray, "f h w"]:
+  """How much of each pixel the object covers, in [0, 1]."""
+  width, height = size
+  pixel = 1 / min(size)
+  covered = np.zeros((num_frames, height, width), np.float32)
+  for frame, (centre, diameter, angle) in enumerate(
+    zip(*course(scene, size, num_frames), strict=True)
+  ):
+    radius = diameter / 2
+    low = np.maximum(np.floor((centre - radius) / pixel) - 1, 0).astype(int)
+    high = np.ceil((centre + radius) / pixel).astype(int) + 1
+    columns = slice(low[0], min(high[0], width))
+    rows = slice(low[1], min(high[1], height))
+    x = (np.arange(columns.start, columns.stop) + 0.5) * pixel - centre[0]
+    y = (np.arange(rows.start, rows.stop) + 0.5)[:, None] * pixel - centre[1]
+    cos, sin = np.cos(angle), np.sin(angle)
+    along, across = (cos * x + sin * y) / radius, (cos * y - sin * x) / radius
+    distance = drawing.SHAPES[scene.shape](along, across) * radius
+    covered[frame, rows, columns] = drawing.edge(distance, pixel)
+  return covered
+
+
+def object_mask(
+  scene: Scene, size: tuple[int, int], num_frames: int = 8
+) -> Bool[np.ndarray, "f h w"]:
+  """The pixels that the object covers by more than half."""
+  return _coverage(scene, size, num_frames) > 0.5
+
+
+def render(
+  scene: Scene, size: tuple[int, int], num_frames: int = 8
+) -> UInt8[np.ndarray, "f h w 3"]:
+  """The clip itself.
+
+  Args:
+    scene: what to show.
+    size: (width, height) in pixels, any ratio.
+    num_frames: frames spread evenly over the clip's duration.
+  """
+  alpha = _coverage(scene, size, num_frames)[..., None]
+  ground = _ground(scene, size).astype(np.float32)
+  colour = np.array(COLOURS[scene.colour], np.float32)
+  return np.rint(ground + alpha * (colour - ground)).astype(np.uint8)

@@ -1,0 +1,225 @@
+"""The only user of PyAV: frames to H.264 and any video file to frames."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import (
+  ColorRange,
+  Colorspace,
+  Interpolation,
+  VideoReformatter,
+)
+from jaxtyping import Float, UInt8
+
+from i2vgen_jax.errors import InputError
+
+Frames = UInt8[np.ndarray, "f h w 3"]
+Times = Float[np.ndarray, "f"]
+
+# Decoded frames of one file beyond this are refused: a clip is one short shot.
+MAX_BYTES = 2 << 30
+
+_CLOCK = Fraction(1, 90_000)  # one tick; every usual frame rate fits
+_BT709 = 1  # code of primaries, transfer and matrix alike
+# Without these flags swscale halves chroma carelessly and darkens by 2 of 255.
+_EXACT = (
+  Interpolation.ACCURATE_RND
+  | Interpolation.FULL_CHR_H_INT
+  | Interpolation.FULL_CHR_H_INP
+)
+
+
+def write_mp4(
+  path: str | Path, frames: Frames, fps: float | int, *, crf: int = 16
+) -> None:
+  """Writes an H.264 file that any player shows; appears by rename.
+
+  Args:
+    path: file to write.
+    frames: the pictures; width and height must be even.
+    fps: frames per second.
+    crf: x264's constant rate factor; lower is better and larger.
+
+  Raises:
+    InputError: no frames, an odd size, or an unwritable path.
+  """
+  data = encode_mp4(frames, fps, crf=crf)
+  path = Path(path)
+  unfinished = path.with_name(path.name + ".tmp")
+  try:
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)
+  except OSError as error:
+    unfinished.unlink(missing_ok=True)
+    raise InputError(
+      f"cannot write {path}: {error.strerror}; give a writable path"
+    ) from error
+
+
+def encode_mp4(
+  frames: Frames,
+  fps: float | int,
+  *,
+  crf: int = 16,
+  full_colour: bool = False,
+  times: Times | None = None,
+) -> bytes:
+  """H.264 in mp4, the same bytes for the same input.
+
+  Args:
+    frames: the pictures; width and height must be even.
+    fps: frames per second.
+    crf: x264's constant rate factor.
+    full_colour: keep colour at full resolution (yuv444p). Sharper at small
+      sizes, but some players cannot show it.
+    times: of the frames, in seconds, when they are not evenly spaced.
+
+  Raises:
+    InputError: no frames, an odd size, or a rate that is not positive.
+  """
+  num_frames, height, width, _ = frames.shape
+  if not num_frames or width % 2 or height % 2 or not width * height:
+    raise InputError(
+      f"cannot encode {num_frames} frames of {width}x{height};"
+      " H.264 needs at least one frame and an even width and height"
+    )
+  if not fps > 0:
+    raise InputError(f"cannot encode at {fps} fps; give a positive rate")
+  if times is None:
+    times = np.arange(num_frames) / fps
+  ticks = np.rint(times * _CLOCK.denominator).astype(int).tolist()
+  pixels = "yuv444p" if full_colour else "yuv420p"
+  buffer, converter = io.BytesIO(), VideoReformatter()
+  with av.open(buffer, "w", format="mp4") as container:
+    rate = Fraction(fps).limit_denominator(10_000)
+    stream = container.add_stream("libx264", rate=rate)
+    # Macroblock-tree rate control reads memory that nothing has written when
+    # frames are tiny, and the bytes then differ from run to run.
+    stream.options = {"crf": str(crf), "mbtree": "0"}
+    stream.time_base = stream.codec_context.time_base = _CLOCK
+    stream.width, stream.height, stream.pix_fmt = width, height, pixels
+    context = stream.codec_context
+    context.thread_count = 1  # the bytes must not depend on the machine
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = ColorRange.MPEG.value
+    for tick, picture in zip(ticks, frames, strict=True):
+      frame = converter.reformat(
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(picture)),
+        format=pixels,
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=_EXACT | Interpolation.BICUBIC,
+        threads=1,
+      )
+      frame.pts, frame.time_base = tick, _CLOCK
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  return buffer.getvalue()
+
+
+def decode_mp4(
+  source: bytes | str | Path,
+  select: Callable[[Times], Sequence[int]] | None = None,
+  *,
+  short_side: int | None = None,
+  name: str | None = None,
+) -> tuple[Frames, Times]:
+  """Decodes a video of any container and codec, turned upright.
+
+  Args:
+    source: the file's path, or its bytes.
+    select: chooses frames by the times of all of them; the others are not
+      converted. None keeps all.
+    short_side: scale down, by area, until the shorter side is at most this.
+    name: what messages call it; the path when absent.
+
+  Returns:
+    The frames and their times in seconds from the first frame of the file.
+
+  Raises:
+    InputError: missing, empty, damaged, too long, or without a video in it.
+  """
+  name = name or ("video" if isinstance(source, bytes) else str(source))
+  decoded = _decode(source, name)
+  times = np.array([frame.time for frame in decoded], np.float64)
+  times -= times[0]
+  chosen = list(range(len(times)) if select is None else select(times))
+  # Frames of another size than the first are rare; they are made to fit.
+  size = _scaled(decoded[0].width, decoded[0].height, short_side)
+  converter = VideoReformatter()
+  frames = [_to_rgb(decoded[number], size, converter) for number in chosen]
+  return np.stack(frames), times[chosen]
+
+
+def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+  scale = min((short_side or np.inf) / min(width, height), 1)
+  return round(width * scale), round(height * scale)
+
+
+def _to_rgb(
+  frame: av.VideoFrame, size: tuple[int, int], converter: VideoReformatter
+) -> UInt8[np.ndarray, "h w 3"]:
+  shrinks = size[0] < frame.width
+  scaler = Interpolation.AREA if shrinks else Interpolation.BICUBIC
+  rgb = converter.reformat(
+    frame,
+    *size,
+    format="rgb24",
+    interpolation=_EXACT | scaler,
+    threads=1,
+  )
+  return np.rot90(rgb.to_ndarray(), frame.rotation // 90)
+
+
+def _decode(source: bytes | str | Path, name: str) -> list[av.VideoFrame]:
+  """All frames in the codec's own pixel format, in order of time."""
+  is_path = not isinstance(source, bytes)
+  try:
+    size = os.stat(source).st_size if is_path else len(source)
+  except OSError as error:
+    raise InputError(
+      f"cannot read video {name}: {error.strerror}; check the path"
+    ) from error
+  if not size:
+    raise InputError(f"video {name} is empty (0 bytes); give another file")
+  try:
+    with av.open(str(source) if is_path else io.BytesIO(source)) as container:
+      if not container.streams.video:
+        raise InputError(f"{name} has no video in it; give a video file")
+      return _frames(container, name)
+  except av.FFmpegError as error:
+    raise InputError(
+      f"video {name} is damaged or no video ({error.strerror});"
+      " give an intact file"
+    ) from error
+
+
+def _frames(container, name: str) -> list[av.VideoFrame]:
+  stream = container.streams.video[0]
+  # Readers run many of these at once; one thread each is fastest in all.
+  stream.codec_context.thread_count = 1
+  stream.codec_context.thread_type = "NONE"
+  frames, num_bytes = [], 0
+  for frame in container.decode(stream):
+    if frame.time is None:
+      raise InputError(f"a frame of video {name} has no time; convert it")
+    frames.append(frame)
+    num_bytes += 3 * frame.width * frame.height
+    if num_bytes > MAX_BYTES:
+      raise InputError(
+        f"video {name} is too long: over {MAX_BYTES >> 30} GiB decoded;"
+        " cut it into short clips first"
+      )
+  if not frames:
+    raise InputError(f"video {name} has no frames; give an intact file")
+  if len(frames) < stream.frames:
+    raise InputError(
+      f"video {name} is truncated: {len(frames)} of {stream.frames} frames;"
+      " give an intact file"
+    )
+  return frames

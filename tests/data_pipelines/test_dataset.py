@@ -1,0 +1,78 @@
+"""Datasets on disk, opened by TFDS and by our own random access."""
+
+import numpy as np
+import pytest
+
+from data_pipelines import images, video
+from data_pipelines.dataset import Dataset, dataset_dir
+from i2vgen_jax.errors import InputError
+
+
+def opened(directory):
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(directory)
+  examples = tfds.as_numpy(
+    builder.as_dataset(split="train", shuffle_files=False)
+  )
+  return builder.info, list(examples)
+
+
+def test_tfds_opens_the_clips_and_reads_the_same(procedural_dir):
+  directory = dataset_dir(procedural_dir, "text_video")
+  info, examples = opened(directory)
+  assert info.splits["train"].shard_lengths == [10, 10, 4]
+  ours = Dataset([directory])
+  assert len(ours) == len(examples) == 24
+  for number, example in enumerate(examples):
+    assert example == ours[number]
+  frames, times = video.decode_mp4(examples[13]["video"])
+  assert frames.shape == (8, 32, 48, 3)
+  np.testing.assert_allclose(times, np.arange(8) / 8)
+
+
+def test_tfds_opens_the_pictures_and_decodes_the_same(procedural_dir):
+  directory = dataset_dir(procedural_dir, "text_image")
+  _, examples = opened(directory)
+  ours = Dataset([directory])
+  assert len(ours) == len(examples) == 24
+  for number, example in enumerate(examples):
+    record = ours[number]
+    assert example["caption"] == record["caption"]
+    assert example["id"] == record["id"]
+    decoded = images.decode_image(record["image"], "x").astype(int)
+    assert np.abs(example["image"] - decoded).mean() < 1.5  # two JPEG decoders
+
+
+def test_datasets_follow_one_another(procedural_dir):
+  directory = dataset_dir(procedural_dir, "text_video")
+  one, two = Dataset([directory]), Dataset([directory, directory])
+  assert len(two) == 48
+  for number in (0, 9, 10, 23):
+    assert two[number]["id"] == two[number + 24]["id"] == one[number]["id"]
+  assert len({one[n]["id"] for n in range(24)}) == 24
+  with pytest.raises(IndexError):
+    one[24]
+
+
+def test_short_clips_are_counted_without_decoding(procedural_dir):
+  dataset = Dataset([dataset_dir(procedural_dir, "text_video")])
+  assert dataset.too_short(8) == 0
+  assert dataset.too_short(9) == 24
+
+
+def test_what_is_no_dataset_is_named(tmp_path, procedural_dir):
+  with pytest.raises(InputError, match="nowhere"):
+    Dataset([tmp_path / "nowhere"])
+  with pytest.raises(InputError, match="no dataset"):
+    Dataset([procedural_dir])  # the data_dir, not the dataset
+
+
+def test_a_missing_shard_is_noticed(tmp_path, procedural_dir):
+  import shutil
+
+  copy = tmp_path / "copy"
+  shutil.copytree(dataset_dir(procedural_dir, "text_video"), copy)
+  next(copy.glob("*-00001-of-00003")).unlink()
+  with pytest.raises(InputError, match="2 of 3 shards"):
+    Dataset([copy])

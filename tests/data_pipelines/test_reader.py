@@ -1,0 +1,213 @@
+"""The order is a function of seed and step, whoever reads which rows."""
+
+import itertools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines import procedural, reader, video
+from data_pipelines.dataset import Dataset, dataset_dir
+from i2vgen_jax import preprocessing
+from i2vgen_jax.errors import InputError
+
+CLIPS_ONLY = ((8, 8.0, 1.0),)
+MIXED = ((8, 8.0, 3.0), (4, 4.0, 2.0), (1, 1.0, 2.0))
+
+
+@pytest.fixture
+def opened(procedural_dir, tokenizer):
+  def make(videos=True, images=True, **changes):
+    options = {
+      "batch_size": 8, "size": (24, 16), "buckets": MIXED, "clip_size": 28,
+      "tokenizer": tokenizer, "seed": 5,
+    }  # fmt: skip
+    return reader.Reader(
+      [dataset_dir(procedural_dir, "text_video")] if videos else [],
+      [dataset_dir(procedural_dir, "text_image")] if images else [],
+      **options | changes,
+    )
+
+  return make
+
+
+def assert_equal(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def captions(batch):
+  return batch.token_ids[:, 0].tolist()
+
+
+def test_a_batch_has_the_promised_arrays(opened):
+  clips = opened()
+  shapes = set()
+  for step in range(12):
+    batch, bucket = clips.batch(step), clips.bucket(step)
+    assert batch.frames.shape == (8, bucket.num_frames, 16, 24, 3)
+    assert batch.frames.dtype == np.uint8
+    assert batch.clip_images.shape == (8, 28, 28, 3)
+    assert batch.clip_images.dtype == batch.fps.dtype == np.float32
+    assert batch.token_ids.shape == (8, 2)
+    assert batch.index.tolist() == list(range(8 * step, 8 * step + 8))
+    np.testing.assert_array_equal(batch.fps, np.full(8, bucket.fps))
+    shapes.add(bucket.num_frames)
+  assert shapes == {1, 4, 8}
+
+
+def test_another_reader_and_a_resumed_one_give_the_same(opened):
+  whole = [opened().batch(step) for step in range(6)]
+  clips = opened()
+  for step in (4, 0, 5):  # in any order
+    assert_equal(clips.batch(step), whole[step])
+  resumed = itertools.islice(opened().iterate(start_step=2), 4)
+  for got, expected in zip(resumed, whole[2:], strict=True):
+    assert_equal(got, expected)
+
+
+def test_four_hosts_together_read_what_one_reads(opened):
+  one = opened()
+  hosts = [
+    opened().iterate(0, rows) for rows in ([0, 1], [2, 3], [4, 5], [6, 7])
+  ]
+  for step in range(4):
+    parts = [next(host) for host in hosts]
+    together = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+    assert_equal(together, one.batch(step))
+
+
+def test_hosts_may_share_and_interleave_rows(opened):
+  whole = opened().batch(3)
+  rows = [6, 1, 1]
+  part = opened().batch(3, rows)
+  assert_equal(part, jax.tree.map(lambda x: x[rows], whole))
+
+
+def test_each_epoch_shows_everything_once_in_a_new_order(opened):
+  clips = opened(buckets=CLIPS_ONLY)
+  epochs = [
+    [c for step in range(3 * e, 3 * e + 3) for c in captions(clips.batch(step))]
+    for e in range(2)
+  ]
+  assert len(set(epochs[0])) == 24
+  assert sorted(epochs[0]) == sorted(epochs[1])
+  assert epochs[0] != epochs[1]
+  other = opened(buckets=CLIPS_ONLY, seed=6)
+  assert captions(other.batch(0)) != epochs[0][:8]
+
+
+def test_the_order_does_not_depend_on_the_batch_size(opened):
+  large = opened(buckets=CLIPS_ONLY).batch(0)
+  small = opened(buckets=CLIPS_ONLY, batch_size=4)
+  parts = [small.batch(0), small.batch(1)]
+  assert_equal(jax.tree.map(lambda *x: np.concatenate(x), *parts), large)
+
+
+def test_frames_and_views_are_those_of_the_record(
+  opened, procedural_dir, tokenizer
+):
+  clips = opened(buckets=CLIPS_ONLY, size=(48, 32)).batch(0)
+  dataset = Dataset([dataset_dir(procedural_dir, "text_video")])
+  records = {
+    tokenizer([record["caption"].decode()]).ids[0, 0]: record
+    for record in (dataset[n] for n in range(24))
+  }
+  for row, code in enumerate(captions(clips)):
+    frames, _ = video.decode_mp4(records[code]["video"])
+    np.testing.assert_array_equal(clips.frames[row], frames)
+    np.testing.assert_array_equal(
+      clips.clip_images[row], preprocessing.clip_view(frames[0], 48, 28)
+    )
+
+
+def still_codes(tokenizer):
+  scenes = (procedural.numbered_scene(0, n, "train") for n in range(24))
+  texts = [procedural.still_caption(scene) for scene in scenes]
+  return set(tokenizer(texts).ids[:, 0].tolist())
+
+
+def test_single_frames_come_from_pictures_when_there_are_any(opened, tokenizer):
+  stills = ((1, 1.0, 1.0),)
+  pictures = opened(buckets=stills, videos=False).batch(0)
+  assert set(captions(pictures)) <= still_codes(tokenizer)
+  assert_equal(pictures, opened(buckets=stills).batch(0))
+  frames = opened(buckets=stills, images=False)
+  assert not set(captions(frames.batch(0))) & still_codes(tokenizer)
+  assert frames.batch(0).frames.shape == (8, 1, 16, 24, 3)
+  assert frames.batch(0).fps.tolist() == [1] * 8
+
+
+def test_buckets_are_drawn_by_weight(opened):
+  clips = opened()
+  drawn = [clips.bucket(step).num_frames for step in range(2000)]
+  shares = [drawn.count(n) / 2000 for n in (8, 4, 1)]
+  np.testing.assert_allclose(shares, [3 / 7, 2 / 7, 2 / 7], atol=0.04)
+
+
+def test_memory_changes_nothing(opened, monkeypatch):
+  remembering = opened()
+  first = [remembering.batch(step) for step in range(8)]
+  monkeypatch.setattr(reader, "CACHE_BYTES", 20_000)  # a few items
+  forgetful = opened()
+  for step in (*range(8), *range(8)):
+    assert_equal(forgetful.batch(step), first[step])
+    assert_equal(remembering.batch(step), first[step])
+
+
+def test_real_footage_is_sampled_at_the_wanted_rate(
+  footage, tmp_path, tokenizer
+):
+  from data_pipelines import build
+
+  listing = tmp_path / "list.jsonl"
+  listing.write_text(f'{{"path": "{footage["bikes"]}", "caption": "bikes"}}')
+  build.build_from_manifest(listing, tmp_path / "out", short_side=64)
+  directory = dataset_dir(tmp_path / "out", "text_video")
+  clips = reader.Reader(
+    [directory], batch_size=2, size=(64, 64), buckets=[(16, 8.0, 1.0)],
+    clip_size=32, tokenizer=tokenizer, seed=0,
+  )  # fmt: skip
+  batch = clips.batch(0)
+  everything, _ = video.decode_mp4(Dataset([directory])[0]["video"])
+  left = (everything.shape[2] - 64) // 2
+  crops = everything[:, :, left : left + 64].astype(int)
+  found = [
+    [int(np.abs(crops - frame).mean((1, 2, 3)).argmin()) for frame in row]
+    for row in batch.frames
+  ]
+  for row in found:  # 25 frames a second at 8: every third
+    assert np.diff(row).tolist() == [3] * 15
+  assert found[0] != found[1]
+
+
+def test_clips_that_are_too_short_are_refused_at_once(opened):
+  with pytest.raises(InputError, match=r"24 of 24 clips .* fewer than 16"):
+    opened(buckets=((16, 8.0, 1.0),))
+
+
+@pytest.mark.parametrize("buckets", [(), ((8, 8.0, 0.0),), ((0, 8.0, 1.0),)])
+def test_wrong_buckets_are_refused(opened, buckets):
+  with pytest.raises(InputError, match="buckets"):
+    opened(buckets=buckets)
+
+
+def test_clips_need_a_source(opened):
+  with pytest.raises(InputError, match="text_video"):
+    opened(videos=False)
+
+
+def test_a_damaged_record_stops_the_run(procedural_dir, tmp_path, tokenizer):
+  directory = tmp_path / "copy"
+  shutil.copytree(dataset_dir(procedural_dir, "text_video"), directory)
+  for shard in directory.glob("*-of-00003"):
+    shard.write_bytes(shard.read_bytes()[:-40])
+  clips = reader.Reader(
+    [directory], batch_size=24, size=(16, 16), buckets=CLIPS_ONLY,
+    clip_size=16, tokenizer=tokenizer, seed=0,
+  )  # fmt: skip
+  with pytest.raises(InputError, match="damaged record"):
+    clips.batch(0)
+  with pytest.raises(InputError, match="damaged record"):
+    next(clips.iterate())

@@ -1,0 +1,108 @@
+"""Our records are TensorFlow's records, checked with TensorFlow itself."""
+
+import numpy as np
+import pytest
+
+from data_pipelines import records
+from i2vgen_jax.errors import InputError
+
+VALUES = {
+  "video": bytes(range(256)) * 5,
+  "caption": "ein Hund läuft 🐕",
+  "num_frames": 17,
+  "offset": -5,
+  "fps": 29.97,
+}
+
+
+@pytest.fixture(scope="module")
+def tf():
+  import tensorflow as tf
+
+  return tf
+
+
+@pytest.fixture
+def shard(tmp_path):
+  path = tmp_path / "some.tfrecord"
+  records.write_shard(path, [(b"one", 1), (b"", 2), (b"three" * 1000, 3)])
+  return path
+
+
+def test_tensorflow_parses_our_examples(tf):
+  feature = tf.train.Example.FromString(
+    records.encode_example(VALUES)
+  ).features.feature
+  assert set(feature) == set(VALUES)
+  assert feature["video"].bytes_list.value[:] == [VALUES["video"]]
+  assert feature["caption"].bytes_list.value[0].decode() == VALUES["caption"]
+  assert feature["num_frames"].int64_list.value[:] == [17]
+  assert feature["offset"].int64_list.value[:] == [-5]
+  np.testing.assert_allclose(feature["fps"].float_list.value[:], 29.97)
+
+
+def test_we_parse_tensorflows_examples(tf):
+  train = tf.train
+  raw = train.Example(
+    features=train.Features(
+      feature={
+        "a": train.Feature(bytes_list=train.BytesList(value=[b"x"])),
+        "b": train.Feature(float_list=train.FloatList(value=[0.5])),
+        "c": train.Feature(int64_list=train.Int64List(value=[-(2**40)])),
+      }
+    )
+  ).SerializeToString()
+  assert records.decode_example(raw) == {"a": b"x", "b": 0.5, "c": -(2**40)}
+
+
+def test_the_order_of_features_does_not_change_the_bytes():
+  turned = dict(reversed(VALUES.items()))
+  assert records.encode_example(turned) == records.encode_example(VALUES)
+
+
+def test_tensorflow_reads_our_shards(tf, shard):
+  # TensorFlow verifies both checksums of every record.
+  read = [x.numpy() for x in tf.data.TFRecordDataset(str(shard))]
+  assert read == [b"one", b"", b"three" * 1000]
+
+
+def test_the_index_leads_to_every_record(shard):
+  index = records.read_index(shard)
+  assert index[:, 2].tolist() == [1, 2, 3]
+  read = [records.read_record(shard, int(o), int(n)) for o, n, _ in index]
+  assert read == [b"one", b"", b"three" * 1000]
+  assert sorted(p.name for p in shard.parent.iterdir()) == [
+    "some.tfrecord",
+    "some.tfrecord.idx",
+  ]
+
+
+def test_a_failed_write_leaves_no_shard(tmp_path):
+  def failing():
+    yield b"one", 1
+    raise RuntimeError("decoder gave up")
+
+  with pytest.raises(RuntimeError):
+    records.write_shard(tmp_path / "some.tfrecord", failing())
+  assert not (tmp_path / "some.tfrecord").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_shard_is_named(shard, damage):
+  offset, length, _ = records.read_index(shard)[2].tolist()
+  raw = bytearray(shard.read_bytes())
+  raw[offset + 7] ^= 1
+  shard.write_bytes(raw if damage == "flip" else raw[: offset + 100])
+  if damage == "remove":
+    shard.unlink()
+  with pytest.raises(InputError, match=r"some\.tfrecord"):
+    records.read_record(shard, offset, length)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not an array"])
+def test_a_missing_or_damaged_index_is_named(shard, content):
+  records.sidecar(shard).unlink()
+  if content is not None:
+    records.sidecar(shard).write_bytes(content)
+  with pytest.raises(InputError, match=r"some.tfrecord.idx"):
+    records.read_index(shard)

@@ -1,0 +1,194 @@
+"""Frames survive H.264, real files decode, broken ones are named."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import wave
+
+import av
+import numpy as np
+import pytest
+
+from data_pipelines import procedural, video
+from i2vgen_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def clip():
+  scene = procedural.numbered_scene(0, 3, "train")
+  return procedural.render(scene, (96, 64), 12)
+
+
+def psnr(a, b):
+  return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
+
+
+def test_round_trip_keeps_pixels_and_times(clip):
+  frames, times = video.decode_mp4(video.encode_mp4(clip, 8))
+  assert frames.shape == clip.shape
+  assert psnr(frames, clip) > 34
+  np.testing.assert_allclose(times, np.arange(12) / 8, atol=1e-4)
+  bias = (frames.astype(float) - clip).mean((0, 1, 2))
+  assert np.abs(bias).max() < 1.5
+  sharp, _ = video.decode_mp4(
+    video.encode_mp4(clip, 8, crf=14, full_colour=True)
+  )
+  assert psnr(sharp, clip) > 42
+
+
+@pytest.mark.parametrize("fps", [1, 12.5, 30000 / 1001, 60])
+def test_players_see_the_right_rate(clip, fps):
+  data = video.encode_mp4(clip, fps)
+  with av.open(io.BytesIO(data)) as container:
+    stream = container.streams.video[0]
+    assert float(stream.average_rate) == pytest.approx(fps, rel=1e-3)
+    assert stream.codec_context.name == "h264"
+    assert stream.codec_context.pix_fmt == "yuv420p"
+
+
+def test_uneven_times_are_kept(clip):
+  times = np.cumsum(np.random.default_rng(0).uniform(0.02, 0.2, len(clip)))
+  times -= times[0]
+  _, decoded = video.decode_mp4(video.encode_mp4(clip, 8, times=times))
+  np.testing.assert_allclose(decoded, times, atol=1e-4)
+
+
+_ENCODE = """
+import sys, numpy
+from data_pipelines import video
+frames = numpy.load(sys.argv[1])
+sys.stdout.buffer.write(video.encode_mp4(frames, 8, full_colour=True))
+"""
+
+
+def test_equal_input_gives_equal_bytes_whatever_was_in_memory(tmp_path):
+  """x264's rate control once read memory that nothing had written."""
+  scene = procedural.numbered_scene(3, 0, "test")
+  np.save(tmp_path / "clip.npy", procedural.render(scene, (32, 32)))
+  encodings = {
+    subprocess.run(
+      [sys.executable, "-c", _ENCODE, str(tmp_path / "clip.npy")],
+      env=os.environ | {"MALLOC_PERTURB_": filling},
+      capture_output=True,
+      check=True,
+    ).stdout
+    for filling in ("0", "85", "170")
+  }
+  assert len(encodings) == 1
+  assert len(encodings.pop()) > 500
+
+
+def test_only_selected_frames_come_back(clip):
+  data = video.encode_mp4(clip, 8)
+  everything, times = video.decode_mp4(data)
+  frames, chosen = video.decode_mp4(data, lambda t: [7, 2, 2])
+  np.testing.assert_array_equal(frames, everything[[7, 2, 2]])
+  np.testing.assert_array_equal(chosen, times[[7, 2, 2]])
+
+
+def test_large_videos_are_scaled_down_by_area(clip):
+  data = video.encode_mp4(clip, 8, crf=6, full_colour=True)
+  frames, _ = video.decode_mp4(data, short_side=32)
+  assert frames.shape == (12, 32, 48, 3)
+  averaged = clip.reshape(12, 32, 2, 48, 2, 3).mean((2, 4))
+  assert psnr(frames, averaged) > 38
+  assert video.decode_mp4(data, short_side=100)[0].shape == clip.shape
+
+
+@pytest.mark.parametrize(
+  ("matrix", "quarters_clockwise"),
+  [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)],
+)
+def test_phone_videos_are_turned_upright(clip, matrix, quarters_clockwise):
+  """The track header maps (x, y) to (ax + cy, bx + dy), y pointing down."""
+  data = video.encode_mp4(clip, 8)
+  a, b, c, d = matrix
+  identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+  turned = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+  start = data.index(identity, data.index(b"tkhd"))
+  data = data[:start] + struct.pack(">9i", *turned) + data[start + 36 :]
+  frames, _ = video.decode_mp4(data)
+  upright = np.rot90(clip, -quarters_clockwise, axes=(1, 2))
+  assert frames.shape == upright.shape
+  assert psnr(frames, upright) > 34
+
+
+@pytest.mark.parametrize(
+  ("name", "shape", "seconds"),
+  [("bikes", (250, 272, 640, 3), 10), ("bigbuckbunny", (132, 720, 1280, 3), 5)],
+)
+def test_real_footage_decodes(footage, name, shape, seconds):
+  frames, times = video.decode_mp4(footage[name], lambda t: [0, len(t) - 1])
+  assert frames.shape[1:] == shape[1:]
+  assert times[-1] == pytest.approx(seconds, abs=0.5)
+  assert frames[0].std() > 20
+  assert psnr(frames[0], frames[1]) < 30
+
+
+def test_a_file_appears_whole(tmp_path, clip):
+  path = tmp_path / "out.mp4"
+  video.write_mp4(path, clip, 8)
+  assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+  frames, _ = video.decode_mp4(path)
+  assert psnr(frames, clip) > 34
+
+
+def test_unwritable_paths_are_named(tmp_path, clip):
+  with pytest.raises(InputError, match="absent"):
+    video.write_mp4(tmp_path / "absent" / "out.mp4", clip, 8)
+  (tmp_path / "taken").mkdir()
+  with pytest.raises(InputError, match="taken"):
+    video.write_mp4(tmp_path / "taken", clip, 8)
+  assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_what_h264_cannot_hold_is_refused(clip):
+  with pytest.raises(InputError, match="95x64"):
+    video.encode_mp4(clip[:, :, 1:], 8)
+  with pytest.raises(InputError, match="0 frames"):
+    video.encode_mp4(clip[:0], 8)
+  with pytest.raises(InputError, match="fps"):
+    video.encode_mp4(clip, 0)
+
+
+def sound_only():
+  buffer = io.BytesIO()
+  with wave.open(buffer, "wb") as sound:
+    sound.setnchannels(1)
+    sound.setsampwidth(2)
+    sound.setframerate(8000)
+    sound.writeframes(bytes(16000))
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+  ("spoil", "reason"),
+  [
+    (lambda data: b"", "empty"),
+    (lambda data: b"no video at all " * 50, "damaged or no video"),
+    (lambda data: data[: len(data) // 2], "damaged"),
+    (lambda data: sound_only(), "no video in it"),
+  ],
+)
+def test_unusable_files_are_named_with_the_reason(
+  tmp_path, clip, spoil, reason
+):
+  path = tmp_path / "given.mp4"
+  path.write_bytes(spoil(video.encode_mp4(clip, 8)))
+  with pytest.raises(InputError, match=reason) as caught:
+    video.decode_mp4(path)
+  assert "given.mp4" in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+  with pytest.raises(InputError, match=r"absent\.mp4.*No such file"):
+    video.decode_mp4(tmp_path / "absent.mp4")
+
+
+def test_endless_videos_are_refused(clip, monkeypatch):
+  monkeypatch.setattr(video, "MAX_BYTES", 3 * 96 * 64 * 11)
+  with pytest.raises(InputError, match="too long"):
+    video.decode_mp4(video.encode_mp4(clip, 8))
