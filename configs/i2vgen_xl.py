@@ -1,0 +1,353 @@
+"""What to train: `--config=configs/i2vgen_xl.py:ARG`.
+
+| ARG | trains |
+|---|---|
+| base | the paper's base stage: picture only, D.Enc and G.Enc, 448x256x32 |
+| refine | the paper's refine stage, public variant (b): text, 1280x720x32 |
+| released | public variant (c): picture and text, 1280x704x16 |
+| image_to_video | public variant (a): CLIP vector only, 448x256x32 |
+| tiny_vae, tiny_clip, tiny, tiny_refine | the bundled cascade, in order |
+
+    i2vgen train --config=configs/i2vgen_xl.py:tiny --workdir=/tmp/tiny
+
+The bundled cascade is what `launch/make_tiny.sh` builds; its scores are in
+the README.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+RELEASED_NEGATIVE = (
+  "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, "
+  "static, disfigured, disconnected limbs, Ugly faces, incomplete arms"
+)
+REFINE_NEGATIVE = (
+  "worst quality, normal quality, low quality, low res, blurry, text, "
+  "watermark, logo, banner, extra digits, cropped, jpeg artifacts, "
+  "signature, username, error, sketch ,duplicate, ugly, monochrome, horror, "
+  "geometry, mutation, disgusting"
+)
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+  """The config of one training run."""
+  builders = {
+    "base": base,
+    "refine": refine,
+    "released": released,
+    "image_to_video": image_to_video,
+    "tiny": tiny,
+    "tiny_refine": tiny_refine,
+    "tiny_vae": tiny_vae,
+    "tiny_clip": tiny_clip,
+  }
+  if arg not in builders:
+    raise ValueError(
+      f"unknown config argument {arg!r}; choose one of {', '.join(builders)}"
+    )
+  return builders[arg]().lock()
+
+
+def common() -> ConfigDict:
+  """What every run has."""
+  return ConfigDict(
+    {
+      # The folder of the cascade this network belongs to; see weights.py.
+      "component": placeholder(str),
+      # diffusion, autoencoder or contrastive.
+      "objective": "diffusion",
+      # A cascade folder with the networks that stay frozen, and where to
+      # take the weights to start from, if any.
+      "frozen": placeholder(str),
+      "init_from": placeholder(str),
+      "data": {
+        "video_dirs": ("data/text_video/1.0.0",),
+        "image_dirs": ("data/text_image/1.0.0",),
+        # (width, height) in pixels.
+        "size": (448, 256),
+        # (frames, fps, weight): paper, 1:1:1:5 over frames and 1:2:4:1 over
+        # rates, here as their product for more than one frame.
+        "buckets": _paper_buckets(),
+      },
+      # All devices along data; -1 takes what the other axes leave.
+      "mesh": {"data": -1, "fsdp": 1, "frames": 1},
+      "train": {
+        "num_steps": 1_000_000,
+        "batch_size": 256,
+        "seed": 0,
+        "learning_rate": 8e-5,
+        "warmup_steps": 0,
+        "decay": "constant",
+        "weight_decay": 0.0,
+        "grad_clip": placeholder(float),
+        # γ of the paper: strength of the layers that came from an image
+        # model. 1 where nothing did.
+        "spatial_grad_scale": 1.0,
+        "ema_decay": 0.9999,
+        "log_every": 50,
+        "checkpoint_every": 1000,
+        "sample_every": 1000,
+        "keep_checkpoints": 2,
+      },
+    }
+  )
+
+
+def _paper_buckets() -> tuple[tuple[int, float, float], ...]:
+  rates = ((4.0, 2 / 7), (8.0, 4 / 7), (16.0, 1 / 7))
+  frames = ((8, 1.0), (16, 1.0), (32, 5.0))
+  moving = tuple((f, fps, n * p) for f, n in frames for fps, p in rates)
+  return ((1, 1.0, 1.0), *moving)
+
+
+def denoiser() -> ConfigDict:
+  """What every training of a denoiser has, with the base stage's values."""
+  config = common()
+  config.component = "base"
+  config.unet = {
+    "latent_channels": 4,
+    "block_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "head_dim": 64,
+    "input_heads": 8,
+    "context_dim": 1024,
+    "norm_groups": 32,
+    "dropout": 0.1,
+    "use_text": True,
+    "use_image_embeds": True,
+    "use_fps": True,
+    "local_image": "concat",
+    "image_grid": 8,
+    "concat_gain": 1.0,
+    "height_padding": 1,
+    "remat": True,
+    "dtype": "bfloat16",
+  }
+  config.diffusion = {
+    "schedule": "linear_sd",
+    "zero_terminal_snr": False,
+    "prediction_type": "v",
+    "noise_offset": 0.1,
+    # Noise levels trained on: [0, max_timestep); None is all.
+    "max_timestep": placeholder(int),
+    # Chances of the null text and of the zero CLIP vector, for guidance.
+    "text_dropout": 0.1,
+    "image_dropout": 0.1,
+  }
+  # Defaults of the sampler, stored beside the weights.
+  config.sampling = {
+    "size": (448, 256),
+    "num_frames": 32,
+    "fps": 8.0,
+    "solver": "ddim",
+    "spacing": "ddim",
+    "num_steps": 50,
+    "guidance_scale": 3.0,
+    "guidance_rescale": 0.0,
+    "negative_prompt": "",
+    "prompt_suffix": "",
+    # Standard deviation of the offset in the first noise.
+    "noise_offset": 0.0,
+    # Noise level at which the refine stage starts (SDEdit); None elsewhere.
+    "start_timestep": placeholder(int),
+    "decode_chunk": 2,
+  }
+  return config
+
+
+def base() -> ConfigDict:
+  """The paper's base stage: Fig. 2, with no text."""
+  config = denoiser()
+  config.unet.use_text = False
+  config.unet.local_image = "content"
+  config.train.spatial_grad_scale = 0.2
+  config.sampling.noise_offset = 0.1
+  return config
+
+
+def image_to_video() -> ConfigDict:
+  """Public variant (a), the early base stage."""
+  config = base()
+  config.unet.local_image = "none"
+  config.data.buckets = ((32, 8.0, 1.0),)
+  config.train.learning_rate = 5e-5
+  return config
+
+
+def released() -> ConfigDict:
+  """Public variant (c), one stage; values of its training yaml."""
+  config = denoiser()
+  config.data.size = (1280, 704)
+  config.data.buckets = ((16, 8.0, 3.0), (16, 16.0, 3.0), (32, 16.0, 2.0))
+  config.diffusion.schedule = "cosine"
+  config.diffusion.zero_terminal_snr = True
+  config.train.learning_rate = 3e-5
+  config.train.spatial_grad_scale = 0.5
+  config.sampling.size = (1280, 704)
+  config.sampling.num_frames = 16
+  config.sampling.fps = 16.0
+  config.sampling.guidance_scale = 9.0
+  config.sampling.negative_prompt = RELEASED_NEGATIVE
+  return config
+
+
+def refine() -> ConfigDict:
+  """The refine stage, public variant (b): text only, low noise levels."""
+  config = denoiser()
+  config.component = "refine"
+  config.unet.use_image_embeds = False
+  config.unet.use_fps = False
+  config.unet.local_image = "none"
+  config.unet.height_padding = 2
+  config.data.size = (1280, 720)
+  config.diffusion.schedule = "logsnr_cosine_interp"
+  config.diffusion.zero_terminal_snr = True
+  config.diffusion.max_timestep = 600
+  config.train.learning_rate = 5e-5
+  config.sampling.size = (1280, 720)
+  config.sampling.solver = "dpmpp_2m_sde"
+  config.sampling.spacing = "trailing"
+  config.sampling.num_steps = 30
+  config.sampling.guidance_scale = 7.5
+  config.sampling.guidance_rescale = 0.2
+  config.sampling.negative_prompt = REFINE_NEGATIVE
+  config.sampling.start_timestep = 599
+  return config
+
+
+# ---- The bundled cascade: same code, small widths, the procedural set ----
+
+
+def tiny_common(config: ConfigDict) -> ConfigDict:
+  """What the four small runs share."""
+  config.frozen = "tiny"
+  config.data.size = (64, 64)
+  config.data.buckets = ((8, 8.0, 1.0),)
+  config.train.warmup_steps = 100
+  config.train.decay = "cosine"
+  config.train.grad_clip = 1.0
+  config.train.ema_decay = 0.998
+  config.train.checkpoint_every = 500
+  config.train.sample_every = 500
+  return config
+
+
+def tiny_vae() -> ConfigDict:
+  """Autoencoder of 8x8 pixels to 8 channels, at 128 and 64 pixels."""
+  config = tiny_common(common())
+  config.component = "vae"
+  config.objective = "autoencoder"
+  config.data.size = (128, 128)
+  config.vae = {
+    "block_channels": (16, 32, 64, 64),
+    "layers_per_block": 1,
+    "latent_channels": 8,
+    "norm_groups": 8,
+  }
+  config.autoencoder = {
+    # (shrink factor, frames drawn from each clip).
+    "scales": ((1, 1), (2, 3)),
+    "l1_weight": 1.0,
+    "l2_weight": 1.0,
+    "edge_weight": 0.5,
+    "kl_weight": 1e-4,
+  }
+  config.train.num_steps = 1700
+  config.train.batch_size = 4
+  config.train.learning_rate = 2e-3
+  return config
+
+
+def tiny_clip() -> ConfigDict:
+  """Both CLIP towers, from scratch, on first frames and their captions."""
+  config = tiny_common(common())
+  config.component = "clip"
+  config.objective = "contrastive"
+  config.text_encoder = {
+    "vocab_size": 666,
+    "width": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "mlp_width": 256,
+    "max_length": 32,
+  }
+  config.image_encoder = {
+    "width": 64,
+    "num_layers": 3,
+    "num_heads": 2,
+    "mlp_width": 256,
+    "patch_size": 8,
+    "image_size": 64,
+    "projection_dim": 64,
+  }
+  config.data.image_dirs = ()
+  config.train.num_steps = 1500
+  config.train.batch_size = 64
+  config.train.learning_rate = 1e-3
+  return config
+
+
+def tiny() -> ConfigDict:
+  """Base stage of the bundled cascade: variant (c), 64x64x8."""
+  config = tiny_common(denoiser())
+  config.unet.update(
+    {
+      "latent_channels": 8,
+      "block_channels": (64, 96),
+      "layers_per_block": 1,
+      "head_dim": 32,
+      "input_heads": 2,
+      "context_dim": 64,
+      "norm_groups": 8,
+      "dropout": 0.0,
+      "image_grid": 4,
+      "remat": False,
+      "dtype": "float32",
+    }
+  )
+  config.diffusion.schedule = "cosine"
+  config.diffusion.zero_terminal_snr = True
+  config.sampling.update(
+    {
+      "size": (64, 64),
+      "num_frames": 8,
+      "spacing": "trailing",
+      "num_steps": 20,
+      "guidance_scale": 2.0,
+      "decode_chunk": 8,
+    }
+  )
+  config.train.num_steps = 3000
+  config.train.batch_size = 16
+  config.train.learning_rate = 1e-3
+  return config
+
+
+def tiny_refine() -> ConfigDict:
+  """Refine stage of the bundled cascade: text only, 128x128x8."""
+  config = tiny()
+  config.component = "refine"
+  config.data.size = (128, 128)
+  config.unet.update(
+    {
+      "block_channels": (48, 64),
+      "head_dim": 16,
+      "use_image_embeds": False,
+      "use_fps": False,
+      "local_image": "none",
+    }
+  )
+  config.diffusion.max_timestep = 600
+  config.diffusion.noise_offset = 0.0
+  config.sampling.update(
+    {
+      "size": (128, 128),
+      "solver": "dpmpp_2m",
+      "num_steps": 8,
+      "guidance_scale": 1.0,
+      "start_timestep": 300,
+    }
+  )
+  config.train.num_steps = 1500
+  config.train.batch_size = 8
+  return config

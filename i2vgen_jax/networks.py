@@ -1,0 +1,90 @@
+"""The networks of a cascade: which class each is, and what it is fed."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from i2vgen_jax import weights
+from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
+from i2vgen_jax.models.unet import I2VGenUNet
+from i2vgen_jax.models.vae import AutoencoderKL
+from i2vgen_jax.types import Params
+
+TYPES = {
+  "vae": AutoencoderKL,
+  "text_encoder": CLIPTextModel,
+  "image_encoder": CLIPVisionModel,
+  "base": I2VGenUNet,
+  "refine": I2VGenUNet,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A module, its weights, and the rest of its `config.json`."""
+
+  module: Any
+  params: Params
+  config: dict[str, Any]
+
+
+def build(name: str, fields: dict[str, Any], where: Path) -> Any:
+  """The module of this name in a cascade, from the fields of its config."""
+  return weights.build(TYPES[name], fields, where)
+
+
+def init_params(module: Any, rng: jax.Array) -> Params:
+  """Random weights of a module; traceable, so that shapes cost nothing."""
+  args, kwargs = _inputs(module)
+  return module.init(rng, *args, **kwargs)["params"]
+
+
+def load(folder: Path, dtype: Any = None) -> Network:
+  """One network of a cascade folder; the folder's name says which.
+
+  Args:
+    folder: `CASCADE/vae` and the like.
+    dtype: of the weights; None keeps what is stored.
+
+  Raises:
+    InputError: missing, damaged, or of another variant.
+  """
+  config = weights.load_config(folder)
+  module = build(folder.name, config["module"], folder / "config.json")
+  abstract = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+  return Network(module, weights.load_params(folder, abstract, dtype), config)
+
+
+def _inputs(module: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+  """The smallest input of a module, which decides all of its shapes."""
+  zeros = jnp.zeros
+  match module:
+    case AutoencoderKL():
+      side = 2 ** (len(module.block_channels) - 1)
+      return (zeros((1, side, side, 3)),), {}
+    case CLIPTextModel():
+      return (zeros((1, module.max_length), jnp.int32),), {}
+    case CLIPVisionModel():
+      return (zeros((1, module.image_size, module.image_size, 3)),), {}
+    case I2VGenUNet():
+      return _unet_inputs(module)
+  raise TypeError(f"no network of a cascade: {type(module).__name__}")
+
+
+def _unet_inputs(unet: I2VGenUNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
+  width = 2 ** (len(unet.block_channels) - 1)
+  height = width + (2 if unet.height_padding == 2 else 0)
+  latents = jnp.zeros((1, 1, height, width, unet.latent_channels))
+  conditions = {}
+  if unet.use_fps:
+    conditions["fps"] = jnp.ones(1)
+  if unet.local_image != "none":
+    conditions["image_latents"] = latents[:, 0]
+  if unet.use_image_embeds:
+    conditions["image_embeds"] = jnp.zeros((1, unet.context_dim))
+  if unet.use_text:
+    conditions["text_context"] = jnp.zeros((1, 1, unet.context_dim))
+  return (latents, jnp.zeros(1)), conditions

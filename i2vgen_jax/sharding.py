@@ -1,0 +1,190 @@
+"""Where arrays live: the mesh, and the rules that place params and batches.
+
+Three mesh axes. `data` and `fsdp` both split the rows of a batch; `fsdp` also
+splits large weights, their moments and their averages; `frames` splits the
+frames of a clip. Models know none of this: the objective pins the latents and
+the compiler carries the layout through the network.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.types import Batch
+
+AXES = ("data", "fsdp", "frames")
+ROWS = ("data", "fsdp")
+
+# First match decides: the mesh axis that splits a large array at this path.
+# The moments and averages of a weight end in the same path, so they follow.
+RULES: tuple[tuple[str, str | None], ...] = (
+  (r"(kernel|embedding)$", "fsdp"),
+  (r".*", None),
+)
+# Below this many elements a gather costs more than the copy it saves.
+MIN_SHARDED_SIZE = 2**16
+
+
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  frames: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """The mesh of all devices; data = -1 takes what the others leave.
+
+  Raises:
+    InputError: the layout does not use every device exactly once.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  n = len(devices)
+  rest = fsdp * frames
+  filled = n // rest if data == -1 and rest > 0 else data
+  if min(filled, fsdp, frames) < 1 or filled * rest != n:
+    raise InputError(
+      f"mesh data={data} fsdp={fsdp} frames={frames} does not fit {n} "
+      f"devices; a near layout is {_near_layout(n, fsdp, frames)}"
+    )
+  # jax.make_mesh defaults to explicit axes, where constraints are refused.
+  auto = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh((filled, fsdp, frames), AXES, auto, devices=devices)
+
+
+def _near_layout(n: int, fsdp: int, frames: int) -> str:
+  frames = math.gcd(n, max(frames, 1))
+  fsdp = math.gcd(n // frames, max(fsdp, 1))
+  return f"data={n // frames // fsdp} fsdp={fsdp} frames={frames}"
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def param_shardings(tree: Any, mesh: Mesh) -> Any:
+  """A sharding per array of `tree`: params, or a whole training state.
+
+  Args:
+    tree: arrays or their abstract shapes.
+    mesh: where they shall live.
+
+  Returns:
+    The same tree with a NamedSharding at each leaf: arrays that `RULES` names
+    and that are large enough are split along their largest divisible axis;
+    the rest is replicated.
+  """
+
+  def place(path: Any, leaf: Any) -> NamedSharding:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    axis = next(axis for rule, axis in RULES if re.search(rule, name))
+    if axis is None or math.prod(leaf.shape) < MIN_SHARDED_SIZE:
+      return replicated(mesh)
+    return NamedSharding(mesh, _split_largest(leaf.shape, axis, mesh))
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _split_largest(
+  shape: tuple[int, ...], axis: str, mesh: Mesh
+) -> PartitionSpec:
+  divisible = [i for i, n in enumerate(shape) if n % mesh.shape[axis] == 0]
+  if not divisible:
+    return PartitionSpec()
+  largest = max(divisible, key=lambda i: shape[i])
+  return PartitionSpec(*[None] * largest, axis)
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+  """Arrays whose first axis is the rows of a batch."""
+  return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def frames_sharding(mesh: Mesh, num_frames: int) -> NamedSharding:
+  """Arrays [b f ...]; still images (one frame) are not split along f.
+
+  Raises:
+    InputError: clips whose frames do not divide over the mesh.
+  """
+  size = mesh.shape["frames"]
+  if num_frames > 1 and num_frames % size:
+    raise InputError(
+      f"clips of {num_frames} frames do not divide over mesh axis "
+      f"frames={size}; choose a multiple of {size}, or frames=1"
+    )
+  split = "frames" if num_frames > 1 else None
+  return NamedSharding(mesh, PartitionSpec(ROWS, split))
+
+
+def batch_shardings(mesh: Mesh, num_frames: int) -> Batch:
+  """A sharding per member of a batch; `frames_sharding` for its frames."""
+  rows = rows_sharding(mesh)
+  return Batch(
+    frames=frames_sharding(mesh, num_frames),
+    clip_images=rows,
+    token_ids=rows,
+    fps=rows,
+    index=rows,
+  )
+
+
+def constrain_latents(
+  latents: Float[jax.Array, "b f h w c"], mesh: Mesh
+) -> Float[jax.Array, "b f h w c"]:
+  """Pins latents to the mesh; the network's activations follow them."""
+  sharding = frames_sharding(mesh, latents.shape[1])
+  return jax.lax.with_sharding_constraint(latents, sharding)
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
+  """The rows of a global batch that the devices of this process hold, sorted.
+
+  Two processes hold the same rows where a clip's frames span both.
+
+  Raises:
+    InputError: the batch does not divide over the devices.
+  """
+  shards = math.prod(mesh.shape[axis] for axis in ROWS)
+  if batch_size % shards or batch_size < 1:
+    near = max(shards, batch_size // shards * shards)
+    raise InputError(
+      f"a batch of {batch_size} does not divide over the {shards} row shards "
+      f"of the mesh (data x fsdp); a near size is {near}"
+    )
+  places = rows_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  slices = {index[0].indices(batch_size)[:2] for index in places.values()}
+  return sorted(row for start, stop in slices for row in range(start, stop))
+
+
+def to_global(batch: Batch, mesh: Mesh) -> Batch:
+  """One batch over all processes from the rows that each of them read.
+
+  Args:
+    batch: host arrays with the rows `process_rows` named, in that order, and
+      all frames of each.
+    mesh: the mesh of the training step.
+  """
+  shards = math.prod(mesh.shape[axis] for axis in ROWS)
+  # The rows of a batch with one row per shard count the shards held here.
+  held = len(process_rows(mesh, shards))
+  mine = process_rows(mesh, len(batch.index) * shards // held)
+  batch_size = len(mine) * shards // held
+
+  def place(rows: Any, sharding: NamedSharding) -> jax.Array:
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+      start, stop, _ = index[0].indices(batch_size)
+      first = mine.index(start)
+      own = slice(first, first + stop - start)
+      return np.asarray(rows[(own, *index[1:])])
+
+    shape = (batch_size, *rows.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+  shardings = batch_shardings(mesh, batch.frames.shape[1])
+  return jax.tree.map(place, batch, shardings)

@@ -1,0 +1,126 @@
+"""What a run tells: TensorBoard files, and one console line per report."""
+
+import datetime
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from i2vgen_jax.errors import InputError
+
+
+def _summary_writer(workdir: Path) -> Any:
+  # clu.metric_writers imports TensorFlow: sampling must run without it.
+  try:
+    from clu import metric_writers
+  except ImportError as e:
+    raise InputError(
+      f"training needs clu, tensorflow and tensorboard, of which {e.name} is "
+      "missing; install the package with its extra `data`"
+    ) from e
+  return metric_writers.SummaryWriter(str(workdir))
+
+
+class MetricWriter:
+  """Scalars and pictures of one run, written by the first process alone."""
+
+  def __init__(self, workdir: Path):
+    self._writer = None
+    self._samples = workdir / "samples"
+    if jax.process_index() == 0:
+      self._writer = _summary_writer(workdir)
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    """Values after `step` steps."""
+    if self._writer is not None:
+      self._writer.write_scalars(step, values)
+      self._writer.flush()
+
+  def picture(self, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+    """A sample, to TensorBoard and to samples/step_NNNNNNNN.png."""
+    if self._writer is None:
+      return
+    self._writer.write_images(step, {"sample": picture[None]})
+    self._writer.flush()
+    self._samples.mkdir(exist_ok=True)
+    path = self._samples / f"step_{step:08d}.png"
+    partial = path.with_suffix(".partial")
+    Image.fromarray(picture).save(partial, format="PNG")
+    partial.rename(path)
+
+  def __enter__(self) -> "MetricWriter":
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    if self._writer is not None:
+      self._writer.close()
+
+
+class Window:
+  """Means of the metrics since the last report, and the speed meanwhile."""
+
+  def __init__(self):
+    self.skipped_in_a_row = 0
+    # The first step of a run compiles: its end starts the clock.
+    self._clock: float | None = None
+    self._start()
+
+  def _start(self) -> None:
+    self._sums: dict[str, float] = {}
+    self._timed = self._applied = self._skipped = 0
+
+  def add(self, metrics: dict[str, Any]) -> None:
+    """The metrics of one step; a skipped one enters the counts alone."""
+    if self._clock is None:
+      self._clock = time.monotonic()
+    else:
+      self._timed += 1
+    if metrics["skipped"]:
+      self._skipped += 1
+      self.skipped_in_a_row += 1
+      return
+    self._applied += 1
+    self.skipped_in_a_row = 0
+    for name, value in metrics.items():
+      self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+  def report(self) -> dict[str, float]:
+    """Means since the last report; starts the next window."""
+    values = {k: v / self._applied for k, v in self._sums.items()}
+    values["skipped"] = float(self._skipped)
+    now = time.monotonic()
+    if self._timed:
+      values["steps_per_second"] = self._timed / max(now - self._clock, 1e-9)
+    self._clock = now
+    self._start()
+    return values
+
+
+def progress_line(step: int, num_steps: int, values: dict[str, float]) -> str:
+  """For example `step 200/1000  loss 0.1234  3.20 steps/s  ETA 0:04:10`."""
+  parts = [f"step {step}/{num_steps}"]
+  if "loss" in values:
+    parts.append(f"loss {values['loss']:.4f}")
+  if values["skipped"]:
+    parts.append(f"skipped {values['skipped']:.0f}")
+  if rate := values.get("steps_per_second"):
+    left = datetime.timedelta(seconds=round((num_steps - step) / rate))
+    parts += [f"{rate:.2f} steps/s", f"ETA {left}"]
+  return "  ".join(parts)
+
+
+def say(line: str) -> None:
+  """One line of progress, from the first process, terminal or not."""
+  if jax.process_index() == 0:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,101 @@
+"""AdamW as the paper trains with it: fixed rate, two update strengths."""
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.types import Params
+
+DECAYS = ("constant", "cosine")
+
+# What an image diffusion model has too: all that looks within one frame. The
+# embeddings of time, fps and conditions are not among them, as in public code.
+SPATIAL_PATHS = (
+  r"^(conv_in|norm_out|conv_out)/|/(resnet|spatial)/|_(down|up)sample/"
+)
+
+
+def learning_rate_schedule(
+  learning_rate: float, num_steps: int, warmup_steps: int, decay: str
+) -> optax.Schedule:
+  """Rate per update: linear warm-up from 0, then constant or a cosine to 0.
+
+  Raises:
+    InputError: an unknown decay, or a warm-up longer than the run.
+  """
+  if decay not in DECAYS:
+    raise InputError(
+      f"unknown decay {decay!r}, in train.decay; choose one of {DECAYS}"
+    )
+  if not 0 <= warmup_steps <= num_steps:
+    raise InputError(
+      f"warm-up of {warmup_steps} steps in a run of {num_steps}, in "
+      "train.warmup_steps; choose a shorter one"
+    )
+  if decay == "cosine":
+    after = optax.cosine_decay_schedule(
+      learning_rate, max(num_steps - warmup_steps, 1)
+    )
+  else:
+    after = optax.constant_schedule(learning_rate)
+  warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+  # Without this the first of n warm-up updates would have a rate of zero.
+  return optax.join_schedules(
+    [lambda count: warmup(count + 1), after], [warmup_steps]
+  )
+
+
+def path_mask(params: Params, pattern: str) -> Any:
+  """True at each leaf whose path (`a/b/kernel`) the pattern finds."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: bool(
+      re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/"))
+    ),
+    params,
+  )
+
+
+def make_optimizer(
+  *,
+  learning_rate: float,
+  num_steps: int,
+  warmup_steps: int = 0,
+  decay: str = "constant",
+  weight_decay: float = 0.0,
+  grad_clip: float | None = None,
+  spatial_grad_scale: float = 1.0,
+) -> optax.GradientTransformation:
+  """AdamW (β 0.9, 0.999; ε 1e-8), decaying kernels only.
+
+  Args:
+    learning_rate: peak rate.
+    num_steps: length of the run, where the cosine ends.
+    warmup_steps: updates of linear warm-up.
+    decay: "constant" (the paper) or "cosine" (public code).
+    weight_decay: decoupled; norms, biases and embeddings have none.
+    grad_clip: largest global norm of the gradients; None is off.
+    spatial_grad_scale: γ of the paper, the strength of `SPATIAL_PATHS`
+      against the temporal weights (recalled as 0.2). It scales the update,
+      not the gradient: Adam divides a constant factor away again.
+  """
+  rate = learning_rate_schedule(learning_rate, num_steps, warmup_steps, decay)
+  clip = (
+    optax.identity()
+    if grad_clip is None
+    else (optax.clip_by_global_norm(grad_clip))
+  )
+  return optax.chain(
+    clip,
+    optax.adamw(
+      rate,
+      weight_decay=weight_decay,
+      mask=lambda params: path_mask(params, r"kernel$"),
+    ),
+    optax.masked(
+      optax.scale(spatial_grad_scale),
+      lambda params: path_mask(params, SPATIAL_PATHS),
+    ),
+  )

@@ -1,0 +1,99 @@
+"""What a training run carries from step to step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from i2vgen_jax.sharding import param_shardings
+from i2vgen_jax.types import Params
+
+InitParams = Callable[[jax.Array], Params]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """The whole of a run; saving it and reading it back loses nothing.
+
+  Attributes:
+    step: training steps done, which is also the position in the data.
+    params: the weights that gradients move.
+    ema_params: their moving average, the weights to sample with.
+    opt_state: the optimizer's moments and its count of updates.
+  """
+
+  step: Any
+  params: Params
+  ema_params: Params
+  opt_state: Any
+
+
+def create_state(
+  params: Params, tx: optax.GradientTransformation
+) -> TrainState:
+  """The state before the first step."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    ema_params=jax.tree.map(jnp.copy, params),
+    opt_state=tx.init(params),
+  )
+
+
+def abstract_state(
+  init_params_fn: InitParams, tx: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """Shapes, dtypes and shardings of a state; computes nothing."""
+  shapes = jax.eval_shape(
+    lambda: create_state(init_params_fn(jax.random.key(0)), tx)
+  )
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    param_shardings(shapes, mesh),
+  )
+
+
+def init_state(
+  init_params_fn: InitParams,
+  tx: optax.GradientTransformation,
+  seed: int,
+  shardings: TrainState,
+) -> TrainState:
+  """Draws the weights where they shall live: no device sees them whole."""
+  # One draw per weight makes a program that LLVM optimizes for minutes, to
+  # run it once.
+  fast = {"xla_backend_optimization_level": "0"}
+  # The seed is a constant of the program: processes need not share an array.
+  draw = jax.jit(
+    lambda: create_state(init_params_fn(init_key(seed)), tx),
+    out_shardings=shardings,
+    compiler_options=fast if jax.default_backend() == "cpu" else None,
+  )
+  return draw()
+
+
+def state_from(
+  params: Params, tx: optax.GradientTransformation, shardings: TrainState
+) -> TrainState:
+  """A state that starts from given weights, the same on every process."""
+  params = jax.device_put(params, shardings.params)
+  create = jax.jit(lambda p: create_state(p, tx), out_shardings=shardings)
+  return create(params)
+
+
+def init_key(seed: int) -> jax.Array:
+  """What a run draws its first weights from."""
+  return jax.random.fold_in(jax.random.key(seed), 0)
+
+
+def step_key(seed: int) -> jax.Array:
+  """What a run draws noise, levels and dropout from, with `batch.index`."""
+  return jax.random.fold_in(jax.random.key(seed), 1)

@@ -1,0 +1,96 @@
+"""One training step: gradient, update, average, in one compiled program."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from i2vgen_jax.training.state import TrainState, step_key
+from i2vgen_jax.types import Batch, Params
+
+Metrics = dict[str, jax.Array]
+# (params, frozen, batch, rng) -> (loss, metrics)
+Objective = Callable[[Params, Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
+TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
+
+
+def ema_rate(ema_decay: float, step: jax.Array) -> jax.Array:
+  """How much of the average stays at update `step`, counted from 0.
+
+  min(decay, (1 + n) / (10 + n)): a short run forgets its random start, and a
+  long one has the plain average of the public code (decay 0.9999).
+  """
+  return jnp.minimum(ema_decay, (1 + step) / (10 + step))
+
+
+def train_step(
+  state: TrainState,
+  frozen: Any,
+  batch: Batch,
+  *,
+  objective: Objective,
+  tx: optax.GradientTransformation,
+  ema_decay: float,
+  rng: jax.Array,
+) -> tuple[TrainState, Metrics]:
+  """One pure step.
+
+  A step whose loss or gradient is not finite counts as done and changes
+  nothing but the count; metric `skipped` is then 1.
+  """
+  grad_fn = jax.value_and_grad(objective, has_aux=True)
+  (loss, metrics), grads = grad_fn(state.params, frozen, batch, rng)
+  grad_norm = optax.global_norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  keep = ema_rate(ema_decay, state.step)
+  ema_params = jax.tree.map(
+    lambda average, new: average + (1 - keep) * (new - average),
+    state.ema_params,
+    params,
+  )
+
+  new = (params, ema_params, opt_state)
+  old = (state.params, state.ema_params, state.opt_state)
+  new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+  metrics = metrics | {
+    "loss": loss,
+    "grad_norm": grad_norm,
+    "skipped": 1.0 - finite,
+  }
+  return TrainState(state.step + 1, *new), metrics
+
+
+def make_train_step(
+  objective: Objective,
+  tx: optax.GradientTransformation,
+  *,
+  ema_decay: float,
+  seed: int,
+  shardings: TrainState,
+  metrics_sharding: jax.sharding.Sharding,
+) -> TrainStep:
+  """The compiled (state, frozen, batch) -> (state, metrics).
+
+  The state's buffers are reused: the state that goes in is gone afterwards.
+  The rng is the same at every step, since draws derive from `batch.index`.
+  """
+
+  def step(state: TrainState, frozen: Any, batch: Batch):
+    return train_step(
+      state,
+      frozen,
+      batch,
+      objective=objective,
+      tx=tx,
+      ema_decay=ema_decay,
+      rng=step_key(seed),
+    )
+
+  return jax.jit(
+    step, donate_argnums=0, out_shardings=(shardings, metrics_sharding)
+  )

@@ -1,0 +1,293 @@
+"""What a config trains: networks, loss, what stays frozen, what to look at."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from i2vgen_jax import encode, networks, stage, weights
+from i2vgen_jax.diffusion.schedules import make_schedule
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.networks import Network
+from i2vgen_jax.tokenizer import Tokenizer
+from i2vgen_jax.training import objectives
+from i2vgen_jax.training.step import Objective
+from i2vgen_jax.types import Batch, Params
+
+Picture = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One kind of training.
+
+  Attributes:
+    init_params: rng -> params, traceable.
+    objective: the loss; see `objectives`.
+    frozen: arrays that it reads and nothing trains.
+    picture: (params, batch) -> uint8[h w 3] to look at, if any.
+    exports: (params, batch) -> {name: (config, params)}: the networks as a
+      cascade folder holds them.
+  """
+
+  init_params: Callable[[jax.Array], Params]
+  objective: Objective
+  frozen: dict[str, Any]
+  picture: Callable[[Params, Batch], Picture] | None
+  exports: Callable[[Params, Batch], dict[str, tuple[dict, Params]]]
+
+  def export(self, folder: Path, params: Params, batch: Batch) -> None:
+    """Writes the trained networks as `folder`/NAME each."""
+    for name, (config, tree) in self.exports(params, batch).items():
+      weights.save(folder / name, config, tree)
+
+
+def make_task(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
+  """The task that `config.objective` names.
+
+  Raises:
+    InputError: an unknown objective, or frozen networks that are missing.
+  """
+  match config.objective:
+    case "diffusion":
+      return _diffusion(config, mesh, tokenizer)
+    case "autoencoder":
+      return _autoencoder(config)
+    case "contrastive":
+      return _contrastive(config)
+  raise InputError(
+    f"unknown objective {config.objective!r}; use diffusion, autoencoder or "
+    "contrastive"
+  )
+
+
+def clip_image_size(config: ConfigDict) -> int:
+  """Side of the CLIP view that the batches of this config need, in pixels."""
+  if "image_encoder" in config:
+    return config.image_encoder.image_size
+  folder = Path(config.frozen) / "image_encoder"
+  if config.objective == "diffusion" and config.unet.use_image_embeds:
+    return weights.load_config(folder)["module"]["image_size"]
+  return 1  # Nobody looks at it.
+
+
+def text_length(config: ConfigDict) -> int:
+  """Tokens of a caption that the batches of this config need."""
+  if "text_encoder" in config:
+    return config.text_encoder.max_length
+  folder = Path(config.frozen) / "text_encoder"
+  if config.objective == "diffusion" and config.unet.use_text:
+    return weights.load_config(folder)["module"]["max_length"]
+  return 2
+
+
+def _module(config: ConfigDict, name: str, fields: ConfigDict) -> Any:
+  return networks.build(name, fields.to_dict(), Path(f"config.{name}"))
+
+
+# ---- Denoisers ----
+
+
+def _diffusion(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
+  unet = _module(config, config.component, config.unet)
+  used = {
+    "vae": True,
+    "text_encoder": unet.use_text,
+    "image_encoder": unet.use_image_embeds,
+  }
+  towers = {
+    name: networks.load(Path(config.frozen) / name)
+    for name, is_used in used.items()
+    if is_used
+  }
+  _check_widths(unet, towers)
+  frozen = {name: network.params for name, network in towers.items()}
+  negative = tokenizer([config.sampling.negative_prompt]).ids[0]
+  frozen["null_token_ids"] = jnp.asarray(negative)
+  module = {name: network.module for name, network in towers.items()}
+  objective = objectives.diffusion_objective(
+    unet=unet,
+    vae=module["vae"],
+    text_encoder=module.get("text_encoder"),
+    image_encoder=module.get("image_encoder"),
+    schedule=make_schedule(
+      config.diffusion.schedule, config.diffusion.zero_terminal_snr
+    ),
+    mesh=mesh,
+    scaling_factor=towers["vae"].config["scaling_factor"],
+    encode_chunk=config.sampling.decode_chunk,
+    text_dropout=config.diffusion.text_dropout,
+    image_dropout=config.diffusion.image_dropout,
+    prediction_type=config.diffusion.prediction_type,
+    noise_offset=config.diffusion.noise_offset,
+    max_timestep=config.diffusion.max_timestep,
+  )
+  exported = {
+    "module": config.unet.to_dict(),
+    "diffusion": config.diffusion.to_dict(),
+    "sampling": config.sampling.to_dict(),
+  }
+  return Task(
+    init_params=lambda rng: networks.init_params(unet, rng),
+    objective=objective,
+    frozen=frozen,
+    picture=_clip_picture(config, unet, towers, frozen["null_token_ids"]),
+    exports=lambda params, _: {config.component: (exported, params)},
+  )
+
+
+def _check_widths(unet: Any, towers: dict[str, Network]) -> None:
+  """The towers must speak in the width and channels that the U-Net reads."""
+  found = {
+    "vae": ("latent_channels", unet.latent_channels),
+    "text_encoder": ("width", unet.context_dim),
+    "image_encoder": ("projection_dim", unet.context_dim),
+  }
+  for name, network in towers.items():
+    field, wanted = found[name]
+    if (have := getattr(network.module, field)) != wanted:
+      raise InputError(
+        f"the frozen {name} has {field} {have} where the U-Net wants "
+        f"{wanted}; name another cascade in config.frozen or change config.unet"
+      )
+
+
+def _clip_picture(
+  config: ConfigDict,
+  unet: Any,
+  towers: dict[str, Network],
+  null_ids: Any,
+  rows: int = 4,
+) -> Callable[[Params, Batch], Picture]:
+  """Real clips, and below each what the stage makes of the same conditions."""
+  settings = stage.Settings.from_config(config.sampling.to_dict())
+  vae = towers["vae"]
+  coding = {
+    "scaling_factor": vae.config["scaling_factor"],
+    "chunk": settings.decode_chunk,
+  }
+
+  @jax.jit
+  def draw(params: Params, batch: Batch) -> jax.Array:
+    frames = encode.to_unit_range(batch.frames)
+    latents = encode.encode_frames(
+      vae.module, vae.params, frames, None, **coding
+    )
+    context = null_context = embeds = None
+    if text := towers.get("text_encoder"):
+      tower = {"params": text.params}
+      context = text.module.apply(tower, batch.token_ids).context
+      null_context = text.module.apply(tower, null_ids[None]).context
+    if image := towers.get("image_encoder"):
+      embeds = image.module.apply({"params": image.params}, batch.clip_images)
+    cond = encode.conditioning(
+      unet,
+      text_context=context,
+      image_embeds=embeds,
+      image_latents=latents[:, 0],
+      fps=batch.fps,
+    )
+    made = stage.sample_latents(
+      unet,
+      params,
+      stage.Diffusion.from_config(config.diffusion),
+      settings,
+      cond,
+      stage.null_conditioning(cond, null_context),
+      jax.random.key(0),
+      latents.shape,
+      latents,
+    )
+    made = encode.decode_latents(vae.module, vae.params, made, **coding)
+    return jnp.stack([batch.frames, encode.to_pixels(made)], axis=1)
+
+  def picture(params: Params, batch: Batch) -> Picture:
+    few = jax.tree.map(lambda x: x[:rows], batch)
+    return _grid(np.asarray(draw(params, few)))
+
+  return picture
+
+
+def _grid(clips: np.ndarray) -> Picture:
+  """uint8[b k f h w 3] -> one picture: a row per b and k, a column per f."""
+  b, k, f, h, w, _ = clips.shape
+  return clips.transpose(0, 1, 3, 2, 4, 5).reshape(b * k * h, f * w, 3)
+
+
+# ---- The autoencoder ----
+
+
+def _autoencoder(config: ConfigDict) -> Task:
+  vae = _module(config, "vae", config.vae)
+  settings = config.autoencoder.to_dict()
+
+  def flat(batch: Batch) -> jax.Array:
+    return encode.to_unit_range(batch.frames).reshape(
+      -1, *batch.frames.shape[2:]
+    )
+
+  @jax.jit
+  def rebuild(params: Params, batch: Batch) -> jax.Array:
+    rebuilt = vae.apply({"params": params}, flat(batch))
+    return encode.to_pixels(rebuilt).reshape(batch.frames.shape)
+
+  def picture(params: Params, batch: Batch) -> Picture:
+    few = jax.tree.map(lambda x: x[:4], batch)
+    return _grid(np.stack([few.frames, rebuild(params, few)], axis=1))
+
+  def exports(params: Params, batch: Batch) -> dict:
+    latents = vae.apply({"params": params}, flat(batch), method="encode").mean
+    exported = {
+      "module": config.vae.to_dict(),
+      # Scaled latents have unit variance on the training data.
+      "scaling_factor": float(1 / latents.std()),
+    }
+    return {"vae": (exported, params)}
+
+  return Task(
+    init_params=lambda rng: networks.init_params(vae, rng),
+    objective=objectives.autoencoder_objective(vae=vae, **settings),
+    frozen={},
+    picture=picture,
+    exports=exports,
+  )
+
+
+# ---- The CLIP towers ----
+
+
+def _contrastive(config: ConfigDict) -> Task:
+  fields = {
+    "text_encoder": config.text_encoder,
+    "image_encoder": config.image_encoder,
+  }
+  modules = {name: _module(config, name, f) for name, f in fields.items()}
+
+  def init_params(rng: jax.Array) -> Params:
+    keys = jax.random.split(rng, len(modules))
+    towers = {
+      name: networks.init_params(module, key)
+      for (name, module), key in zip(modules.items(), keys, strict=True)
+    }
+    return towers | {"logit_scale": jnp.asarray(math.log(1 / 0.07))}
+
+  def exports(params: Params, _: Batch) -> dict:
+    return {
+      name: ({"module": fields[name].to_dict()}, params[name])
+      for name in modules
+    }
+
+  return Task(
+    init_params=init_params,
+    objective=objectives.contrastive_objective(**modules),
+    frozen={},
+    picture=None,
+    exports=exports,
+  )

@@ -1,0 +1,141 @@
+"""Weights on disk: one folder per network of a cascade.
+
+    CASCADE/vae/            config.json  params/
+    CASCADE/text_encoder/   config.json  params/
+    CASCADE/image_encoder/  config.json  params/
+    CASCADE/tokenizer/      vocab.json  merges.txt
+    CASCADE/base/           config.json  params/
+    CASCADE/refine/         config.json  params/
+
+`params/` is an Orbax checkpoint. `config.json` has the fields of the module
+under `module`, and beside it what the network needs to be used rightly.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.types import Params
+
+
+def save(folder: Path, config: dict[str, Any], params: Params) -> None:
+  """Writes one network under a temporary name, then renames.
+
+  Raises:
+    InputError: the folder exists already, or cannot be written.
+  """
+  folder = folder.absolute()
+  if folder.exists():
+    raise InputError(f"{folder} exists already; remove it or name another")
+  partial = folder.with_name(f".{folder.name}.partial")
+  try:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (partial / "config.json").write_text(text + "\n")
+    with ocp.StandardCheckpointer() as writer:
+      writer.save(partial / "params", params)
+    os.replace(partial, folder)
+  except OSError as e:
+    raise InputError(
+      f"cannot write: {e.strerror}, in {folder}; choose another place"
+    ) from e
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+  """The config of one network.
+
+  Raises:
+    InputError: there is none, or it is no JSON object.
+  """
+  path = folder / "config.json"
+  try:
+    config = json.loads(path.read_text())
+  except FileNotFoundError as e:
+    raise InputError(
+      f"no {folder.name} in {folder.parent}; it needs {path}"
+    ) from e
+  except (OSError, ValueError) as e:
+    raise InputError(f"cannot read {path}: {e}; copy it anew") from e
+  if not isinstance(config, dict) or not isinstance(config.get("module"), dict):
+    raise InputError(
+      f"{path} is not the config of a network; it lacks `module`"
+    )
+  return config
+
+
+def build(module_type: type, fields: dict[str, Any], where: Path) -> Any:
+  """A module from the fields of its config.
+
+  Raises:
+    InputError: a field that the module does not have.
+  """
+  known = module_type.__dataclass_fields__
+  for name in fields:
+    if name not in known:
+      raise InputError(
+        f"unknown field {name!r} for {module_type.__name__}, in {where}; the "
+        "weights are of another variant or a newer version"
+      )
+  fields = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in fields.items()
+  }
+  if "dtype" in fields:
+    fields["dtype"] = jnp.dtype(fields["dtype"])
+  return module_type(**fields)
+
+
+def load_params(
+  folder: Path, abstract_params: Params, dtype: Any = None
+) -> Params:
+  """The arrays of one network, checked against what its module expects.
+
+  Args:
+    folder: of the network.
+    abstract_params: shapes that the module's init gives.
+    dtype: to convert to; None keeps what is stored.
+
+  Raises:
+    InputError: damaged files, or another network's weights.
+  """
+  path = (folder / "params").absolute()
+  try:
+    with ocp.PyTreeCheckpointer() as reader:
+      tree = reader.metadata(path).item_metadata.tree
+      as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+      )
+      params = reader.restore(path, restore_args=as_numpy)
+  except (OSError, ValueError, KeyError, AttributeError) as e:
+    raise InputError(
+      f"weights missing or damaged, in {path}; copy them anew"
+    ) from e
+  _check_shapes(params, abstract_params, path)
+  if dtype is not None:
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+  return params
+
+
+def _check_shapes(params: Params, abstract: Params, where: Path) -> None:
+  stored = traverse_util.flatten_dict(params, sep="/")
+  wanted = traverse_util.flatten_dict(abstract, sep="/")
+  for path in sorted(stored.keys() | wanted.keys()):
+    have = stored[path].shape if path in stored else "absent"
+    need = wanted[path].shape if path in wanted else "absent"
+    if have != need:
+      raise InputError(
+        f"weights of another variant: {path} is {have} there and {need} in "
+        f"its config, in {where}; use weights and config of one model"
+      )

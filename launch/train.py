@@ -1,0 +1,95 @@
+"""`i2vgen train`: from a config, its data and its frozen networks to weights.
+
+    i2vgen train --config=configs/i2vgen_xl.py:tiny --workdir=DIR \\
+        [--config.train.num_steps=100 ...]
+
+The run resumes from whatever DIR holds. At its end the averaged weights lie
+in DIR/export/NETWORK, as a cascade folder holds them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from data_pipelines.reader import Reader
+from i2vgen_jax import networks, sharding
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.tokenizer import Tokenizer
+from i2vgen_jax.training import tasks
+from i2vgen_jax.training.loop import train
+from i2vgen_jax.types import Batch
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string=__doc__)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+
+
+def main(argv: list[str]) -> None:
+  """Parses the flags and trains."""
+  rest = flags.FLAGS(["i2vgen train", *argv])[1:]
+  if rest:
+    raise InputError(f"train takes no argument {rest[0]!r}; see --help")
+  if CONFIG.value is None or WORKDIR.value is None:
+    raise InputError("train needs --config=FILE:ARG and --workdir=DIR")
+  run(CONFIG.value, Path(WORKDIR.value))
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+  """Trains what the config says and exports it.
+
+  Raises:
+    InputError: config, data, frozen networks or workdir are unusable.
+  """
+  if config.frozen is None:
+    raise InputError(
+      "config.frozen is not set; name the cascade folder with the tokenizer "
+      "and the networks that stay frozen: --config.frozen=DIR"
+    )
+  mesh = sharding.make_mesh(**config.mesh)
+  tokenizer = Tokenizer.load(
+    Path(config.frozen) / "tokenizer", max_length=tasks.text_length(config)
+  )
+  task = tasks.make_task(config, mesh, tokenizer)
+  reader = Reader(
+    config.data.video_dirs,
+    config.data.image_dirs,
+    batch_size=config.train.batch_size,
+    size=tuple(config.data.size),
+    buckets=config.data.buckets,
+    clip_size=tasks.clip_image_size(config),
+    tokenizer=tokenizer,
+    seed=config.train.seed,
+  )
+  to_show = _moving_batch(reader)
+  init = config.init_from
+  state = train(
+    init_params_fn=task.init_params,
+    objective=task.objective,
+    frozen=task.frozen,
+    batches=lambda start: _batches(reader, start, mesh, config),
+    config=config,
+    workdir=workdir,
+    mesh=mesh,
+    sample_fn=task.picture
+    and (lambda params, _: task.picture(params, to_show)),
+    initial_params=networks.load(Path(init)).params if init else None,
+  )
+  if int(state.step) == config.train.num_steps:
+    task.export(workdir / "export", jax.device_get(state.ema_params), to_show)
+
+
+def _batches(
+  reader: Reader, start: int, mesh: Mesh, config: ConfigDict
+) -> Iterator[tuple[int, Batch]]:
+  rows = sharding.process_rows(mesh, config.train.batch_size)
+  return enumerate(reader.iterate(start, rows), start)
+
+
+def _moving_batch(reader: Reader) -> Batch:
+  """The first batch of the run that shows clips rather than stills, if any."""
+  steps = range(100)
+  moving = (s for s in steps if reader.bucket(s).num_frames > 1)
+  return reader.batch(next(moving, 0))

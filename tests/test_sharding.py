@@ -1,0 +1,139 @@
+"""The mesh, where arrays go on it, and who reads which rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from i2vgen_jax import sharding
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.types import Batch
+
+
+def numbered_batch(size, num_frames):
+  """Every pixel of row i, frame j is 10 i + j."""
+  frames = 10 * np.arange(size)[:, None] + np.arange(num_frames)
+  frames = np.broadcast_to(
+    frames[..., None, None, None], (size, num_frames, 2, 2, 3)
+  )
+  return Batch(
+    frames=frames.astype(np.uint8),
+    clip_images=np.zeros((size, 2, 2, 3), np.float32),
+    token_ids=np.zeros((size, 3), np.int32),
+    fps=np.arange(size, dtype=np.float32),
+    index=np.arange(size, dtype=np.int32),
+  )
+
+
+class TestMesh:
+  def test_data_takes_what_is_left(self):
+    mesh = sharding.make_mesh(fsdp=2, frames=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "frames": 2}
+
+  def test_every_device_once(self):
+    mesh = sharding.make_mesh(data=2, frames=4)
+    assert sorted(d.id for d in mesh.devices.flat) == list(range(8))
+
+  @pytest.mark.parametrize(
+    ("layout", "near"),
+    [
+      ({"data": 3}, "data=8 fsdp=1 frames=1"),
+      ({"fsdp": 3}, "data=8 fsdp=1 frames=1"),
+      ({"frames": 12}, "data=2 fsdp=1 frames=4"),
+      ({"data": 1, "fsdp": 4, "frames": 4}, "data=1 fsdp=2 frames=4"),
+      ({"fsdp": 0}, "data=8 fsdp=1 frames=1"),
+      ({"data": -2, "fsdp": -4}, "data=8 fsdp=1 frames=1"),
+    ],
+  )
+  def test_misfit_names_devices_and_a_layout_that_fits(self, layout, near):
+    with pytest.raises(InputError, match="8 devices") as error:
+      sharding.make_mesh(**layout)
+    assert near in str(error.value)
+    words = near.replace("=", " ").split()
+    sharding.make_mesh(
+      **dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    )
+
+
+class TestParamShardings:
+  def specs(self, tree, **layout):
+    mesh = sharding.make_mesh(**layout)
+    placed = sharding.param_shardings(tree, mesh)
+    return jax.tree.map(lambda s: s.spec, placed)
+
+  def test_large_kernels_split_along_their_largest_divisible_axis(self):
+    shape = jax.ShapeDtypeStruct
+    tree = {
+      "conv": {"kernel": shape((3, 3, 320, 640), jnp.float32)},
+      # 1001 is larger and does not divide by 4.
+      "dense": {"kernel": shape((512, 1001), jnp.float32)},
+      "odd": {"kernel": shape((333, 333), jnp.float32)},
+      "tokens": {"embedding": shape((49408, 64), jnp.float32)},
+      "norm": {"scale": shape((2**17,), jnp.float32)},
+      "small": {"kernel": shape((16, 16), jnp.float32)},
+    }
+    assert self.specs(tree, data=2, fsdp=4) == {
+      "conv": {"kernel": P(None, None, None, "fsdp")},
+      "dense": {"kernel": P("fsdp")},
+      "odd": {"kernel": P()},
+      "tokens": {"embedding": P("fsdp")},
+      "norm": {"scale": P()},
+      "small": {"kernel": P()},
+    }
+
+  def test_each_device_holds_its_part_alone(self):
+    mesh = sharding.make_mesh(fsdp=8)
+    tree = {"kernel": jnp.ones((512, 256))}
+    placed = jax.device_put(tree, sharding.param_shardings(tree, mesh))
+    parts = placed["kernel"].addressable_shards
+    assert {part.data.shape for part in parts} == {(64, 256)}
+
+
+class TestBatches:
+  @pytest.mark.parametrize(
+    "layout",
+    [
+      {"data": 8},
+      {"fsdp": 8},
+      {"data": 4, "fsdp": 2},
+      {"data": 2, "frames": 4},
+      {"data": 2, "fsdp": 2, "frames": 2},
+      {"data": 1, "frames": 8},
+    ],
+  )
+  def test_global_batch_has_all_rows_in_order(self, layout):
+    mesh = sharding.make_mesh(**layout)
+    batch = numbered_batch(8, 8)
+    placed = sharding.to_global(batch, mesh)
+    jax.tree.map(np.testing.assert_array_equal, placed, batch)
+    frames = placed.frames.addressable_shards[0].data.shape
+    assert frames[0] == 8 // (mesh.shape["data"] * mesh.shape["fsdp"])
+    assert frames[1] == 8 // mesh.shape["frames"]
+
+  def test_stills_go_to_every_device_of_the_frames_axis(self):
+    mesh = sharding.make_mesh(data=2, frames=4)
+    placed = sharding.to_global(numbered_batch(4, 1), mesh)
+    assert placed.frames.addressable_shards[0].data.shape[:2] == (2, 1)
+
+  def test_frames_that_do_not_divide(self):
+    mesh = sharding.make_mesh(data=2, frames=4)
+    with pytest.raises(InputError, match=r"6 frames.*multiple of 4"):
+      sharding.to_global(numbered_batch(4, 6), mesh)
+
+  def test_one_process_reads_all_rows(self):
+    mesh = sharding.make_mesh(data=2, frames=4)
+    assert sharding.process_rows(mesh, 6) == list(range(6))
+
+  @pytest.mark.parametrize(("size", "near"), [(5, 4), (3, 4), (0, 4), (11, 8)])
+  def test_batch_that_does_not_divide(self, size, near):
+    mesh = sharding.make_mesh(data=4, frames=2)
+    with pytest.raises(InputError, match=f"batch of {size} .* size is {near}"):
+      sharding.process_rows(mesh, size)
+
+
+def test_latents_are_pinned_inside_a_jitted_function():
+  mesh = sharding.make_mesh(data=2, fsdp=2, frames=2)
+  pin = jax.jit(lambda x: sharding.constrain_latents(2 * x, mesh))
+  latents = pin(jnp.ones((4, 6, 2, 2, 4)))
+  assert latents.addressable_shards[0].data.shape == (1, 3, 2, 2, 4)

@@ -1,0 +1,175 @@
+"""States on disk: complete, on any mesh, and honest about damage."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from i2vgen_jax import sharding
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.training.checkpoint import Checkpoints, load_params
+from i2vgen_jax.training.state import TrainState, abstract_state
+
+TX = optax.adamw(0.1)
+
+
+def init(rng, width=8):
+  kernel = jax.random.normal(rng, (16, width))
+  return {"dense": {"kernel": kernel, "bias": jnp.zeros(width)}}
+
+
+def make_state(mesh, value=0.5):
+  """Every member of the state holds other numbers."""
+  abstract = abstract_state(init, TX, mesh)
+  rng = np.random.default_rng(0)
+  values = jax.tree.map(
+    lambda x: (rng.normal(size=x.shape) + value).astype(x.dtype), abstract
+  )
+  state = jax.tree.map(
+    lambda v, a: jax.device_put(v, a.sharding), values, abstract
+  )
+  step = jax.device_put(jnp.int32(3), abstract.step.sharding)
+  return TrainState(step, state.params, state.ema_params, state.opt_state)
+
+
+@pytest.fixture(autouse=True)
+def split_small_arrays(monkeypatch):
+  monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 1)
+
+
+@pytest.fixture
+def saved(tmp_path):
+  state = make_state(sharding.make_mesh(fsdp=8))
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(3, state)
+  return tmp_path, state
+
+
+def restore(workdir, abstract, step=3):
+  with Checkpoints(workdir, keep=2) as checkpoints:
+    return checkpoints.restore(step, abstract)
+
+
+@pytest.mark.parametrize(
+  "layout", [{"fsdp": 8}, {"data": 4, "fsdp": 2}, {"data": 8}], ids=str
+)
+def test_every_bit_comes_back_on_any_mesh(saved, layout):
+  workdir, state = saved
+  abstract = abstract_state(init, TX, sharding.make_mesh(**layout))
+  restored = restore(workdir, abstract)
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  jax.tree.map(
+    lambda leaf, wanted: (
+      leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+      or pytest.fail(f"{leaf.sharding} is not {wanted.sharding}")
+    ),
+    restored,
+    abstract,
+  )
+  assert isinstance(restored.opt_state[0], optax.ScaleByAdamState)
+
+
+def test_saving_takes_a_copy(tmp_path):
+  """The next step may reuse the buffers while files are being written."""
+  mesh = sharding.make_mesh()
+  state = make_state(mesh)
+  before = jax.tree.map(np.array, state)
+  add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(3, state)
+    for _ in range(3):
+      state = add(state)
+  restored = restore(tmp_path, abstract_state(init, TX, mesh))
+  jax.tree.map(np.testing.assert_array_equal, restored, before)
+
+
+class TestWeightsAlone:
+  def test_average_by_default(self, saved):
+    workdir, state = saved
+    params = load_params(workdir)
+    jax.tree.map(np.testing.assert_array_equal, params, state.ema_params)
+    assert isinstance(params["dense"]["kernel"], np.ndarray)
+
+  def test_raw_weights_of_a_step(self, saved):
+    workdir, state = saved
+    params = load_params(workdir, step=3, name="params")
+    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+
+  def test_missing(self, saved):
+    workdir, _ = saved
+    with pytest.raises(InputError, match=r"no checkpoint of step 4 .*\[3\]"):
+      load_params(workdir, step=4)
+    with pytest.raises(InputError, match=r"no checkpoint in .*none"):
+      load_params(workdir / "elsewhere")
+
+
+def test_the_newest_are_kept(tmp_path):
+  state = make_state(sharding.make_mesh())
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.latest_step() is None
+    for step in (1, 2, 3):
+      checkpoints.save(step, state)
+    assert checkpoints.latest_step() == 3
+  names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+  assert names == ["2", "3"]
+
+
+def test_a_save_cut_short_is_no_checkpoint(saved):
+  workdir, _ = saved
+  folder = workdir / "checkpoints"
+  (folder / "3").rename(folder / "5.orbax-checkpoint-tmp")
+  with pytest.raises(InputError, match="none"):
+    load_params(workdir)
+  with Checkpoints(workdir, keep=2) as checkpoints:
+    assert checkpoints.latest_step() is None
+
+
+class TestErrors:
+  def test_other_shapes_name_the_first_path(self, saved):
+    workdir, _ = saved
+    wide = abstract_state(
+      lambda rng: init(rng, width=16), TX, sharding.make_mesh()
+    )
+    with pytest.raises(InputError) as error:
+      restore(workdir, wide)
+    message = str(error.value)
+    assert "dense/bias is (8,) there and (16,) in this config" in message
+    assert "params" in message and "\n" not in message
+
+  def test_other_tree(self, saved):
+    workdir, _ = saved
+    more = abstract_state(
+      lambda rng: init(rng) | {"added": jnp.zeros(2)}, TX, sharding.make_mesh()
+    )
+    with pytest.raises(InputError, match="added is absent there and"):
+      restore(workdir, more)
+
+  def test_other_optimizer(self, saved):
+    workdir, _ = saved
+    other = abstract_state(init, optax.sgd(0.1), sharding.make_mesh())
+    with pytest.raises(InputError, match=r"0/count.*absent in this config"):
+      restore(workdir, other)
+
+  @pytest.mark.parametrize(
+    "victim",
+    ["params", "optimizer/_METADATA", "position", "params/manifest.ocdbt"],
+  )
+  def test_missing_parts(self, saved, victim):
+    workdir, _ = saved
+    path = workdir / "checkpoints" / "3" / victim
+    path.rename(workdir / "taken away")
+    abstract = abstract_state(init, TX, sharding.make_mesh())
+    with pytest.raises(InputError, match="incomplete or damaged"):
+      restore(workdir, abstract)
+
+  def test_truncated_arrays(self, saved):
+    workdir, _ = saved
+    step = workdir / "checkpoints" / "3"
+    for path in (step / "ema_params").glob("**/d/*"):
+      path.write_bytes(path.read_bytes()[:20])
+    abstract = abstract_state(init, TX, sharding.make_mesh())
+    with pytest.raises(InputError, match="incomplete or damaged"):
+      restore(workdir, abstract)
+    with pytest.raises(InputError, match="incomplete or damaged"):
+      load_params(workdir)

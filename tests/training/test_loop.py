@@ -1,0 +1,245 @@
+"""Whole short runs: resumed, stopped, shown, and refused."""
+
+import itertools
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from training_standins import make_batch, make_config
+
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.sharding import make_mesh
+from i2vgen_jax.training import loop
+from i2vgen_jax.training.checkpoint import Checkpoints, load_params
+from i2vgen_jax.training.loop import train
+
+
+def init(rng):
+  return {"kernel": jax.random.normal(rng, (4, 4))}
+
+
+def objective(params, frozen, batch, rng):
+  """A quadratic with noise of each row's own; frozen scales it."""
+  keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(batch.index)
+  noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4)))(keys)
+  loss = jnp.square(params["kernel"] - frozen["scale"] * noise).mean()
+  return loss + 0 * batch.fps.mean(), {"fps": batch.fps.mean()}
+
+
+def batches(start):
+  for step in itertools.count(start):
+    yield step, make_batch(8 * step)
+
+
+class FakeWriter:
+  """Keeps what would go to TensorBoard; its import takes seconds."""
+
+  def __init__(self, log):
+    self.log = log
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def scalars(self, step, values):
+    self.log.append((step, values))
+
+  def picture(self, step, picture):
+    self.log.append((step, picture))
+
+
+@pytest.fixture
+def log(monkeypatch):
+  """(step, what was written) of the runs in a test."""
+  entries = []
+  monkeypatch.setattr(loop, "MetricWriter", lambda _: FakeWriter(entries))
+  return entries
+
+
+def run(workdir, batches=batches, objective=objective, **changes):
+  sample_fn = changes.pop("sample_fn", None)
+  initial_params = changes.pop("initial_params", None)
+  return train(
+    init_params_fn=init,
+    objective=objective,
+    frozen={"scale": np.float32(0.1)},
+    batches=batches,
+    config=make_config(**changes),
+    workdir=workdir,
+    mesh=make_mesh(),
+    sample_fn=sample_fn,
+    initial_params=initial_params,
+  )
+
+
+def losses(log):
+  return {step: values["loss"] for step, values in log}
+
+
+def assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+class TestResume:
+  def test_a_run_in_pieces_is_the_run_in_one(self, tmp_path, log):
+    """Bit for bit: losses, weights, averages, moments and counts."""
+    whole = run(tmp_path / "whole", num_steps=7, log_every=1)
+    expected = losses(log)
+    log.clear()
+    for num_steps in (2, 5, 7):
+      parts = run(tmp_path / "parts", num_steps=num_steps, log_every=1)
+    assert losses(log) == expected
+    assert int(parts.step) == 7
+    assert_same(parts, whole)
+
+  def test_only_the_missing_steps_are_read(self, tmp_path, log):
+    asked = []
+
+    def counting(start):
+      for step, batch in batches(start):
+        asked.append(step)
+        yield step, batch
+
+    run(tmp_path, num_steps=3)
+    run(tmp_path, counting, num_steps=5)
+    assert asked == [3, 4]
+
+  def test_a_finished_run_stays_as_it_is(self, tmp_path, log):
+    first = run(tmp_path, num_steps=3)
+    log.clear()
+    assert_same(run(tmp_path, num_steps=3), first)
+    assert log == []
+
+  def test_seed_decides(self, tmp_path, log):
+    one = run(tmp_path / "a", seed=1)
+    same = run(tmp_path / "b", seed=1)
+    other = run(tmp_path / "c", seed=2)
+    assert_same(one, same)
+    assert np.abs(one.params["kernel"] - other.params["kernel"]).min() > 0
+
+
+class TestStop:
+  def test_sigterm_saves_and_the_rest_gives_the_same(self, tmp_path, log):
+    whole = run(tmp_path / "whole", num_steps=6)
+
+    def interrupted(start):
+      for step, batch in batches(start):
+        if step == 3:
+          os.kill(os.getpid(), signal.SIGTERM)
+        yield step, batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = run(
+      tmp_path / "stopped", interrupted, num_steps=6, checkpoint_every=100
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert int(stopped.step) == 4
+    with Checkpoints(tmp_path / "stopped", keep=1) as checkpoints:
+      assert checkpoints.latest_step() == 4
+    assert_same(run(tmp_path / "stopped", num_steps=6), whole)
+
+  def test_gradient_that_stays_infinite(self, tmp_path, log):
+    def broken(params, frozen, batch, rng):
+      late = batch.index[0] >= 8 * 3
+      return jnp.where(late, jnp.nan, 1.0) * params["kernel"].sum(), {}
+
+    with pytest.raises(InputError, match=r"10 steps.* step 14 of"):
+      run(tmp_path, objective=broken, num_steps=100, log_every=5)
+
+  def test_a_single_bad_step_is_passed_over(self, tmp_path, log):
+    def hiccup(params, frozen, batch, rng):
+      bad = jnp.where(batch.index[0] == 8, jnp.nan, 1.0)
+      return bad * jnp.square(params["kernel"]).mean(), {}
+
+    state = run(tmp_path, objective=hiccup, num_steps=4, log_every=4)
+    ((_, values),) = log
+    assert values["skipped"] == 1
+    assert np.isfinite(values["loss"])
+    assert np.isfinite(state.params["kernel"]).all()
+
+  def test_data_that_end(self, tmp_path, log):
+    def three(start):
+      return itertools.islice(batches(start), 3)
+
+    with pytest.raises(InputError, match="ended after step 3 of 5"):
+      run(tmp_path, three, num_steps=5)
+
+
+class TestReports:
+  def test_means_are_of_the_steps_since_the_last(self, tmp_path, log):
+    run(tmp_path / "each", num_steps=5, log_every=1)
+    single = losses(log)
+    log.clear()
+    run(tmp_path / "two", num_steps=5, log_every=2)
+    mean = np.mean
+    expected = {
+      2: mean([single[1], single[2]]),
+      4: mean([single[3], single[4]]),
+      5: single[5],
+    }
+    assert losses(log) == pytest.approx(expected)
+
+  def test_console_lines_need_no_terminal(self, tmp_path, log, capfd):
+    run(tmp_path, num_steps=4, log_every=2)
+    lines = capfd.readouterr().err.splitlines()
+    steps = [line.split()[1] for line in lines if line.startswith("step ")]
+    assert steps == ["2/4", "4/4"]
+
+  def test_samples_are_of_the_average(self, tmp_path, log):
+    seen = {}
+
+    def sample(ema_params, step):
+      seen[step] = np.array(ema_params["kernel"])
+      return np.full((2, 2, 3), step, np.uint8)
+
+    state = run(
+      tmp_path, num_steps=5, sample_every=2, log_every=100, sample_fn=sample
+    )
+    pictures = {s: v for s, v in log if isinstance(v, np.ndarray)}
+    assert sorted(pictures) == [2, 4, 5]
+    assert (pictures[4] == 4).all()
+    np.testing.assert_array_equal(seen[5], state.ema_params["kernel"])
+    assert np.abs(seen[5] - state.params["kernel"]).max() > 0
+
+  def test_the_resolved_config_is_written(self, tmp_path, log):
+    run(tmp_path, num_steps=2, seed=5)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config == make_config(num_steps=2, seed=5).to_dict()
+
+
+def test_saved_weights_are_the_last(tmp_path, log):
+  state = run(tmp_path, num_steps=3, checkpoint_every=2)
+  assert_same(load_params(tmp_path), state.ema_params)
+  assert_same(load_params(tmp_path, name="params"), state.params)
+
+
+def test_given_weights_are_where_it_starts(tmp_path, log):
+  given = {"kernel": np.full((4, 4), 7.0, np.float32)}
+  state = run(tmp_path, num_steps=1, learning_rate=0.0, initial_params=given)
+  assert_same(state.params, given)
+  assert_same(state.ema_params, given)
+
+
+def test_workdir_that_cannot_be_written(tmp_path, log):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(InputError, match="cannot write"):
+    run(tmp_path / "file" / "run")
+
+
+def test_real_writer(tmp_path):
+  """Once with TensorBoard itself."""
+  run(
+    tmp_path,
+    num_steps=2,
+    sample_fn=lambda params, step: np.zeros((2, 3, 3), np.uint8),
+  )
+  assert list(tmp_path.glob("events.out.tfevents.*"))
+  picture = Image.open(tmp_path / "samples" / "step_00000002.png")
+  assert picture.size == (3, 2)

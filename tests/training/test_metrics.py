@@ -1,0 +1,90 @@
+"""What a run reports, read back."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.training import metrics
+from i2vgen_jax.training.metrics import MetricWriter, Window, progress_line
+
+
+def one_step(loss, skipped=0.0):
+  return {"loss": np.float32(loss), "skipped": np.float32(skipped)}
+
+
+class TestWindow:
+  def test_means_leave_skipped_steps_out(self):
+    window = Window()
+    for step in (one_step(1), one_step(np.nan, 1), one_step(4)):
+      window.add(step)
+    values = window.report()
+    assert values["loss"] == 2.5
+    assert values["skipped"] == 1
+
+  def test_windows_do_not_mix(self):
+    window = Window()
+    window.add(one_step(1))
+    window.report()
+    window.add(one_step(3))
+    assert window.report()["loss"] == 3
+
+  def test_a_row_of_skipped_steps_spans_windows(self):
+    window = Window()
+    rows = []
+    for skipped in (1, 1, 0, 1):
+      window.add(one_step(1, skipped))
+      window.report()
+      rows.append(window.skipped_in_a_row)
+    assert rows == [1, 2, 0, 1]
+
+  def test_speed_leaves_the_compiling_step_out(self, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    window = Window()
+    now[0] += 60
+    window.add(one_step(1))
+    assert "steps_per_second" not in window.report()
+    for _ in range(4):
+      now[0] += 0.5
+      window.add(one_step(1))
+    assert window.report()["steps_per_second"] == 2
+
+
+def test_progress_line():
+  values = {"loss": 0.12345, "skipped": 0.0, "steps_per_second": 3.2}
+  assert progress_line(200, 1000, values) == (
+    "step 200/1000  loss 0.1235  3.20 steps/s  ETA 0:04:10"
+  )
+  # The first line of a run has no speed yet; a bad window has no loss.
+  assert progress_line(1, 9, {"skipped": 1.0}) == "step 1/9  skipped 1"
+
+
+def test_tensorboard_and_pictures_can_be_read_back(tmp_path):
+  from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+  )
+  from tensorboard.util.tensor_util import make_ndarray
+
+  picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+  with MetricWriter(tmp_path) as writer:
+    writer.scalars(10, {"loss": 0.5})
+    writer.scalars(20, {"loss": 0.25})
+    writer.picture(20, picture)
+
+  events = EventAccumulator(str(tmp_path)).Reload()
+  tensors = events.Tensors("loss")
+  assert [event.step for event in tensors] == [10, 20]
+  values = [make_ndarray(event.tensor_proto) for event in tensors]
+  assert values == [0.5, 0.25]
+  assert "sample" in events.Tags()["tensors"]
+
+  files = list((tmp_path / "samples").iterdir())
+  assert [f.name for f in files] == ["step_00000020.png"]
+  np.testing.assert_array_equal(np.array(Image.open(files[0])), picture)
+
+
+def test_without_clu_the_extra_is_named(tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, "clu", None)
+  with pytest.raises(InputError, match="extra `data`"):
+    MetricWriter(tmp_path)

@@ -1,0 +1,117 @@
+"""AdamW's parts, each seen in the updates that it makes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.models.unet import I2VGenUNet
+from i2vgen_jax.training.optimizer import (
+  SPATIAL_PATHS,
+  learning_rate_schedule,
+  make_optimizer,
+  path_mask,
+)
+
+
+def first_update(params, grads, **settings):
+  tx = make_optimizer(learning_rate=0.1, num_steps=10, **settings)
+  return tx.update(grads, tx.init(params), params)[0]
+
+
+class TestSchedule:
+  def test_warmup_climbs_in_equal_steps_then_stays(self):
+    rate = learning_rate_schedule(0.8, 100, 4, "constant")
+    rates = [float(rate(i)) for i in (0, 1, 2, 3, 4, 50, 99)]
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8])
+
+  def test_cosine_is_half_way_at_half_time_and_zero_at_the_end(self):
+    rate = learning_rate_schedule(0.8, 110, 10, "cosine")
+    rates = [float(rate(i)) for i in (10, 60, 110)]
+    np.testing.assert_allclose(rates, [0.8, 0.4, 0.0], atol=1e-7)
+
+  def test_no_warmup_starts_at_the_full_rate(self):
+    assert float(learning_rate_schedule(0.8, 5, 0, "constant")(0)) == (
+      pytest.approx(0.8)
+    )
+
+  def test_bad_settings(self):
+    with pytest.raises(InputError, match="unknown decay 'cosin'"):
+      learning_rate_schedule(0.1, 10, 0, "cosin")
+    with pytest.raises(InputError, match="warm-up of 11 steps in a run of 10"):
+      learning_rate_schedule(0.1, 10, 11, "constant")
+
+
+class TestUpdates:
+  def test_decay_shrinks_kernels_and_nothing_else(self):
+    params = {
+      "dense": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)},
+      "norm": {"scale": jnp.full(2, 3.0)},
+    }
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    update = first_update(params, zeros, weight_decay=0.5)
+    np.testing.assert_allclose(update["dense"]["kernel"], -0.1 * 0.5 * 3.0)
+    np.testing.assert_array_equal(update["dense"]["bias"], 0)
+    np.testing.assert_array_equal(update["norm"]["scale"], 0)
+
+  def test_scale_weakens_spatial_weights_whatever_the_gradient(self):
+    params = {
+      "down_0_0": {
+        "resnet": {"kernel": jnp.ones(3)},
+        "temporal_conv": {"kernel": jnp.ones(3)},
+      }
+    }
+    grads = jax.tree.map(lambda p: jnp.array([1.0, -2.0, 0.3]), params)
+    update = first_update(params, grads, spatial_grad_scale=0.2)["down_0_0"]
+    np.testing.assert_allclose(
+      update["resnet"]["kernel"],
+      0.2 * update["temporal_conv"]["kernel"],
+      rtol=1e-6,
+    )
+    # Adam's first step is the rate, in the direction of the sign.
+    np.testing.assert_allclose(
+      update["temporal_conv"]["kernel"], [-0.1, 0.1, -0.1], rtol=1e-5
+    )
+
+  def test_clip_bounds_the_norm_over_all_weights(self):
+    # Adam hides the scale of one gradient, not the ratio of two.
+    params = {"a": jnp.zeros(2)}
+    grads = [{"a": jnp.array([30.0, 40.0])}, {"a": jnp.array([0.3, 0.4])}]
+
+    def moment(clip):
+      tx = make_optimizer(learning_rate=1.0, num_steps=9, grad_clip=clip)
+      state = tx.init(params)
+      for grad in grads:
+        _, state = tx.update(grad, state, params)
+      return optax.tree_utils.tree_get(state, "mu")["a"]
+
+    # The mean keeps 0.9 of the first and takes 0.1 of the second.
+    np.testing.assert_allclose(
+      moment(None), [0.9 * 3 + 0.03, 0.9 * 4 + 0.04], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      moment(1.0), [0.9 * 0.06 + 0.03, 0.9 * 0.08 + 0.04], rtol=1e-5
+    )
+
+
+def test_spatial_paths_are_the_weights_that_the_public_code_lists():
+  """863,871,684 weights are in its list, of 1,420,469,224 (variant c)."""
+
+  def init():
+    latents = jnp.zeros((1, 2, 8, 8, 4))
+    return I2VGenUNet().init(
+      jax.random.key(0),
+      latents,
+      jnp.zeros(1),
+      fps=jnp.zeros(1),
+      image_latents=latents[:, 0],
+      image_embeds=jnp.zeros((1, 1024)),
+      text_context=jnp.zeros((1, 77, 1024)),
+    )["params"]
+
+  params = jax.eval_shape(init)
+  listed = path_mask(params, SPATIAL_PATHS)
+  sizes = jax.tree.map(lambda p, hit: p.size * hit, params, listed)
+  assert sum(jax.tree.leaves(sizes)) == 863_871_684

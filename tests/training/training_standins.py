@@ -1,0 +1,175 @@
+"""Networks of a few thousand weights with the interfaces of the real ones."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from i2vgen_jax.models.clip import TextOutput
+from i2vgen_jax.models.vae import Posterior
+from i2vgen_jax.types import Batch
+
+WIDTH = 8
+VOCABULARY = 50
+
+
+class UNet(nn.Module):
+  """Mixes pixels, frames and every condition, in the real one's paths."""
+
+  use_text: bool = True
+  use_image_embeds: bool = True
+  use_fps: bool = True
+  local_image: str = "concat"
+  hidden: int = 16
+
+  @nn.compact
+  def __call__(
+    self,
+    latents,
+    timesteps,
+    *,
+    fps=None,
+    image_latents=None,
+    image_embeds=None,
+    text_context=None,
+    deterministic=True,
+  ):
+    parts = [timesteps[:, None] / 1000.0]
+    if self.use_fps:
+      parts.append(fps[:, None])
+    if self.use_image_embeds:
+      parts.append(image_embeds)
+    if self.use_text:
+      parts.append(text_context.mean(axis=1))
+    bias = nn.Dense(self.hidden, name="time_embedding")(
+      jnp.concatenate(parts, axis=-1)
+    )
+    x = nn.Conv(self.hidden, (3, 3), name="conv_in")(latents)
+    if self.local_image != "none":
+      picture = nn.Conv(self.hidden, (3, 3), name="local_image")(image_latents)
+      x = x + picture[:, None]
+    x = nn.silu(x + bias[:, None, None, None])
+    # Attention over frames, so that a split of them must communicate.
+    x = x + nn.Dense(self.hidden, name="temporal_in")(
+      x - x.mean(axis=1, keepdims=True)
+    )
+    x = nn.Dropout(0.1, deterministic=deterministic)(x)
+    return nn.Conv(latents.shape[-1], (3, 3), name="conv_out")(x)
+
+
+class VAE(nn.Module):
+  """Pixels of 2x2 blocks, mixed."""
+
+  latent_channels: int = 4
+  # One level per entry: the real one halves the frame between two.
+  block_channels: tuple[int, ...] = (8, 8)
+
+  def setup(self):
+    self.down = nn.Conv(2 * self.latent_channels, (2, 2), strides=2)
+    self.up = nn.ConvTranspose(3, (2, 2), strides=(2, 2))
+
+  def __call__(self, frames):
+    return self.decode(self.encode(frames).mean)
+
+  def encode(self, frames):
+    mean, logvar = jnp.split(self.down(frames), 2, axis=-1)
+    return Posterior(mean, logvar)
+
+  def decode(self, latents):
+    return self.up(latents)
+
+
+class TextTower(nn.Module):
+  @nn.compact
+  def __call__(self, token_ids):
+    context = nn.Embed(VOCABULARY, WIDTH, name="token_embedding")(token_ids)
+    return TextOutput(context=context, pooled=context.mean(axis=1))
+
+
+class ImageTower(nn.Module):
+  @nn.compact
+  def __call__(self, images):
+    flat = images.reshape(images.shape[0], -1)
+    return nn.Dense(WIDTH, name="projection")(flat)
+
+
+def make_batch(start: int, size: int = 8, num_frames: int = 4) -> Batch:
+  """Rows of the endless order start, start + 1, ...; each from its number."""
+  rows = [np.random.default_rng(start + i) for i in range(size)]
+
+  def stack(draw):
+    return np.stack([draw(rng) for rng in rows])
+
+  return Batch(
+    frames=stack(
+      lambda rng: rng.integers(0, 256, (num_frames, 8, 8, 3), np.uint8)
+    ),
+    clip_images=stack(lambda rng: rng.normal(size=(4, 4, 3))).astype("f4"),
+    token_ids=stack(lambda rng: rng.integers(0, VOCABULARY, 5, np.int32)),
+    fps=stack(lambda rng: rng.integers(1, 9)).astype(np.float32),
+    index=np.arange(start, start + size, dtype=np.int32),
+  )
+
+
+@functools.cache
+def make_frozen() -> dict:
+  """Random weights of the towers, and a null caption."""
+  batch = make_batch(0, size=1)
+  rng = np.random.default_rng(7)
+
+  def draw(module, example):
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda: module.init(key, example)["params"])
+    return jax.tree.map(
+      lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes
+    )
+
+  return {
+    "vae": draw(VAE(), jnp.zeros((1, 8, 8, 3))),
+    "text_encoder": draw(TextTower(), batch.token_ids),
+    "image_encoder": draw(ImageTower(), batch.clip_images),
+    "null_token_ids": np.zeros(5, np.int32),
+  }
+
+
+def init_unet(unet: UNet):
+  """rng -> params of a stand-in U-Net."""
+
+  def init(rng):
+    latents = jnp.zeros((1, 2, 4, 4, 4))
+    conditions = {}
+    if unet.use_text:
+      conditions["text_context"] = jnp.zeros((1, 5, WIDTH))
+    if unet.use_image_embeds:
+      conditions["image_embeds"] = jnp.zeros((1, WIDTH))
+    if unet.use_fps:
+      conditions["fps"] = jnp.zeros(1)
+    if unet.local_image != "none":
+      conditions["image_latents"] = latents[:, 0]
+    return unet.init(rng, latents, jnp.zeros(1), **conditions)["params"]
+
+  return init
+
+
+def make_config(**changes) -> ml_collections.ConfigDict:
+  """A short run; any field of its group `train` can be changed."""
+  train = {
+    "num_steps": 4,
+    "batch_size": 8,
+    "seed": 0,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "decay": "constant",
+    "weight_decay": 0.01,
+    "grad_clip": 1.0,
+    "spatial_grad_scale": 1.0,
+    "ema_decay": 0.9,
+    "log_every": 2,
+    "checkpoint_every": 2,
+    "sample_every": 2,
+    "keep_checkpoints": 3,
+  }
+  return ml_collections.ConfigDict({"train": train | changes})
