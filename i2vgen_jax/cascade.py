@@ -1,0 +1,376 @@
+"""A picture and a sentence become a video: both stages, chained.
+
+cascade = Cascade.load(BUNDLED)
+clip = cascade.run_base([image], ["a red arrow moves up slowly ..."])
+clip = cascade.run_refine(clip, ["a red arrow moves up slowly ..."])
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from i2vgen_jax import encode, networks, preprocessing, stage
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.networks import Network
+from i2vgen_jax.stage import Settings
+from i2vgen_jax.tokenizer import Tokenizer
+from i2vgen_jax.types import Array, Params
+
+BUNDLED = Path(__file__).parent / "assets" / "tiny"
+
+Clips = UInt8[np.ndarray, "b f h w 3"]
+Progress = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+  """The networks of one cascade folder; see `weights` for its layout.
+
+  A folder may hold one stage alone; what it lacks is None, and is asked for
+  with one clear line.
+  """
+
+  folder: Path
+  tokenizer: Tokenizer
+  vae: Network
+  text_encoder: Network | None
+  image_encoder: Network | None
+  base: Network | None
+  refine: Network | None
+
+  @classmethod
+  def load(cls, folder: Path, dtype: Any = None) -> "Cascade":
+    """Reads every network that the folder has.
+
+    Args:
+      folder: a cascade folder; `BUNDLED` is the one in this package.
+      dtype: of the weights; None keeps what is stored, float32 is exact.
+
+    Raises:
+      InputError: no cascade there, or a part of it is damaged.
+    """
+    if not folder.is_dir():
+      raise InputError(f"no cascade folder at {folder}; check --weights")
+    found = {
+      name: networks.load(folder / name, dtype)
+      for name in networks.TYPES
+      if name == "vae" or (folder / name).is_dir()
+    }
+    if not {"base", "refine"} & found.keys():
+      raise InputError(f"neither base nor refine in {folder}; it needs one")
+    text = found.get("text_encoder")
+    length = text.module.max_length if text else 77
+    return cls(
+      folder=folder,
+      tokenizer=Tokenizer.load(folder / "tokenizer", max_length=length),
+      **{name: found.get(name) for name in networks.TYPES},
+    )
+
+  def settings(self, name: str) -> Settings:
+    """The stored sampling defaults of stage `base` or `refine`."""
+    return Settings.from_config(self._stage(name).config["sampling"])
+
+  def base_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    """The base stage's size for a refined (width, height).
+
+    Same shape, and as much smaller in area as by default.
+    """
+    base, refined = self.settings("base").size, self.settings("refine").size
+    shrink = np.sqrt(np.prod(base) / np.prod(refined))
+    factor = self._factor
+    width, height = (max(round(n * shrink / factor), 1) * factor for n in size)
+    return width, height
+
+  def check(self, name: str, settings: Settings) -> None:
+    """Raises InputError unless the stage can take these settings."""
+    width, height = settings.size
+    factor = self._factor
+    if min(width, height) < factor or width % factor or height % factor:
+      near = [max(round(n / factor), 1) * factor for n in (width, height)]
+      raise InputError(
+        f"size {width}x{height} does not fit; both sides must be multiples "
+        f"of {factor}, the nearest is {near[0]}x{near[1]}"
+      )
+    if settings.num_frames < 1:
+      raise InputError(
+        f"{settings.num_frames} frames are no video; ask for at least 1"
+      )
+    unet = self._stage(name).module
+    try:
+      unet.check_size(width // factor, height // factor)
+    except InputError as e:
+      raise InputError(
+        f"size {width}x{height} does not fit stage {name}: {e} (in latents of "
+        f"{factor} pixels)"
+      ) from e
+    self._diffusion(name).make_solver(settings)
+
+  def run_base(
+    self,
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    prompts: Sequence[str],
+    *,
+    settings: Settings | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+  ) -> Clips:
+    """Clips that begin with the pictures.
+
+    Args:
+      images: one per clip, any size; cropped to the shape of the clip.
+      prompts: one per clip; without effect where the base takes no text.
+      settings: None takes the stored ones.
+      seed: fixes all randomness, the sample of the picture's latents too.
+      progress: called with the number of denoiser evaluations done.
+
+    Raises:
+      InputError: the stage is missing or cannot take the settings.
+    """
+    settings = settings or self.settings("base")
+    self.check("base", settings)
+    clip_size = 1
+    if self.image_encoder is not None:
+      clip_size = self.image_encoder.module.image_size
+    views = [
+      preprocessing.views(image, *settings.size, clip_size) for image in images
+    ]
+    pictures, clip_images = (np.stack(v) for v in zip(*views, strict=True))
+    clips = _base(
+      self._params("base"),
+      pictures,
+      clip_images,
+      *self._tokens(prompts, settings),
+      jax.random.key(seed),
+      parts=self._parts("base"),
+      settings=settings,
+      progress=progress,
+    )
+    return np.asarray(clips)
+
+  def run_refine(
+    self,
+    clips: Clips,
+    prompts: Sequence[str],
+    *,
+    settings: Settings | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+  ) -> Clips:
+    """The same clips at the refine stage's size, repaired under the text.
+
+    They are stretched to the size, noised to `settings.start_timestep` and
+    denoised (SDEdit). Arguments and errors as in `run_base`; the number of
+    frames is that of `clips`.
+    """
+    settings = settings or self.settings("refine")
+    settings = dataclasses.replace(settings, num_frames=clips.shape[1])
+    self.check("refine", settings)
+    refined = _refine(
+      self._params("refine"),
+      clips,
+      *self._tokens(prompts, settings),
+      jax.random.key(seed),
+      parts=self._parts("refine"),
+      settings=settings,
+      progress=progress,
+    )
+    return np.asarray(refined)
+
+  @property
+  def _factor(self) -> int:
+    return 2 ** (len(self.vae.module.block_channels) - 1)
+
+  def _stage(self, name: str) -> Network:
+    network = getattr(self, name)
+    if network is None:
+      raise InputError(f"no {name} stage in {self.folder}; use other weights")
+    return network
+
+  def _diffusion(self, name: str) -> stage.Diffusion:
+    return stage.Diffusion.from_config(self._stage(name).config["diffusion"])
+
+  def _towers(self, name: str) -> dict[str, Network]:
+    unet = self._stage(name).module
+    used = {
+      "vae": True,
+      "text_encoder": unet.use_text,
+      "image_encoder": unet.use_image_embeds,
+    }
+    return {
+      tower: getattr(self, tower) for tower, is_used in used.items() if is_used
+    }
+
+  def _params(self, name: str) -> dict[str, Params]:
+    networks_of_stage = self._towers(name) | {"unet": self._stage(name)}
+    for part, network in networks_of_stage.items():
+      if network is None:
+        raise InputError(f"stage {name} needs {part}, missing in {self.folder}")
+    return {part: n.params for part, n in networks_of_stage.items()}
+
+  def _parts(self, name: str) -> "_Parts":
+    modules = {part: n.module for part, n in self._towers(name).items()}
+    return _Parts(
+      unet=self._stage(name).module,
+      vae=modules["vae"],
+      text_encoder=modules.get("text_encoder"),
+      image_encoder=modules.get("image_encoder"),
+      diffusion=self._diffusion(name),
+      scaling_factor=self.vae.config["scaling_factor"],
+    )
+
+  def _tokens(
+    self, prompts: Sequence[str], settings: Settings
+  ) -> tuple[np.ndarray, np.ndarray]:
+    texts = [prompt + settings.prompt_suffix for prompt in prompts]
+    return (
+      self.tokenizer(texts).ids,
+      self.tokenizer([settings.negative_prompt]).ids,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+  """What decides the compiled program of a stage, besides its settings."""
+
+  unet: Any
+  vae: Any
+  text_encoder: Any
+  image_encoder: Any
+  diffusion: stage.Diffusion
+  scaling_factor: float
+
+  def encode(self, params, frames, noise, chunk):
+    return encode.encode_frames(
+      self.vae,
+      params["vae"],
+      frames,
+      noise,
+      scaling_factor=self.scaling_factor,
+      chunk=chunk,
+    )
+
+  def decode(self, params, latents, chunk):
+    frames = encode.decode_latents(
+      self.vae,
+      params["vae"],
+      latents,
+      scaling_factor=self.scaling_factor,
+      chunk=chunk,
+    )
+    return encode.to_pixels(frames)
+
+  def text(self, params, ids):
+    if self.text_encoder is None:
+      return None
+    tower = {"params": params["text_encoder"]}
+    return self.text_encoder.apply(tower, ids).context
+
+  def embeds(self, params, clip_images):
+    if self.image_encoder is None:
+      return None
+    tower = {"params": params["image_encoder"]}
+    return self.image_encoder.apply(tower, clip_images)
+
+  def latents_shape(self, frames_shape):
+    b, f, height, width, _ = frames_shape
+    factor = 2 ** (len(self.vae.block_channels) - 1)
+    return (b, f, height // factor, width // factor, self.vae.latent_channels)
+
+
+_compiled = functools.partial(
+  jax.jit, static_argnames=("parts", "settings", "progress")
+)
+
+
+@_compiled
+def _base(
+  params: dict[str, Params],
+  pictures: Float[Array, "b h w 3"],
+  clip_images: Float[Array, "b s s 3"],
+  token_ids: Array,
+  negative_ids: Array,
+  rng: jax.Array,
+  *,
+  parts: _Parts,
+  settings: Settings,
+  progress: Progress | None,
+) -> Array:
+  rng_encode, rng_sample = jax.random.split(rng)
+  b, height, width, _ = pictures.shape
+  shape = parts.latents_shape((b, settings.num_frames, height, width, 3))
+  noise = stage.row_noise(rng_encode, (b, 1, *shape[2:]))
+  latents = parts.encode(params, pictures[:, None], noise, 1)
+  cond = encode.conditioning(
+    parts.unet,
+    text_context=parts.text(params, token_ids),
+    image_embeds=parts.embeds(params, clip_images),
+    image_latents=latents[:, 0],
+    fps=jnp.full(b, settings.fps, jnp.float32),
+  )
+  made = stage.sample_latents(
+    parts.unet,
+    params["unet"],
+    parts.diffusion,
+    settings,
+    cond,
+    stage.null_conditioning(cond, parts.text(params, negative_ids)),
+    rng_sample,
+    shape,
+    progress=progress,
+  )
+  return parts.decode(params, made, settings.decode_chunk)
+
+
+@_compiled
+def _refine(
+  params: dict[str, Params],
+  clips: Array,
+  token_ids: Array,
+  negative_ids: Array,
+  rng: jax.Array,
+  *,
+  parts: _Parts,
+  settings: Settings,
+  progress: Progress | None,
+) -> Array:
+  rng_encode, rng_sample = jax.random.split(rng)
+  width, height = settings.size
+  b, f = clips.shape[:2]
+  # As in public variant (b): bilinear, no antialiasing, aspect not kept.
+  frames = jax.image.resize(
+    encode.to_unit_range(clips),
+    (b, f, height, width, 3),
+    "linear",
+    antialias=False,
+  )
+  shape = parts.latents_shape(frames.shape)
+  start = parts.encode(
+    params, frames, stage.row_noise(rng_encode, shape), settings.decode_chunk
+  )
+  cond = encode.conditioning(
+    parts.unet,
+    text_context=parts.text(params, token_ids),
+    image_embeds=None,
+    image_latents=None,
+    fps=jnp.full(b, settings.fps, jnp.float32),
+  )
+  made = stage.sample_latents(
+    parts.unet,
+    params["unet"],
+    parts.diffusion,
+    settings,
+    cond,
+    stage.null_conditioning(cond, parts.text(params, negative_ids)),
+    rng_sample,
+    shape,
+    start,
+    progress=progress,
+  )
+  return parts.decode(params, made, settings.decode_chunk)
