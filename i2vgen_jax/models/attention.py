@@ -28,9 +28,9 @@ class Attention(nn.Module):
     self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]
   ) -> Float[Array, "b n c"]:
     inner = self.num_heads * self.head_dim
-    dense = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-    def heads(y: jax.Array, name: str) -> jax.Array:
+    def heads(y: Array, name: str) -> jax.Array:
       y = nn.Dense(inner, use_bias=False, name=name, **dense)(y)
       return y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
 
@@ -62,7 +62,7 @@ class TransformerBlock(nn.Module):
       context: for b samples; n is a multiple of b and sequences of one sample
         lie together. None means self-attention.
     """
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     heads = (self.num_heads, self.head_dim)
     y = LayerNorm(name="norm_1", **types)(x)
     x = x + Attention(*heads, name="attn_1", **types)(y, y)

@@ -58,7 +58,7 @@ class ImageLatentsTokens(nn.Module):
   def __call__(
     self, image_latents: Float[Array, "b h w c"]
   ) -> Float[Array, "b n d"]:
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     halve = dict(strides=2, padding=((1, 1), (1, 1)), **types)
     c = image_latents.shape[-1]
     y = nn.Conv(8 * c, (3, 3), name="conv_1", **types)(image_latents)
@@ -76,7 +76,7 @@ class LatentsProjection(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     c = x.shape[-1]
     x = nn.silu(nn.Conv(4 * c, (3, 3), name="conv_1", **types)(x))
     x = nn.silu(nn.Conv(4 * c, (3, 3), name="conv_2", **types)(x))
@@ -96,7 +96,7 @@ class LocalTemporalEncoder(nn.Module):
     self, x: Float[Array, "b f h w c"], deterministic: bool
   ) -> Float[Array, "b f h w c"]:
     b, f, h, w, c = x.shape
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     drop = nn.Dropout(self.dropout, deterministic=deterministic)
     y = x.reshape(b, f, h * w, c).swapaxes(1, 2).reshape(b * h * w, f, c)
     z = LayerNorm(name="norm", **types)(y)
@@ -128,7 +128,7 @@ class LocalImageChannels(nn.Module):
     num_frames: int,
     deterministic: bool,
   ) -> Float[Array, "b f h w c"]:
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     clock = np.arange(1, num_frames) / max(num_frames - 1, 1)
     b, h, w, c = image_latents.shape
     masks = jnp.broadcast_to(
@@ -159,7 +159,7 @@ class ContentEncoder(nn.Module):
   def __call__(
     self, image_latents: Float[Array, "b h w c"]
   ) -> tuple[Float[Array, "b h w c"], Float[Array, "b e"]]:
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     details = LatentsProjection(name="detail_encoder", **types)(image_latents)
     tokens = ImageLatentsTokens(self.embed_dim, name="global_encoder", **types)(
       details

@@ -39,6 +39,7 @@ class GroupNorm(nn.Module):
       dtype=jnp.float32,
       param_dtype=self.param_dtype,
       reduction_axes=axes,
+      use_fast_variance=False,
       name="norm",
     )(x)
     return y.astype(self.dtype or x.dtype)
@@ -56,6 +57,7 @@ class LayerNorm(nn.Module):
       epsilon=1e-5,
       dtype=jnp.float32,
       param_dtype=self.param_dtype,
+      use_fast_variance=False,
       name="norm",
     )(x)
     return y.astype(self.dtype or x.dtype)
@@ -102,7 +104,7 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
     width = x.shape[-1]
-    dense = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = nn.Dense(8 * width, name="proj_in", **dense)(x)
     value, gate = jnp.split(x, 2, axis=-1)
     x = value * nn.gelu(gate, approximate=False)
@@ -120,7 +122,7 @@ class EmbeddingMLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
-    dense = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     last = zeros if self.zero_init else nn.initializers.lecun_normal()
     x = nn.silu(nn.Dense(self.hidden, name="linear_1", **dense)(x))
     return nn.Dense(self.features, kernel_init=last, name="linear_2", **dense)(

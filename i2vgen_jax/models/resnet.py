@@ -29,7 +29,7 @@ class ResnetBlock(nn.Module):
     temb: Float[Array, "b e"],
     deterministic: bool,
   ) -> Float[Array, "b f h w d"]:
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     norm = dict(epsilon=1e-5, per_frame=True, **types)
     h = GroupNorm(self.norm_groups, name="norm_1", **norm)(x)
     h = nn.Conv(self.features, (3, 3), name="conv_1", **types)(nn.silu(h))
@@ -60,7 +60,7 @@ class TemporalConvBlock(nn.Module):
   def __call__(
     self, x: Float[Array, "b f h w c"], deterministic: bool
   ) -> Float[Array, "b f h w c"]:
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     y = x
     for i in range(1, 5):
       y = GroupNorm(

@@ -24,7 +24,7 @@ class SpatialTransformer(nn.Module):
     self, x: Float[Array, "b f h w c"], context: Float[Array, "b n d"]
   ) -> Float[Array, "b f h w c"]:
     b, f, h, w, c = x.shape
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     y = GroupNorm(self.norm_groups, 1e-6, True, name="norm", **types)(x)
     y = nn.Dense(c, name="proj_in", **types)(y.reshape(b * f, h * w, c))
     y = TransformerBlock(
@@ -52,7 +52,7 @@ class TemporalTransformer(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
     b, f, h, w, c = x.shape
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     y = GroupNorm(self.norm_groups, 1e-6, False, name="norm", **types)(x)
     y = y.reshape(b, f, h * w, c).swapaxes(1, 2).reshape(b * h * w, f, c)
     inner = self.num_heads * self.head_dim

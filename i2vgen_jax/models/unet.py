@@ -1,6 +1,5 @@
 """The spatio-temporal U-Net of every stage and public variant."""
 
-import math
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -55,7 +54,7 @@ class SpaceTimeBlock(nn.Module):
     context: Float[Array, "b n d"] | None,
     deterministic: bool,
   ) -> Float[Array, "b f h w c2"]:
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = ResnetBlock(
       self.features, self.norm_groups, self.dropout, name="resnet", **types
     )(x, temb, deterministic)
@@ -155,7 +154,7 @@ class I2VGenUNet(nn.Module):
     """
     self._check_conditions(fps, image_latents, image_embeds, text_context)
     self.check_size(latents.shape[3], latents.shape[2])
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     temb = self._time_embedding(timesteps, fps)
 
     x = latents
@@ -189,7 +188,7 @@ class I2VGenUNet(nn.Module):
 
   def _trunk(self, x, temb, context, deterministic):
     """Encoder, middle and decoder between first and last convolution."""
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     block_type = SpaceTimeBlock
     if self.remat:
       block_type = nn.remat(SpaceTimeBlock, static_argnums=(4,))
@@ -249,11 +248,9 @@ class I2VGenUNet(nn.Module):
       **types,
     )(nn.silu(x))
 
-  def _time_embedding(
-    self, timesteps: jax.Array, fps: jax.Array | None
-  ) -> jax.Array:
+  def _time_embedding(self, timesteps: Array, fps: Array | None) -> jax.Array:
     width = self.block_channels[0]
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     sizes = (4 * width, 4 * width)
     temb = EmbeddingMLP(*sizes, name="time_embedding", **types)(
       sinusoidal_embedding(timesteps, width)
@@ -282,16 +279,15 @@ class I2VGenUNet(nn.Module):
 
     Only `height_padding` 2 constrains: its rows must come out even.
     """
-    halvings = len(self.block_channels) - 1
-    if self.height_padding == 1:
+    factor = 2 ** (len(self.block_channels) - 1)
+    # Each level maps h to (h + 1) // 2 + 1, whose fixed point is 2.
+    excess = height - 2
+    if self.height_padding == 1 or not (width % factor or excess % factor):
       return
-    factor = 2**halvings
-    # Each level maps h to (h + 1) // 2 + 1; the fixed point of the map is 2.
-    if height % factor != 2 or width % factor:
-      low = max(height - 2, factor) // factor * factor + 2
-      wide = math.ceil(width / factor) * factor
-      raise InputError(
-        f"latents of {width}x{height} do not fit this refine U-Net: it takes "
-        f"widths of a multiple of {factor} and heights of such a multiple "
-        f"plus 2; the nearest is {wide}x{low}"
-      )
+    near_width = max(round(width / factor), 1) * factor
+    near_height = max(round(excess / factor), 0) * factor + 2
+    raise InputError(
+      f"latents of {width}x{height} do not fit this refine U-Net: it takes "
+      f"widths of a multiple of {factor} and heights of such a multiple "
+      f"plus 2; the nearest is {near_width}x{near_height}"
+    )

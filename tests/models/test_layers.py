@@ -1,0 +1,156 @@
+"""Small layers against torch's, and against what defines them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from i2vgen_jax.models.layers import (
+  EmbeddingMLP,
+  FeedForward,
+  GroupNorm,
+  LayerNorm,
+  TemporalConv,
+  adaptive_average_pool,
+  sinusoidal_embedding,
+)
+
+
+def draw(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def torch_group_norm(x, groups, epsilon, per_frame):
+  """Float64, on [b f h w c]; the scale is 1 and the bias 0."""
+  first = torch.from_numpy(x).double().permute(0, 4, 1, 2, 3)
+  if per_frame:
+    frames = [
+      functional.group_norm(frame, groups, eps=epsilon)
+      for frame in first.unbind(2)
+    ]
+    first = torch.stack(frames, 2)
+  else:
+    first = functional.group_norm(first, groups, eps=epsilon)
+  return first.permute(0, 2, 3, 4, 1).numpy()
+
+
+@pytest.mark.parametrize("per_frame", [True, False])
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-6])
+def test_group_norm(per_frame, epsilon):
+  # Faint, so that epsilon counts, and every frame and channel at a level of
+  # its own, so that it shows over what the moments are taken.
+  x = 3e-3 * (draw(2, 3, 4, 5, 12) + draw(2, 3, 1, 1, 12, seed=1))
+  norm = GroupNorm(3, epsilon, per_frame)
+  y, _ = norm.init_with_output(jax.random.key(0), x)
+  expected = torch_group_norm(x, 3, epsilon, per_frame)
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_group_norm_far_from_zero():
+  x = 3000 + draw(1, 2, 8, 8, 8)
+  y, _ = GroupNorm(2, 1e-5, False).init_with_output(jax.random.key(0), x)
+  expected = torch_group_norm(x, 2, 1e-5, False)
+  np.testing.assert_allclose(y, expected, atol=1e-2)
+
+
+def test_layer_norm():
+  x = 3e-3 * (draw(2, 7, 12) + draw(2, 7, 1, seed=1))
+  y, _ = LayerNorm().init_with_output(jax.random.key(0), x)
+  expected = functional.layer_norm(torch.from_numpy(x).double(), (12,))
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [GroupNorm(2, 1e-5, True), LayerNorm()])
+def test_norms_of_bfloat16_have_float32_moments(norm):
+  x = jnp.asarray(30 + draw(1, 2, 8, 8, 8), jnp.bfloat16)
+  params = norm.init(jax.random.key(0), x)
+  rough, exact = norm.apply(params, x), norm.apply(params, x.astype(np.float32))
+  assert rough.dtype == jnp.bfloat16
+  np.testing.assert_allclose(rough.astype(np.float32), exact, rtol=2**-8)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_temporal_conv(random_params, frames):
+  x = draw(2, frames, 3, 4, 6)
+  conv = TemporalConv(5)
+  params = random_params(conv, x)
+  kernel = params["kernel"].transpose(2, 1, 0)[..., None, None].copy()
+  expected = functional.conv3d(
+    torch.from_numpy(x).permute(0, 4, 1, 2, 3),
+    torch.from_numpy(kernel),
+    torch.from_numpy(params["bias"]),
+    padding=(1, 0, 0),
+  )
+  np.testing.assert_allclose(
+    conv.apply({"params": params}, x),
+    expected.permute(0, 2, 3, 4, 1),
+    atol=1e-5,
+  )
+
+
+def test_feed_forward_gates_the_first_half_by_the_second():
+  """Values of 1 leave the gate, which must be the exact GELU."""
+  x = np.linspace(-4, 4, 99, dtype=np.float32)[:, None]
+  values, gates = np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)
+  params = {
+    "proj_in": {
+      "kernel": np.concatenate([values, gates], 1),
+      "bias": np.repeat(np.float32([1, 0]), 4),
+    },
+    "proj_out": {
+      "kernel": np.full((4, 1), 0.25, np.float32),
+      "bias": np.zeros(1, np.float32),
+    },
+  }
+  y = FeedForward().apply({"params": params}, x)
+  np.testing.assert_allclose(y, functional.gelu(torch.tensor(x)), atol=1e-6)
+
+
+def test_embedding_that_starts_at_zero():
+  x = draw(3, 6)
+  key = jax.random.key(0)
+  y, _ = EmbeddingMLP(8, 5, zero_init=True).init_with_output(key, x)
+  np.testing.assert_array_equal(y, np.zeros((3, 5)))
+  y, _ = EmbeddingMLP(8, 5).init_with_output(key, x)
+  assert (np.abs(y) > 0).all()
+
+
+def test_sinusoids_are_rotations_at_falling_rates():
+  """As complex numbers they turn sums into products; one period is one."""
+  width, half = 20, 10
+
+  def rotation(*values):
+    y = np.asarray(sinusoidal_embedding(np.float32(values), width))
+    np.testing.assert_allclose(
+      y[:, :half] ** 2 + y[:, half:] ** 2, 1, atol=1e-6
+    )
+    return y[:, :half] + 1j * y[:, half:]
+
+  a, b, both = rotation(3, 4.25, 7.25)
+  np.testing.assert_allclose(a * b, both, atol=1e-6)
+  one = rotation(1)[0]
+  np.testing.assert_allclose(np.angle(one[0]), 1, atol=1e-6)
+  # Ten rates from 1 down, ten steps short of 1/10000.
+  ratio = np.angle(one[1:]) / np.angle(one[:-1])
+  np.testing.assert_allclose(ratio**half, 1e-4, rtol=1e-4)
+
+
+def test_whole_timesteps_embed_like_their_floats():
+  np.testing.assert_array_equal(
+    sinusoidal_embedding(np.array([0, 981]), 8),
+    sinusoidal_embedding(np.float32([0, 981]), 8),
+  )
+
+
+@pytest.mark.parametrize(
+  "size", [(88, 160), (32, 56), (11, 20), (9, 13), (33, 47), (32, 64), (1, 3)]
+)
+def test_adaptive_pool(size):
+  x = draw(2, *size, 3)
+  expected = functional.adaptive_avg_pool2d(
+    torch.from_numpy(x).permute(0, 3, 1, 2), 32
+  )
+  y = adaptive_average_pool(x, 32)
+  np.testing.assert_allclose(y, expected.permute(0, 2, 3, 1), atol=1e-6)

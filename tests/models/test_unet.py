@@ -1,0 +1,413 @@
+"""The U-Net as a whole: its members, their conditions, sizes and types."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from i2vgen_jax import networks
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.models.unet import I2VGenUNet
+
+SMALL = {
+  "block_channels": (8, 12),
+  "layers_per_block": 1,
+  "head_dim": 4,
+  "input_heads": 3,
+  "context_dim": 6,
+  "norm_groups": 4,
+  "image_grid": 2,
+}
+# What each member of the family adds to or takes from the released one, and
+# what it is fed.
+MEMBERS = {
+  "base": {"use_text": False, "local_image": "content"},
+  "refine": {
+    "use_image_embeds": False,
+    "use_fps": False,
+    "local_image": "none",
+    "height_padding": 2,
+  },
+  "released": {},
+  "image_to_video": {"use_text": False, "local_image": "none"},
+}
+CONDITIONS = {
+  "base": {"fps", "image_latents", "image_embeds"},
+  "refine": {"text_context"},
+  "released": {"fps", "image_latents", "image_embeds", "text_context"},
+  "image_to_video": {"fps", "image_embeds"},
+}
+# LLVM's later passes take most of the time and change nothing here.
+jit = functools.partial(
+  jax.jit,
+  compiler_options={
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+  },
+)
+
+
+def draw(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def unet(member, **fields):
+  return I2VGenUNet(**{**SMALL, **MEMBERS[member], **fields})
+
+
+def inputs(names, batch=2, frames=3, height=6, width=4):
+  """Noisy latents, timesteps, and the named conditions."""
+  conditions = {
+    "fps": np.linspace(8, 16, batch, dtype=np.float32),
+    "image_latents": draw(batch, height, width, 4, seed=1),
+    "image_embeds": draw(batch, 6, seed=2),
+    "text_context": draw(batch, 5, 6, seed=3),
+  }
+  return {
+    "latents": draw(batch, frames, height, width, 4),
+    "timesteps": np.linspace(981, 20.5, batch, dtype=np.float32),
+    **{name: conditions[name] for name in sorted(names)},
+  }
+
+
+@functools.partial(jit, static_argnums=0)
+def run(model, params, feed):
+  return model.apply({"params": params}, **feed)
+
+
+@functools.partial(jit, static_argnums=(0, 1))
+def output_of(name, model, params, feed):
+  """What one sub-module puts out; the rest is not even compiled."""
+  _, state = model.apply(
+    {"params": params},
+    **feed,
+    capture_intermediates=lambda module, _: module.name == name,
+    mutable="intermediates",
+  )
+  return state["intermediates"][name]["__call__"][0]
+
+
+@pytest.fixture(scope="module", params=MEMBERS)
+def member(request):
+  return request.param
+
+
+@pytest.fixture(scope="module")
+def released(random_params):
+  feed = inputs(CONDITIONS["released"])
+  params = random_params(unet("released"), **feed)
+  return params, feed, run(unet("released"), params, feed)
+
+
+@pytest.fixture(scope="module")
+def base(random_params):
+  feed = inputs(CONDITIONS["base"])
+  return random_params(unet("base"), **feed), feed
+
+
+def with_leaf(params, path, change):
+  """The parameters with one array changed."""
+  flat = traverse_util.flatten_dict(params, sep="/")
+  return traverse_util.unflatten_dict(
+    {**flat, path: change(np.array(flat[path]))}, sep="/"
+  )
+
+
+# ---- Conditions and sizes ----
+
+
+def shape_of(model, feed):
+  key = jax.random.key(0)
+  return jax.eval_shape(lambda: model.init_with_output(key, **feed)[0]).shape
+
+
+def test_every_member_takes_exactly_its_conditions(member):
+  model, names = unet(member), CONDITIONS[member]
+  feed = inputs(names)
+  assert shape_of(model, feed) == feed["latents"].shape
+  for name in names:
+    with pytest.raises(InputError, match=f"needs {name}; pass it"):
+      shape_of(model, inputs(names - {name}))
+  for name in CONDITIONS["released"] - names:
+    with pytest.raises(InputError, match=f"no input for {name}; leave it out"):
+      shape_of(model, inputs(names | {name}))
+
+
+def test_smallest_inputs_fit_every_member(member):
+  """Those that the library itself decides shapes with."""
+  jax.eval_shape(lambda: networks.init_params(unet(member), jax.random.key(0)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (4, 6)])
+def test_other_members_take_any_size(size):
+  feed = inputs(CONDITIONS["released"], 1, 1, *size)
+  assert shape_of(unet("released"), feed) == (1, 1, *size, 4)
+
+
+def test_rows_of_the_refine_stage_at_full_size():
+  """720 pixels: 90 rows; two of padding at each halving, cut on the way up."""
+  model = I2VGenUNet(**MEMBERS["refine"])
+
+  def walk(name):
+    feed = {
+      "latents": jnp.zeros((1, 2, 90, 160, 4)),
+      "timesteps": jnp.zeros(1),
+      "text_context": jnp.zeros((1, 77, 1024)),
+    }
+    key = jax.random.key(0)
+    _, state = model.init_with_output(
+      key, **feed, capture_intermediates=True, mutable=True
+    )
+    return state["intermediates"]
+
+  seen = jax.eval_shape(lambda: walk(""))
+  blocks = ["down_0_1", "down_1_1", "down_2_1", "down_3_1", "mid_1"]
+  blocks += ["up_3_2", "up_2_2", "up_1_2", "up_0_2", "conv_out"]
+  sizes = [seen[name]["__call__"][0].shape[2:4] for name in blocks]
+  down = [(90, 160), (46, 80), (24, 40), (13, 20)]
+  assert sizes == [*down, down[-1], *down[::-1], down[0]]
+
+
+@pytest.mark.parametrize("levels", [2, 4])
+def test_refine_names_the_nearest_size_it_takes(levels):
+  model = unet("refine", block_channels=(8,) * levels)
+  factor = 2 ** (levels - 1)
+  good = {"height": set(), "width": set()}
+  for n in range(1, 60):
+    for side, size in (("height", (factor, n)), ("width", (n, 2))):
+      try:
+        model.check_size(*size)
+        good[side].add(n)
+      except InputError as error:
+        near = map(int, re.search(r"(\d+)x(\d+)$", str(error)).groups())
+        model.check_size(*near)
+  assert good["height"] == set(range(2, 60, factor))
+  assert good["width"] == set(range(factor, 60, factor))
+  for width, height in ((160, 88), (161, 90), (155, 94), (3, 1)):
+    try:
+      model.check_size(width, height)
+    except InputError as error:
+      near = [int(n) for n in re.findall(r"\d+", str(error).split()[-1])]
+      assert abs(near[0] - width) <= max(factor / 2, factor - width)
+      assert abs(near[1] - height) <= factor / 2
+
+
+def test_refine_refuses_704_pixels():
+  model = unet("refine", block_channels=(8,) * 4)
+  with pytest.raises(InputError, match=r"160x88 .* nearest is 160x90"):
+    shape_of(model, inputs({"text_context"}, 1, 1, 88, 160))
+
+
+@pytest.mark.parametrize("size", [(2, 8), (10, 8), (18, 16)])
+def test_rows_come_back_at_sizes_that_refine_takes(size):
+  model = unet("refine", block_channels=(8,) * 4)
+  feed = inputs({"text_context"}, 1, 2, *size)
+  assert shape_of(model, feed) == (1, 2, *size, 4)
+
+
+# ---- How the conditions act ----
+
+
+def test_rows_of_a_batch_do_not_meet(released):
+  params, feed, out = released
+  other = {name: np.array(value) for name, value in feed.items()}
+  for value in other.values():
+    value[1] = value[1] * 0.5 + 1
+  changed = np.abs(run(unet("released"), params, other) - out)
+  np.testing.assert_array_equal(changed[0], 0)
+  assert changed[1].max() > 0.1
+
+
+@pytest.mark.parametrize("name", sorted(CONDITIONS["released"]))
+def test_every_condition_of_the_released_member_acts(released, name):
+  params, feed, out = released
+  other = run(unet("released"), params, {**feed, name: feed[name] * 0.5 + 1})
+  assert np.abs(other - out).max() > 1e-3
+
+
+def test_doubled_channels_are_doubled_weights(released):
+  params, feed, _ = released
+
+  def double(kernel):
+    kernel[:, :, 4:] *= 2
+    return kernel
+
+  doubled = with_leaf(params, "conv_in/kernel", double)
+  np.testing.assert_allclose(
+    run(unet("released", concat_gain=2.0), params, feed),
+    run(unet("released"), doubled, feed),
+    atol=1e-5,
+  )
+
+
+def test_a_is_c_without_the_local_image(random_params):
+  """Silence the extra channels and make all context tokens the same one.
+
+  Attention over copies of a token is attention over one of them, so that
+  four more copies, from the picture's latents, change nothing.
+  """
+  token = draw(6, seed=7)
+  feed = inputs(CONDITIONS["base"])
+  c = unet("released", use_text=False)
+  c_params = random_params(c, **feed)
+  for path, value in {
+    "image_tokens/conv_3/kernel": 0.0,
+    "image_tokens/conv_3/bias": token,
+    "embeds_tokens/mlp/linear_2/kernel": 0.0,
+    "embeds_tokens/mlp/linear_2/bias": np.tile(token, 4),
+  }.items():
+    c_params = with_leaf(
+      c_params, path, lambda leaf, value=value: np.full_like(leaf, value)
+    )
+  c_params["conv_in"]["kernel"][:, :, 4:] = 0
+  own = {"image_tokens", "local_image"}
+  a_params = {name: p for name, p in c_params.items() if name not in own}
+  a_params = with_leaf(a_params, "conv_in/kernel", lambda k: k[:, :, :4])
+  expected = run(c, c_params, feed)
+  del feed["image_latents"]
+  result = run(unet("image_to_video"), a_params, feed)
+  np.testing.assert_allclose(result, expected, atol=1e-5)
+  assert np.abs(result).max() > 0.1
+
+
+def test_details_of_the_paper_enter_frame_0_alone(base):
+  params, feed = base
+  path = "content_encoder/detail_encoder/conv_3/bias"
+  moved = with_leaf(params, path, lambda bias: bias + 1)
+  change = np.abs(
+    output_of("conv_in", unet("base"), moved, feed)
+    - output_of("conv_in", unet("base"), params, feed)
+  )
+  assert (change[:, 0].max(axis=-1) > 0).all()
+  np.testing.assert_array_equal(change[:, 1:], 0)
+
+
+def test_global_feature_of_the_paper_is_summed_with_clips(base):
+  params, feed = base
+  step = draw(6, seed=8)
+  path = "content_encoder/global_encoder/conv_3/bias"
+  moved = with_leaf(params, path, lambda bias: bias - step)
+  plain = output_of("embeds_tokens", unet("base"), params, feed)
+  tokens = functools.partial(output_of, "embeds_tokens", unet("base"), moved)
+  opposite = {**feed, "image_embeds": feed["image_embeds"] + step}
+  np.testing.assert_allclose(tokens(opposite), plain, atol=1e-5)
+  assert np.abs(tokens(feed) - plain).max() > 1e-2
+
+
+@pytest.fixture(scope="module")
+def base_gradients(base):
+  params, feed = base
+
+  def gradients(remat):
+    def loss(params):
+      out = unet("base", remat=remat).apply({"params": params}, **feed)
+      return (out**2).mean(), out
+
+    (_, out), grads = jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return out, grads
+
+  return gradients(remat=False), gradients(remat=True)
+
+
+def test_gradients_reach_the_content_path(base_gradients):
+  (_, grads), _ = base_gradients
+  content = traverse_util.flatten_dict(grads["content_encoder"], sep="/")
+  assert {path.split("/")[0] for path in content} == {
+    "detail_encoder",
+    "global_encoder",
+  }
+  still = [path for path, g in content.items() if np.abs(g).max() < 1e-6]
+  assert not still
+
+
+def test_recomputed_blocks_give_the_same_gradients(base_gradients):
+  plain, recomputed = base_gradients
+  for a, b in zip(
+    jax.tree.leaves(recomputed), jax.tree.leaves(plain), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
+
+
+# ---- Initial values ----
+
+
+def test_what_starts_at_zero(member):
+  """Residual branches, the FPS embedding and the head; nothing else."""
+
+  @jit
+  def init():
+    # This kind of key compiles in a tenth of the time.
+    key = jax.random.key(0, impl="rbg")
+    return networks.init_params(unet(member), key)
+
+  flat = traverse_util.flatten_dict(init(), sep="/")
+  kernels = {path: x for path, x in flat.items() if path.endswith("kernel")}
+  zero = {path for path, x in kernels.items() if not np.any(x)}
+  ends = (
+    "resnet/conv_2/kernel",
+    "temporal_conv/conv_4/kernel",
+    "spatial/proj_out/kernel",
+    "temporal/proj_out/kernel",
+  )
+  single = {
+    "temporal_in/proj_out/kernel",
+    "fps_embedding/linear_2/kernel",
+    "conv_out/kernel",
+  }
+  assert zero == {p for p in kernels if p.endswith(ends) or p in single}
+  assert all(not np.any(x) for p, x in flat.items() if p.endswith("bias"))
+
+
+def test_rate_has_no_effect_until_trained(released):
+  params, feed, _ = released
+  still = with_leaf(params, "fps_embedding/linear_2/kernel", np.zeros_like)
+  other = {**feed, "fps": feed["fps"] + 3}
+  model = unet("released")
+  np.testing.assert_array_equal(
+    run(model, still, other), run(model, still, feed)
+  )
+
+
+# ---- Types and randomness ----
+
+
+def equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.core.jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+def test_bfloat16_leaves_sums_and_softmax_in_float32(released):
+  params, feed, exact = released
+  model = unet("released", dtype=jnp.bfloat16)
+  jaxpr = jax.make_jaxpr(lambda p: model.apply({"params": p}, **feed))(params)
+  found = {}
+  for equation in equations(jaxpr.jaxpr):
+    found.setdefault(equation.primitive.name, set()).add(
+      equation.invars[0].aval.dtype.name
+    )
+  assert found["conv_general_dilated"] == {"bfloat16"}
+  assert found["reduce_sum"] == found["exp"] == found["rsqrt"] == {"float32"}
+  rough = np.asarray(run(model, params, feed), np.float32)
+  assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_dropout_needs_and_follows_a_key(released):
+  params, feed, exact = released
+  model = unet("released", dropout=0.5)
+
+  @jit
+  def apply(key):
+    return model.apply(
+      {"params": params}, **feed, deterministic=False, rngs={"dropout": key}
+    )
+
+  once = apply(jax.random.key(1))
+  np.testing.assert_array_equal(once, apply(jax.random.key(1)))
+  assert np.abs(once - apply(jax.random.key(2))).max() > 1e-2
+  assert np.abs(once - exact).max() > 1e-2
