@@ -20,6 +20,44 @@ def to_pixels(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
   return jnp.round(jnp.clip(frames * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
 
 
+def encode_moments(
+  vae: Any, params: Params, frames: Float[Array, "b f H W 3"], chunk: int
+) -> Float[Array, "b f h w c2"]:
+  """The posterior of clips: its mean, then its log variance, on channels.
+
+  Args:
+    vae: AutoencoderKL.
+    params: its weights.
+    frames: pixels in [-1, 1].
+    chunk: frames of each clip that are encoded at once; memory alone.
+  """
+
+  def moments(flat: Array) -> Array:
+    posterior = vae.apply({"params": params}, flat, method="encode")
+    return jnp.concatenate([posterior.mean, posterior.logvar], axis=-1)
+
+  return _in_chunks(moments, frames, chunk)
+
+
+def sample_latents(
+  moments: Float[Array, "b f h w c2"],
+  noise: Float[Array, "b f h w c"] | None,
+  scaling_factor: float,
+) -> Float[Array, "b f h w c"]:
+  """Scaled latents of a posterior.
+
+  Args:
+    moments: from `encode_moments`.
+    noise: standard normal; selects a sample, as all public code draws one.
+      None takes the mean.
+    scaling_factor: 0.18215 for the public autoencoder.
+  """
+  mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+  if noise is not None:
+    mean = mean + jnp.exp(0.5 * logvar) * noise
+  return scaling_factor * mean
+
+
 def encode_frames(
   vae: Any,
   params: Params,
@@ -29,26 +67,9 @@ def encode_frames(
   scaling_factor: float,
   chunk: int,
 ) -> Float[Array, "b f h w c"]:
-  """Scaled latents of clips.
-
-  Args:
-    vae: AutoencoderKL.
-    params: its weights.
-    frames: pixels in [-1, 1].
-    noise: standard normal; selects a sample of the posterior, as all public
-      code draws one. None takes the mean.
-    scaling_factor: 0.18215 for the public autoencoder.
-    chunk: frames of each clip that are encoded at once; memory alone.
-  """
-
-  def moments(flat: Array) -> tuple[Array, Array]:
-    posterior = vae.apply({"params": params}, flat, method="encode")
-    return posterior.mean, posterior.logvar
-
-  mean, logvar = _in_chunks(moments, frames, chunk)
-  if noise is not None:
-    mean = mean + jnp.exp(0.5 * logvar) * noise
-  return scaling_factor * mean
+  """Scaled latents of clips; see the two functions above."""
+  moments = encode_moments(vae, params, frames, chunk)
+  return sample_latents(moments, noise, scaling_factor)
 
 
 def decode_latents(

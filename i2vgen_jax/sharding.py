@@ -122,15 +122,17 @@ def frames_sharding(mesh: Mesh, num_frames: int) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(ROWS, split))
 
 
-def batch_shardings(mesh: Mesh, num_frames: int) -> Batch:
-  """A sharding per member of a batch; `frames_sharding` for its frames."""
+def batch_shardings(mesh: Mesh, batch: Batch) -> Batch:
+  """A sharding per member of a batch; `frames_sharding` for those with f."""
   rows = rows_sharding(mesh)
+  frames = frames_sharding(mesh, batch.frames.shape[1])
   return Batch(
-    frames=frames_sharding(mesh, num_frames),
+    frames=frames,
     clip_images=rows,
     token_ids=rows,
     fps=rows,
     index=rows,
+    moments=None if batch.moments is None else frames,
   )
 
 
@@ -186,5 +188,5 @@ def to_global(batch: Batch, mesh: Mesh) -> Batch:
     shape = (batch_size, *rows.shape[1:])
     return jax.make_array_from_callback(shape, sharding, shard)
 
-  shardings = batch_shardings(mesh, batch.frames.shape[1])
+  shardings = batch_shardings(mesh, batch)
   return jax.tree.map(place, batch, shardings)

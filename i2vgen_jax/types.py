@@ -50,6 +50,8 @@ class Batch:
     index: int[b], number of the drawn example in the endless global order;
       every random draw of a row derives from it, so that neither the host
       count nor the mesh changes the noise.
+    moments: float[b f h w 2c], mean and log variance of the latents where
+      they are known beforehand; None has the step encode the frames.
   """
 
   frames: Any
@@ -57,3 +59,4 @@ class Batch:
   token_ids: Any
   fps: Any
   index: Any
+  moments: Any = None

@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     init_params_fn=task.init_params,
     objective=task.objective,
     frozen=task.frozen,
-    batches=lambda start: _batches(reader, start, mesh, config),
+    batches=lambda start: _batches(reader, start, mesh, config, task),
     config=config,
     workdir=workdir,
     mesh=mesh,
@@ -82,10 +82,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _batches(
-  reader: Reader, start: int, mesh: Mesh, config: ConfigDict
+  reader: Reader,
+  start: int,
+  mesh: Mesh,
+  config: ConfigDict,
+  task: tasks.Task,
 ) -> Iterator[tuple[int, Batch]]:
   rows = sharding.process_rows(mesh, config.train.batch_size)
-  return enumerate(reader.iterate(start, rows), start)
+  batches = reader.iterate(start, rows)
+  if config.data.keep_latents and task.encode:
+    batches = map(tasks.LatentsMemory(task.encode), batches)
+  return enumerate(batches, start)
 
 
 def _moving_batch(reader: Reader) -> Batch:

@@ -1,5 +1,7 @@
 """The mesh, where arrays go on it, and who reads which rows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +117,14 @@ class TestBatches:
     mesh = sharding.make_mesh(data=2, frames=4)
     placed = sharding.to_global(numbered_batch(4, 1), mesh)
     assert placed.frames.addressable_shards[0].data.shape[:2] == (2, 1)
+
+  def test_known_moments_are_split_like_the_frames(self):
+    mesh = sharding.make_mesh(data=2, frames=4)
+    moments = np.arange(2 * 8 * 6, dtype=np.float32).reshape(2, 8, 1, 1, 6)
+    batch = dataclasses.replace(numbered_batch(2, 8), moments=moments)
+    placed = sharding.to_global(batch, mesh).moments
+    np.testing.assert_array_equal(placed, moments)
+    assert placed.addressable_shards[0].data.shape == (1, 2, 1, 1, 6)
 
   def test_frames_that_do_not_divide(self):
     mesh = sharding.make_mesh(data=2, frames=4)

@@ -1,6 +1,8 @@
 """The training loop, read from top to bottom."""
 
+import errno
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,11 +96,13 @@ def train(
     The last state.
 
   Raises:
-    InputError: workdir cannot be written or holds another model, the data
-      end early, or the gradient stays infinite or not a number.
+    InputError: a count is not positive, workdir cannot be written or holds
+      another model, the data end early, or the gradient stays infinite or
+      not a number.
   """
   c = config.train
-  make_workdir(workdir, config)
+  check_counts(c)
+  make_workdir(workdir)
 
   # ---- The optimizer, and the state without its values ----
   tx = make_optimizer(
@@ -135,11 +139,15 @@ def train(
       state = state_from(initial_params, tx, shardings)
     else:
       state = init_state(init_params_fn, tx, c.seed, shardings)
+    if jax.process_index() == 0:
+      # Not before the state fits: the folder may be another run's.
+      write_json(workdir / "config.json", config.to_dict())
     say(f"training from step {start} to {c.num_steps} in {workdir}")
 
     # ---- Train ----
     done, pending, window = start, None, Window()
-    for step, batch in itertools.islice(batches(start), c.num_steps - start):
+    missing = max(c.num_steps - start, 0)
+    for step, batch in itertools.islice(batches(start), missing):
       state, metrics = train_step(state, frozen, to_global(batch, mesh))
       done = step + 1
       # The device works on this step while the host reads the one before.
@@ -180,16 +188,21 @@ def train(
   return state
 
 
-def make_workdir(workdir: Path, config: Any) -> None:
-  """Creates the folder and writes the resolved config into it.
+def check_counts(c: Any) -> None:
+  """Raises InputError for a count in group `train` that is not positive."""
+  counts = ("num_steps", "batch_size", "keep_checkpoints")
+  periods = ("log_every", "checkpoint_every", "sample_every")
+  for name in counts + periods:
+    if c[name] < 1:
+      raise InputError(f"train.{name} is {c[name]}; make it 1 or more")
 
-  Raises:
-    InputError: the folder cannot be written.
-  """
+
+def make_workdir(workdir: Path) -> None:
+  """Creates the folder, or raises InputError if nothing can be put there."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      write_json(workdir / "config.json", config.to_dict())
+    if not os.access(workdir, os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
   except OSError as e:
     raise InputError(
       f"cannot write: {e.strerror}, in {workdir}; choose another workdir"

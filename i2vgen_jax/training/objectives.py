@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Float, Int, Key
 
 from i2vgen_jax import encode
 from i2vgen_jax.diffusion.losses import diffusion_loss, per_row_rngs
 from i2vgen_jax.diffusion.schedules import NoiseSchedule
+from i2vgen_jax.errors import InputError
 from i2vgen_jax.sharding import constrain_latents
 from i2vgen_jax.training.step import Metrics, Objective
 from i2vgen_jax.types import Array, Batch, Conditioning, Params
@@ -101,13 +102,14 @@ def diffusion_objective(
     params: Params, frozen: Any, batch: Batch, rng: Key[Array, ""]
   ) -> tuple[Array, Metrics]:
     rng_encode, rng_drop, rng_loss, rng_net = jax.random.split(rng, 4)
-    latents = encode.encode_frames(
-      vae,
-      frozen["vae"],
-      encode.to_unit_range(batch.frames),
-      _posterior_noise(vae, batch.frames, rng_encode, batch.index),
-      scaling_factor=scaling_factor,
-      chunk=encode_chunk,
+    moments = batch.moments
+    if moments is None:
+      frames = encode.to_unit_range(batch.frames)
+      moments = encode.encode_moments(vae, frozen["vae"], frames, encode_chunk)
+    latents = encode.sample_latents(
+      moments,
+      _posterior_noise(moments, rng_encode, batch.index),
+      scaling_factor,
     )
     latents = constrain_latents(latents, mesh)
     cond = condition(frozen, batch, latents, rng_drop)
@@ -139,15 +141,12 @@ def diffusion_objective(
 
 
 def _posterior_noise(
-  vae: Any,
-  frames: UInt8[Array, "b f H W 3"],
+  moments: Float[Array, "b f h w c2"],
   rng: Key[Array, ""],
   index: Int[Array, "b"],
 ) -> Float[Array, "b f h w c"]:
   """What selects each row's sample of the autoencoder's posterior."""
-  factor = 2 ** (len(vae.block_channels) - 1)
-  _, f, height, width, _ = frames.shape
-  shape = (f, height // factor, width // factor, vae.latent_channels)
+  shape = (*moments.shape[1:-1], moments.shape[-1] // 2)
   return jax.vmap(lambda key: jax.random.normal(key, shape))(
     per_row_rngs(rng, index)
   )
@@ -165,12 +164,12 @@ def autoencoder_objective(
   edge_weight: float,
   kl_weight: float,
 ) -> Objective:
-  """Reconstruction of single frames, and a weak pull to a unit Gaussian.
+  """Reconstruction of frames, and a weak pull to a unit Gaussian.
 
   Args:
-    scales: (shrink factor, frames drawn from each clip) each; one network
-      serves both stages, so it has to see both resolutions. The loss is the
-      mean over scales.
+    scales: (shrink factor, rows of the batch) each, together all rows; one
+      network serves both stages, so it has to see both resolutions. The loss
+      is the mean over scales.
     l1_weight: on the mean absolute error of pixels in [-1, 1].
     l2_weight: on their mean squared error.
     edge_weight: on the mean absolute error of the differences between
@@ -179,11 +178,11 @@ def autoencoder_objective(
   """
 
   def reconstruct(params, frames, rng, index):
-    b, k = frames.shape[:2]
-    x = frames.reshape(b * k, *frames.shape[2:])
+    x = frames.reshape(-1, *frames.shape[2:])
     posterior = vae.apply({"params": params}, x, method="encode")
     mean, logvar = posterior.mean, posterior.logvar
-    noise = jax.vmap(lambda key: jax.random.normal(key, (k, *mean.shape[1:])))(
+    shape = (frames.shape[1], *mean.shape[1:])
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(
       per_row_rngs(rng, index)
     )
     latents = posterior.sample(noise.reshape(mean.shape))
@@ -205,14 +204,21 @@ def autoencoder_objective(
   def objective(
     params: Params, frozen: Any, batch: Batch, rng: Key[Array, ""]
   ) -> tuple[Array, Metrics]:
-    metrics, loss = {}, 0.0
-    for i, (factor, count) in enumerate(scales):
-      rng_frames, rng_sample = jax.random.split(jax.random.fold_in(rng, i))
-      frames = draw_frames(batch.frames, rng_frames, batch.index, count)
-      frames = shrink(encode.to_unit_range(frames), factor)
-      values = reconstruct(params, frames, rng_sample, batch.index)
+    counts = [count for _, count in scales]
+    if sum(counts) != len(batch.index):
+      raise InputError(
+        f"scales of {sum(counts)} rows in a batch of {len(batch.index)}, in "
+        "autoencoder.scales; make them add up to train.batch_size"
+      )
+    metrics, loss, start = {}, 0.0, 0
+    for factor, count in scales:
+      rows = slice(start, start + count)
+      frames = encode.to_unit_range(batch.frames[rows])
+      frames = shrink(frames, factor)
+      values = reconstruct(params, frames, rng, batch.index[rows])
       loss += values.pop("loss") / len(scales)
       metrics |= {f"{k}_{frames.shape[3]}": v for k, v in values.items()}
+      start += count
     return loss, metrics
 
   return objective
@@ -225,21 +231,6 @@ def shrink(
   b, k, h, w, _ = frames.shape
   squares = frames.reshape(b, k, h // factor, factor, w // factor, factor, 3)
   return squares.mean(axis=(3, 5))
-
-
-def draw_frames(
-  frames: UInt8[Array, "b f h w 3"],
-  rng: Key[Array, ""],
-  index: Int[Array, "b"],
-  count: int,
-) -> UInt8[Array, "b k h w 3"]:
-  """At most `count` different frames of each clip."""
-  f = frames.shape[1]
-
-  def draw(clip: Array, key: Array) -> Array:
-    return clip[jax.random.permutation(key, f)[: min(count, f)]]
-
-  return jax.vmap(draw)(frames, per_row_rngs(rng, index))
 
 
 # ---- The CLIP towers ----

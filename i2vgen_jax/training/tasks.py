@@ -1,6 +1,7 @@
 """What a config trains: networks, loss, what stays frozen, what to look at."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from i2vgen_jax.networks import Network
 from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training import objectives
 from i2vgen_jax.training.step import Objective
-from i2vgen_jax.types import Batch, Params
+from i2vgen_jax.types import Array, Batch, Params
 
 Picture = np.ndarray
 
@@ -35,6 +36,8 @@ class Task:
     picture: (params, batch) -> uint8[h w 3] to look at, if any.
     exports: (params, batch) -> {name: (config, params)}: the networks as a
       cascade folder holds them.
+    encode: uint8[b f h w 3] -> moments of the frozen autoencoder, if any; for
+      `LatentsMemory`.
   """
 
   init_params: Callable[[jax.Array], Params]
@@ -42,11 +45,32 @@ class Task:
   frozen: dict[str, Any]
   picture: Callable[[Params, Batch], Picture] | None
   exports: Callable[[Params, Batch], dict[str, tuple[dict, Params]]]
+  encode: Callable[[np.ndarray], np.ndarray] | None = None
 
   def export(self, folder: Path, params: Params, batch: Batch) -> None:
     """Writes the trained networks as `folder`/NAME each."""
     for name, (config, tree) in self.exports(params, batch).items():
       weights.save(folder / name, config, tree)
+
+
+class LatentsMemory:
+  """Encodes each clip once, for sets that are small beside the run.
+
+  What it keeps is float16 in host memory, under a hash of the pixels.
+  """
+
+  def __init__(self, encode_fn: Callable[[np.ndarray], np.ndarray]):
+    self._encode = encode_fn
+    self._known: dict[bytes, np.ndarray] = {}
+
+  def __call__(self, batch: Batch) -> Batch:
+    """The batch with its moments."""
+    keys = [hashlib.blake2b(row.tobytes()).digest() for row in batch.frames]
+    if any(key not in self._known for key in keys):
+      moments = self._encode(batch.frames).astype(np.float16)
+      self._known.update(zip(keys, moments, strict=True))
+    rows = np.stack([self._known[key] for key in keys])
+    return dataclasses.replace(batch, moments=rows)
 
 
 def make_task(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
@@ -129,6 +153,14 @@ def _diffusion(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
     noise_offset=config.diffusion.noise_offset,
     max_timestep=config.diffusion.max_timestep,
   )
+  vae = towers["vae"]
+
+  @jax.jit
+  def encode_moments(params: Params, frames: jax.Array) -> jax.Array:
+    frames = encode.to_unit_range(frames)
+    chunk = config.sampling.decode_chunk
+    return encode.encode_moments(vae.module, params, frames, chunk)
+
   exported = {
     "module": config.unet.to_dict(),
     "diffusion": config.diffusion.to_dict(),
@@ -140,6 +172,7 @@ def _diffusion(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
     frozen=frozen,
     picture=_clip_picture(config, unet, towers, frozen["null_token_ids"]),
     exports=lambda params, _: {config.component: (exported, params)},
+    encode=lambda frames: np.asarray(encode_moments(vae.params, frames)),
   )
 
 
@@ -174,19 +207,21 @@ def _clip_picture(
     "chunk": settings.decode_chunk,
   }
 
+  # The towers are arguments: as constants they would be compiled in.
   @jax.jit
-  def draw(params: Params, batch: Batch) -> jax.Array:
+  def draw(params: Params, frozen: dict[str, Params], batch: Batch) -> Any:
     frames = encode.to_unit_range(batch.frames)
     latents = encode.encode_frames(
-      vae.module, vae.params, frames, None, **coding
+      vae.module, frozen["vae"], frames, None, **coding
     )
     context = null_context = embeds = None
     if text := towers.get("text_encoder"):
-      tower = {"params": text.params}
+      tower = {"params": frozen["text_encoder"]}
       context = text.module.apply(tower, batch.token_ids).context
       null_context = text.module.apply(tower, null_ids[None]).context
     if image := towers.get("image_encoder"):
-      embeds = image.module.apply({"params": image.params}, batch.clip_images)
+      tower = {"params": frozen["image_encoder"]}
+      embeds = image.module.apply(tower, batch.clip_images)
     cond = encode.conditioning(
       unet,
       text_context=context,
@@ -205,12 +240,13 @@ def _clip_picture(
       latents.shape,
       latents,
     )
-    made = encode.decode_latents(vae.module, vae.params, made, **coding)
+    made = encode.decode_latents(vae.module, frozen["vae"], made, **coding)
     return jnp.stack([batch.frames, encode.to_pixels(made)], axis=1)
 
   def picture(params: Params, batch: Batch) -> Picture:
     few = jax.tree.map(lambda x: x[:rows], batch)
-    return _grid(np.asarray(draw(params, few)))
+    frozen = {name: network.params for name, network in towers.items()}
+    return _grid(np.asarray(draw(params, frozen, few)))
 
   return picture
 
@@ -228,7 +264,7 @@ def _autoencoder(config: ConfigDict) -> Task:
   vae = _module(config, "vae", config.vae)
   settings = config.autoencoder.to_dict()
 
-  def flat(batch: Batch) -> jax.Array:
+  def flat(batch: Batch) -> Array:
     return encode.to_unit_range(batch.frames).reshape(
       -1, *batch.frames.shape[2:]
     )

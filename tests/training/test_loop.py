@@ -115,6 +115,7 @@ class TestResume:
     first = run(tmp_path, num_steps=3)
     log.clear()
     assert_same(run(tmp_path, num_steps=3), first)
+    assert_same(run(tmp_path, num_steps=2), first)
     assert log == []
 
   def test_seed_decides(self, tmp_path, log):
@@ -227,10 +228,36 @@ def test_given_weights_are_where_it_starts(tmp_path, log):
   assert_same(state.ema_params, given)
 
 
-def test_workdir_that_cannot_be_written(tmp_path, log):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(InputError, match="cannot write"):
-    run(tmp_path / "file" / "run")
+class TestRefusals:
+  def test_workdir_that_cannot_be_written(self, tmp_path, log, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+      run(tmp_path / "file" / "run")
+    monkeypatch.setattr(loop.os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="cannot write: Permission denied"):
+      run(tmp_path)
+
+  @pytest.mark.parametrize("name", ["num_steps", "batch_size", "log_every"])
+  @pytest.mark.parametrize("value", [0, -3])
+  def test_counts_that_are_not_positive(self, tmp_path, log, name, value):
+    with pytest.raises(InputError, match=f"train.{name} is {value}"):
+      run(tmp_path / "run", **{name: value})
+    assert not (tmp_path / "run").exists()
+
+  def test_another_models_folder_stays_as_it_is(self, tmp_path, log):
+    run(tmp_path, num_steps=2)
+    config = (tmp_path / "config.json").read_text()
+    with pytest.raises(InputError, match="checkpoint of another model"):
+      train(
+        init_params_fn=lambda rng: {"kernel": jnp.zeros((5, 5))},
+        objective=objective,
+        frozen={},
+        batches=batches,
+        config=make_config(num_steps=9),
+        workdir=tmp_path,
+        mesh=make_mesh(),
+      )
+    assert (tmp_path / "config.json").read_text() == config
 
 
 def test_real_writer(tmp_path):

@@ -19,6 +19,7 @@ from training_standins import (
 )
 
 from i2vgen_jax.diffusion.schedules import make_schedule
+from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.clip import TextOutput
 from i2vgen_jax.models.vae import Posterior
 from i2vgen_jax.sharding import make_mesh
@@ -26,11 +27,13 @@ from i2vgen_jax.training.objectives import (
   autoencoder_objective,
   contrastive_objective,
   diffusion_objective,
-  draw_frames,
   drop_rows,
+  shrink,
 )
 
 RNG = jax.random.key(3)
+# Rows for shares and scatters; one size, so that programs are compiled once.
+MANY = 320
 
 
 class Recorder(UNet):
@@ -118,10 +121,9 @@ class TestDiffusion:
 
   def test_latents_have_the_scale_of_the_posterior(self):
     """A clip repeated with new numbers scatters as the posterior says."""
-    rows = 400
     one = make_batch(0, size=1, num_frames=1)
-    batch = jax.tree.map(lambda x: np.repeat(x, rows, axis=0), one)
-    batch = dataclasses.replace(batch, index=np.arange(rows, dtype=np.int32))
+    batch = jax.tree.map(lambda x: np.repeat(x, MANY, axis=0), one)
+    batch = dataclasses.replace(batch, index=np.arange(MANY, dtype=np.int32))
     latents = record(batch)[0]["image_latents"]
     pixels = jnp.asarray(one.frames[0], jnp.float32) / 127.5 - 1
     posterior = VAE().apply(
@@ -129,8 +131,25 @@ class TestDiffusion:
     )
     deviation = 0.5 * jnp.exp(0.5 * posterior.logvar[0])
     z = (latents.mean(axis=0) - 0.5 * posterior.mean[0]) / deviation
-    assert np.abs(z).max() < 5 / np.sqrt(rows)
+    assert np.abs(z).max() < 5 / np.sqrt(MANY)
     np.testing.assert_allclose(latents.std(axis=0), deviation, rtol=0.2)
+
+  def test_known_moments_stand_for_the_frames(self):
+    batch = make_batch(0)
+    seen, loss = record(batch)
+    pixels = jnp.asarray(batch.frames, jnp.float32).reshape(-1, 8, 8, 3)
+    posterior = VAE().apply(
+      {"params": make_frozen()["vae"]}, pixels / 127.5 - 1, method="encode"
+    )
+    moments = np.concatenate([posterior.mean, posterior.logvar], axis=-1)
+    known = dataclasses.replace(
+      batch,
+      frames=np.zeros_like(batch.frames),
+      moments=moments.reshape(8, 4, 4, 4, 8),
+    )
+    same, same_loss = record(known)
+    np.testing.assert_allclose(seen["latents"], same["latents"], atol=1e-5)
+    assert float(loss) == pytest.approx(float(same_loss), rel=1e-5)
 
   def test_draws_follow_the_example_not_the_row(self):
     batch = make_batch(0)
@@ -144,14 +163,14 @@ class TestDiffusion:
       np.testing.assert_allclose(seen[name][swap], moved[name], rtol=1e-5)
 
   def test_levels_stay_below_the_bound_of_the_refine_stage(self):
-    batch = make_batch(0, size=200, num_frames=1)
+    batch = make_batch(0, size=MANY, num_frames=1)
     bounded = record(batch, max_timestep=600)[0]["timesteps"]
     free = record(batch)[0]["timesteps"]
     assert 550 < bounded.max() < 600
     assert 950 < free.max() < 1000
 
   def test_dropped_rows_get_the_null_caption_and_a_zero_vector(self):
-    batch = make_batch(0, size=300, num_frames=1)
+    batch = make_batch(0, size=MANY, num_frames=1)
     kept, _ = record(batch)
     seen, _ = record(batch, text_dropout=0.2, image_dropout=0.4)
     null = make_frozen()["text_encoder"]["token_embedding"]["embedding"][0]
@@ -169,7 +188,7 @@ class TestDiffusion:
       (image.mean(), 0.4),
       ((text & image).mean(), 0.08),
     ]:
-      assert abs(share - expected) < 5 * np.sqrt(expected / 300)
+      assert abs(share - expected) < 5 * np.sqrt(expected / MANY)
     np.testing.assert_array_equal(seen["image_latents"], kept["image_latents"])
 
   def test_loss_falls_on_one_batch(self):
@@ -239,11 +258,11 @@ class FixedVAE:
 
 
 class TestAutoencoder:
-  def loss(self, vae, frames_per_clip=1, **weights):
+  def loss(self, vae, rows=8, **weights):
     zero = {"l1_weight": 0.0, "l2_weight": 0.0}
     zero |= {"edge_weight": 0.0, "kl_weight": 0.0}
     objective = autoencoder_objective(
-      vae=vae, scales=((1, frames_per_clip),), **zero | weights
+      vae=vae, scales=((1, rows),), **zero | weights
     )
     return objective({}, {}, make_batch(0), RNG)
 
@@ -273,13 +292,13 @@ class TestAutoencoder:
 
   def test_latents_std_is_that_of_the_samples(self):
     vae = FixedVAE(1.0, 2 * np.log(3.0), 0.0)
-    _, metrics = self.loss(vae, frames_per_clip=4)
+    _, metrics = self.loss(vae)
     assert float(metrics["latents_std_8"]) == pytest.approx(3, rel=0.05)
 
   def test_scales_are_averaged_and_named_by_their_width(self):
     objective = autoencoder_objective(
       vae=VAE(),
-      scales=((1, 1), (2, 2)),
+      scales=((1, 2), (2, 6)),
       l1_weight=1.0,
       l2_weight=1.0,
       edge_weight=0.0,
@@ -289,15 +308,16 @@ class TestAutoencoder:
     assert {"psnr_8", "psnr_4"} <= metrics.keys()
     assert np.isfinite(float(loss))
 
-  def test_drawn_frames_are_different_frames_of_the_clip(self):
-    clips = np.broadcast_to(
-      np.arange(6, dtype=np.uint8)[None, :, None, None, None],
-      (50, 6, 2, 2, 3),
-    )
-    drawn = draw_frames(clips, RNG, np.arange(50), 4)[:, :, 0, 0, 0]
-    assert all(len(set(row)) == 4 for row in np.asarray(drawn).tolist())
-    assert set(np.asarray(drawn).ravel().tolist()) == set(range(6))
-    assert draw_frames(clips[:2], RNG, np.arange(2), 9).shape[1] == 6
+  def test_scales_that_miss_rows(self):
+    with pytest.raises(InputError, match="scales of 7 rows in a batch of 8"):
+      self.loss(FixedVAE(0.0, 0.0, 0.0), rows=7)
+
+
+def test_shrink_takes_means_of_squares():
+  image = np.arange(16.0, dtype=np.float32).reshape(1, 1, 4, 4, 1)
+  frames = image * np.ones(3, np.float32)
+  small = shrink(frames, 2)[0, 0, :, :, 0]
+  np.testing.assert_array_equal(small, [[2.5, 4.5], [10.5, 12.5]])
 
 
 # ---- The CLIP towers ----

@@ -64,8 +64,6 @@ class VAE(nn.Module):
   """Pixels of 2x2 blocks, mixed."""
 
   latent_channels: int = 4
-  # One level per entry: the real one halves the frame between two.
-  block_channels: tuple[int, ...] = (8, 8)
 
   def setup(self):
     self.down = nn.Conv(2 * self.latent_channels, (2, 2), strides=2)

@@ -1,6 +1,6 @@
 """One of several processes of a run; started by test_two_processes.py.
 
-python two_processes.py ADDRESS PROCESSES ID WORKDIR DATA FSDP FRAMES
+python two_processes.py ADDRESS PROCESSES ID WORKDIR STEPS DATA FSDP FRAMES
 """
 
 import itertools
@@ -69,10 +69,10 @@ def run(workdir, layout, num_steps):
   )
 
 
-def main(address, processes, process, workdir, *layout):
+def main(address, processes, process, workdir, num_steps, *layout):
   jax.config.update("jax_num_cpu_devices", 8 // int(processes))
   jax.distributed.initialize(address, int(processes), int(process))
-  run(Path(workdir), tuple(map(int, layout)), num_steps=2)
+  run(Path(workdir), tuple(map(int, layout)), int(num_steps))
 
 
 if __name__ == "__main__":
