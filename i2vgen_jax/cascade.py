@@ -7,6 +7,8 @@ clip = cascade.run_refine(clip, ["a red arrow moves up slowly ..."])
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,19 @@ BUNDLED = Path(__file__).parent / "assets" / "tiny"
 
 Clips = UInt8[np.ndarray, "b f h w 3"]
 Progress = Callable[[int], None]
+
+# What the config of a network says beside the fields of its module.
+_NOTES = {
+  "vae": ("scaling_factor",),
+  "base": ("diffusion", "sampling"),
+  "refine": ("diffusion", "sampling"),
+}
+# The tower's field that must agree with the U-Net's.
+_WIDTHS = {
+  "vae": ("latent_channels", "latent_channels"),
+  "text_encoder": ("width", "context_dim"),
+  "image_encoder": ("projection_dim", "context_dim"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +69,8 @@ class Cascade:
       dtype: of the weights; None keeps what is stored, float32 is exact.
 
     Raises:
-      InputError: no cascade there, or a part of it is damaged.
+      InputError: no cascade there, or a part of it is damaged or of another
+        variant than the rest.
     """
     if not folder.is_dir():
       raise InputError(f"no cascade folder at {folder}; check --weights")
@@ -65,6 +81,12 @@ class Cascade:
     }
     if not {"base", "refine"} & found.keys():
       raise InputError(f"neither base nor refine in {folder}; it needs one")
+    for name, network in found.items():
+      for note in _NOTES.get(name, ()):
+        if note not in network.config:
+          raise InputError(
+            f"no {note!r} in {folder / name / 'config.json'}; copy it anew"
+          )
     text = found.get("text_encoder")
     length = text.module.max_length if text else 77
     return cls(
@@ -88,29 +110,32 @@ class Cascade:
     width, height = (max(round(n * shrink / factor), 1) * factor for n in size)
     return width, height
 
-  def check(self, name: str, settings: Settings) -> None:
-    """Raises InputError unless the stage can take these settings."""
+  def check(self, name: str, settings: Settings) -> int:
+    """How often the stage evaluates its denoiser, if it can run at all.
+
+    Raises:
+      InputError: the stage cannot take the settings, lacks a tower, or has
+        weights that are not for a stage of its name.
+    """
+    self._check_parts(name, settings)
     width, height = settings.size
-    factor = self._factor
-    if min(width, height) < factor or width % factor or height % factor:
-      near = [max(round(n / factor), 1) * factor for n in (width, height)]
+    if not self._fits(name, width, height):
+      near = "{}x{}".format(*self._nearest_size(name, width, height))
       raise InputError(
-        f"size {width}x{height} does not fit; both sides must be multiples "
-        f"of {factor}, the nearest is {near[0]}x{near[1]}"
+        f"size {width}x{height} does not fit stage {name}, whose sides are "
+        f"multiples of {self._factor}; the nearest that fits is {near}"
       )
     if settings.num_frames < 1:
       raise InputError(
         f"{settings.num_frames} frames are no video; ask for at least 1"
       )
-    unet = self._stage(name).module
-    try:
-      unet.check_size(width // factor, height // factor)
-    except InputError as e:
+    if not math.isfinite(settings.guidance_scale):
       raise InputError(
-        f"size {width}x{height} does not fit stage {name}: {e} (in latents of "
-        f"{factor} pixels)"
-      ) from e
-    self._diffusion(name).make_solver(settings)
+        f"guidance scale {settings.guidance_scale} is no number; 1 is off"
+      )
+    if not 0 < settings.fps < math.inf:
+      raise InputError(f"{settings.fps} fps is no rate; ask for more than 0")
+    return self._diffusion(name).make_solver(settings).num_evaluations
 
   def run_base(
     self,
@@ -131,10 +156,12 @@ class Cascade:
       progress: called with the number of denoiser evaluations done.
 
     Raises:
-      InputError: the stage is missing or cannot take the settings.
+      InputError: the stage is missing or cannot take the settings, or there
+        are not as many prompts as pictures.
     """
     settings = settings or self.settings("base")
     self.check("base", settings)
+    _check_rows(len(images), prompts)
     clip_size = 1
     if self.image_encoder is not None:
       clip_size = self.image_encoder.module.image_size
@@ -147,7 +174,7 @@ class Cascade:
       pictures,
       clip_images,
       *self._tokens(prompts, settings),
-      jax.random.key(seed),
+      _stage_rng("base", seed),
       parts=self._parts("base"),
       settings=settings,
       progress=progress,
@@ -172,11 +199,12 @@ class Cascade:
     settings = settings or self.settings("refine")
     settings = dataclasses.replace(settings, num_frames=clips.shape[1])
     self.check("refine", settings)
+    _check_rows(len(clips), prompts)
     refined = _refine(
       self._params("refine"),
       clips,
       *self._tokens(prompts, settings),
-      jax.random.key(seed),
+      _stage_rng("refine", seed),
       parts=self._parts("refine"),
       settings=settings,
       progress=progress,
@@ -207,11 +235,59 @@ class Cascade:
       tower: getattr(self, tower) for tower, is_used in used.items() if is_used
     }
 
+  def _check_parts(self, name: str, settings: Settings) -> None:
+    unet = self._stage(name).module
+    takes_picture = unet.use_image_embeds or unet.local_image != "none"
+    if name == "refine" and takes_picture:
+      raise InputError(
+        f"weights of another variant: refine in {self.folder} wants a picture, "
+        "as only a base stage does; use those of a refine stage"
+      )
+    if name == "base" and settings.start_timestep is not None:
+      raise InputError(
+        f"weights of another variant: base in {self.folder} starts from a "
+        "clip, as only a refine stage does; use those of a base stage"
+      )
+    for tower, network in self._towers(name).items():
+      if network is None:
+        raise InputError(
+          f"stage {name} needs {tower}, missing in {self.folder}; add it"
+        )
+      theirs, ours = _WIDTHS[tower]
+      have, need = getattr(network.module, theirs), getattr(unet, ours)
+      if have != need:
+        raise InputError(
+          f"weights of another variant: {tower} has {theirs} {have}, {name} "
+          f"wants {need}, in {self.folder}; take both from one cascade"
+        )
+
+  def _fits(self, name: str, width: int, height: int) -> bool:
+    factor = self._factor
+    if min(width, height) < factor or width % factor or height % factor:
+      return False
+    try:
+      self._stage(name).module.check_size(width // factor, height // factor)
+    except InputError:
+      return False
+    return True
+
+  def _nearest_size(
+    self, name: str, width: int, height: int
+  ) -> tuple[int, int]:
+    """Searched for, because each U-Net has a rule of its own."""
+    factor = self._factor
+    reach = 2 ** len(self._stage(name).module.block_channels)
+    sides = [
+      [max(n // factor + i, 1) * factor for i in range(-reach, reach + 1)]
+      for n in (width, height)
+    ]
+    return min(
+      (size for size in itertools.product(*sides) if self._fits(name, *size)),
+      key=lambda size: abs(size[0] - width) + abs(size[1] - height),
+    )
+
   def _params(self, name: str) -> dict[str, Params]:
     networks_of_stage = self._towers(name) | {"unet": self._stage(name)}
-    for part, network in networks_of_stage.items():
-      if network is None:
-        raise InputError(f"stage {name} needs {part}, missing in {self.folder}")
     return {part: n.params for part, n in networks_of_stage.items()}
 
   def _parts(self, name: str) -> "_Parts":
@@ -233,6 +309,19 @@ class Cascade:
       self.tokenizer(texts).ids,
       self.tokenizer([settings.negative_prompt]).ids,
     )
+
+
+def _check_rows(rows: int, prompts: Sequence[str]) -> None:
+  if not rows or rows != len(prompts):
+    raise InputError(
+      f"{rows} inputs but {len(prompts)} prompts; give one prompt per input"
+    )
+
+
+def _stage_rng(name: str, seed: int) -> jax.Array:
+  """The stages of one seed must not see the same noise."""
+  number = ("base", "refine").index(name)
+  return jax.random.fold_in(jax.random.key(seed), number)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,13 +63,20 @@ class Settings:
 
   @classmethod
   def from_config(cls, values: Mapping[str, Any]) -> "Settings":
-    """Settings of a stage from its `config.json`."""
-    known = {field.name for field in dataclasses.fields(cls)}
-    if unknown := sorted(values.keys() - known):
+    """Settings of a stage from its `config.json`.
+
+    Raises:
+      InputError: an unknown setting, or one without default is missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := sorted(values.keys() - fields):
       raise InputError(
         f"unknown sampling setting {unknown[0]!r}; known are "
-        f"{', '.join(sorted(known))}"
+        f"{', '.join(sorted(fields))}"
       )
+    for name, field in fields.items():
+      if field.default is dataclasses.MISSING and name not in values:
+        raise InputError(f"the sampling settings lack {name!r}; add it")
     return cls(**{**values, "size": tuple(values["size"])})
 
 
@@ -89,8 +96,15 @@ class Diffusion:
 
   @classmethod
   def from_config(cls, values: Mapping[str, Any]) -> "Diffusion":
-    """From the group `diffusion` of a config, which training has more of."""
+    """From the group `diffusion` of a config, which training has more of.
+
+    Raises:
+      InputError: one of them is missing.
+    """
     names = [field.name for field in dataclasses.fields(cls)]
+    for name in names:
+      if name not in values:
+        raise InputError(f"the diffusion settings lack {name!r}; add it")
     return cls(**{name: values[name] for name in names})
 
   def make_schedule(self) -> NoiseSchedule:

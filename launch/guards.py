@@ -1,0 +1,35 @@
+"""What can go wrong while XLA works, turned into what a person expects."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import jax
+
+from i2vgen_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+  """Ctrl-C ends the process at once; Python alone would wait for XLA."""
+  before = signal.getsignal(signal.SIGINT)
+  if before is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+  try:
+    yield
+  finally:
+    if before is signal.default_int_handler:
+      signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def memory() -> Iterator[None]:
+  """Raises InputError where memory runs out."""
+  try:
+    yield
+  except (MemoryError, jax.errors.JaxRuntimeError) as e:
+    if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
+      raise InputError(
+        "not enough memory; ask for a smaller --size or fewer --num-frames"
+      ) from e
+    raise
