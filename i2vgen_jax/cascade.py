@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from i2vgen_jax import encode, networks, preprocessing, stage
+from i2vgen_jax import encode, networks, preprocessing, stage, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.networks import Network
 from i2vgen_jax.stage import Settings
@@ -74,19 +74,17 @@ class Cascade:
     """
     if not folder.is_dir():
       raise InputError(f"no cascade folder at {folder}; check --weights")
-    found = {
-      name: networks.load(folder / name, dtype)
+    names = [
+      name
       for name in networks.TYPES
       if name == "vae" or (folder / name).is_dir()
-    }
-    if not {"base", "refine"} & found.keys():
+    ]
+    # Before anything large is read.
+    for name in names:
+      _check_notes(folder / name)
+    if not {"base", "refine"} & set(names):
       raise InputError(f"neither base nor refine in {folder}; it needs one")
-    for name, network in found.items():
-      for note in _NOTES.get(name, ()):
-        if note not in network.config:
-          raise InputError(
-            f"no {note!r} in {folder / name / 'config.json'}; copy it anew"
-          )
+    found = {name: networks.load(folder / name, dtype) for name in names}
     text = found.get("text_encoder")
     length = text.module.max_length if text else 77
     return cls(
@@ -139,7 +137,7 @@ class Cascade:
 
   def run_base(
     self,
-    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     prompts: Sequence[str],
     *,
     settings: Settings | None = None,
@@ -183,7 +181,7 @@ class Cascade:
 
   def run_refine(
     self,
-    clips: Clips,
+    clips: UInt8[np.ndarray, "b f _ _ 3"],
     prompts: Sequence[str],
     *,
     settings: Settings | None = None,
@@ -309,6 +307,16 @@ class Cascade:
       self.tokenizer(texts).ids,
       self.tokenizer([settings.negative_prompt]).ids,
     )
+
+
+def _check_notes(folder: Path) -> None:
+  config = weights.load_config(folder)
+  for note in _NOTES.get(folder.name, ()):
+    if note not in config:
+      raise InputError(f"no {note!r} in {folder / 'config.json'}; copy it anew")
+  if "sampling" in config:
+    Settings.from_config(config["sampling"])
+    stage.Diffusion.from_config(config["diffusion"])
 
 
 def _check_rows(rows: int, prompts: Sequence[str]) -> None:

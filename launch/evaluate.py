@@ -8,10 +8,8 @@ the true clip, beside three yardsticks: chance, the same cascade with untrained
 denoisers, and the true clips themselves.
 """
 
-import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +20,11 @@ from PIL import Image
 from data_pipelines import procedural
 from i2vgen_jax import networks
 from i2vgen_jax.cascade import BUNDLED, Cascade
-from i2vgen_jax.errors import InputError
 from i2vgen_jax.evaluation import motion, spectra
 from i2vgen_jax.evaluation.quality import psnr
+from launch import arguments, outputs
+from launch.contact_sheet import encode_png
+from launch.progress import Line
 
 BATCH = 16
 # The yardstick of untrained denoisers needs no more.
@@ -56,14 +56,19 @@ class Case:
 
 def main(argv: list[str]) -> None:
   """Parses the arguments, prints the table, writes figures and pictures."""
-  parser = argparse.ArgumentParser("i2vgen evaluate", description=__doc__)
-  parser.add_argument("--weights", type=Path, default=BUNDLED)
-  parser.add_argument("--num-clips", type=int, default=128)
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--output", type=Path, default=Path("evaluation"))
+  parser = arguments.Parser("i2vgen evaluate", description=__doc__)
+  add = parser.add_argument
+  add("--weights", type=Path, default=BUNDLED, help="cascade folder")
+  add("--num-clips", type=arguments.count, default=128, metavar="N")
+  add("--seed", type=arguments.seed, default=0)
+  add(
+    "--output",
+    type=Path,
+    default=Path("evaluation"),
+    help="folder for figures and pictures",
+  )
   args = parser.parse_args(argv)
-  if args.num_clips < 1:
-    raise InputError(f"cannot evaluate {args.num_clips} clips; ask for some")
+  outputs.make_folder(args.output)
 
   cascade = Cascade.load(args.weights, np.float32)
   cases = [Case.draw(args.seed, n, cascade) for n in range(args.num_clips)]
@@ -75,9 +80,9 @@ def main(argv: list[str]) -> None:
     "first_frame_psnr_untrained": first_frame_psnr(few, untrained),
   }
 
-  args.output.mkdir(parents=True, exist_ok=True)
   write_pictures(args.output, cases, base, refined)
-  (args.output / "figures.json").write_text(json.dumps(figures, indent=2))
+  text = json.dumps(figures, indent=2) + "\n"
+  outputs.write({args.output / "figures.json": text.encode()})
   print(table(figures))
   print(f"contact sheet, spectra and figures in {args.output}")
 
@@ -86,6 +91,8 @@ def generate(
   cascade: Cascade, cases: list[Case], seed: int, label: str
 ) -> tuple[np.ndarray, np.ndarray]:
   """Base clips and refined clips of all cases."""
+  line = Line()
+  line.begin(f"{label} clips", len(cases))
   base, refined = [], []
   for start in range(0, len(cases), BATCH):
     # A short last batch would compile everything once more.
@@ -96,8 +103,8 @@ def generate(
     large = cascade.run_refine(small, prompts, seed=seed + start)
     base.append(small)
     refined.append(large)
-    done = min(start + BATCH, len(cases))
-    print(f"{label}: {done}/{len(cases)} clips", file=sys.stderr, flush=True)
+    line.update(min(start + BATCH, len(cases)))
+  line.end()
   count = len(cases)
   return np.concatenate(base)[:count], np.concatenate(refined)[:count]
 
@@ -235,7 +242,8 @@ def write_pictures(
   ]:
     enlarged = bilinear(small, large.shape[1:3])
     rows += [np.concatenate(list(c), 1) for c in (case.large, enlarged, large)]
-  Image.fromarray(np.concatenate(rows)).save(folder / "clips.png")
+  sheet = encode_png(Image.fromarray(np.concatenate(rows)))
+  outputs.write({folder / "clips.png": sheet})
   groups = {
     "true": [case.large for case in cases],
     "base, bilinear": [bilinear(c, refined.shape[2:4]) for c in base],

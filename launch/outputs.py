@@ -28,17 +28,29 @@ def check(video: Path, source: Path) -> None:
   if not folder.is_dir():
     raise InputError(f"no folder {folder} for the output; make it first")
   for path in beside(video):
-    if path.is_dir():
-      raise InputError(f"output {path} is a folder; name a file")
-    if path.exists() and source.exists() and path.samefile(source):
-      raise InputError(
-        f"output {path} would overwrite the input; name another file"
-      )
     try:
-      _partial(path).touch()
-      _partial(path).unlink()
+      _check_file(path, source)
     except OSError as e:
       raise _unwritable(path, e) from e
+
+
+def _check_file(path: Path, source: Path) -> None:
+  if path.is_dir():
+    raise InputError(f"output {path} is a folder; name a file")
+  if path.exists() and source.exists() and path.samefile(source):
+    raise InputError(
+      f"output {path} would overwrite the input; name another file"
+    )
+  _partial(path).touch()
+  _partial(path).unlink()
+
+
+def make_folder(folder: Path) -> None:
+  """Raises InputError unless the folder is there, or can be made."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise _unwritable(folder, e) from e
 
 
 def write(files: Mapping[Path, bytes]) -> None:

@@ -1,11 +1,12 @@
 """The flags of `i2vgen train`, with every mistake in them as one line."""
 
 import difflib
+import runpy
 import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from i2vgen_jax.errors import InputError
 from launch import arguments, train
@@ -41,11 +42,14 @@ def main(argv: list[str]) -> None:
 
 def _load(path: str) -> ConfigDict:
   """The config before anything in it is set."""
-  file = path.partition(":")[0]
+  file, *argument = path.split(":", 1)
   if not Path(file).is_file():
     raise InputError(f"no config file {file}; check --config")
+  get_config = runpy.run_path(file).get("get_config")
+  if get_config is None:
+    raise InputError(f"{file} has no get_config; name a config file")
   try:
-    config = config_flags.ConfigFileFlagParser("config").parse(path)
+    config = get_config(*argument)
   except (TypeError, ValueError) as e:
     raise InputError(f"{_last_line(e)}, in --config={path}") from e
   if not isinstance(config, ConfigDict):

@@ -1,7 +1,8 @@
 """A whole cascade folder of random weights, small enough for tests."""
 
-import dataclasses
+import contextlib
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
@@ -35,7 +36,7 @@ def write_cascade(folder):
     | {"vocab_size": _BARE_VOCABULARY, "width": _WIDTH, "mlp_width": 16},
     "image_encoder": clip.image_encoder.to_dict()
     | {"width": _WIDTH, "mlp_width": 16, "projection_dim": _WIDTH}
-    | {"num_layers": 1, "image_size": 16},
+    | {"num_layers": 1, "image_size": 32},
   }
   notes = {"vae": {"scaling_factor": 1.0}}
   for name, size in (("base", BASE_SIZE), ("refine", REFINED_SIZE)):
@@ -77,6 +78,19 @@ def random_params(module, seed):
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def with_config(network, **changes):
-  """The network with other fields in its config."""
-  return dataclasses.replace(network, config=network.config | changes)
+@contextlib.contextmanager
+def quick_compiler():
+  """Half the time to compile; these networks run for milliseconds anyway."""
+  name = "jax_disable_most_optimizations"
+  before = jax.config.values[name]
+  jax.config.update(name, True)
+  yield
+  jax.config.update(name, before)
+
+
+def rewrite_config(folder, change):
+  """Lets `change` edit the config of one network on disk."""
+  path = folder / "config.json"
+  config = json.loads(path.read_text())
+  change(config)
+  path.write_text(json.dumps(config))

@@ -157,7 +157,7 @@ class I2VGenUNet(nn.Module):
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     temb = self._time_embedding(timesteps, fps)
 
-    x = latents
+    x = jnp.asarray(latents)
     tokens = [] if text_context is None else [text_context]
     if self.local_image == "concat":
       channels = LocalImageChannels(

@@ -8,7 +8,6 @@ from i2vgen_jax.models.conditioning import (
   ContentEncoder,
   ImageEmbedsTokens,
   ImageLatentsTokens,
-  LocalImageChannels,
 )
 
 
@@ -38,45 +37,6 @@ def test_vector_is_cut_into_tokens(random_params):
   moved = tokens.apply({"params": params}, x) - y
   np.testing.assert_allclose(moved[:, 1], 1, atol=1e-6)
   np.testing.assert_array_equal(moved[:, [0, 2, 3]], 0)
-
-
-@pytest.fixture(scope="module")
-def channels(random_params):
-  x = draw(2, 3, 5, 4)
-  params = random_params(LocalImageChannels(1.0), x, 3, True)
-
-  def apply(x, num_frames, gain=1.0):
-    module = LocalImageChannels(gain)
-    return module.apply({"params": params}, x, num_frames, True)
-
-  return x, apply
-
-
-def test_picture_enters_frame_0_and_a_clock_the_others(channels):
-  """Where nothing is mixed over frames, the clock alone tells them apart."""
-  x, apply = channels
-  y = np.asarray(apply(x, 4))
-  assert y.shape == (2, 4, 3, 5, 4)
-  assert all(
-    np.abs(y[:, i] - y[:, j]).max() > 1e-3 for i, j in ((1, 2), (2, 3))
-  )
-  # The clock looks the same at every pixel that zero padding does not reach;
-  # attention over frames carries the picture there, and nothing else.
-  wide = np.broadcast_to(x[:, :1, :1], (2, 9, 9, 4))
-  y = np.asarray(apply(wide, 4))
-  np.testing.assert_allclose(y[:, :, 3, 3], y[:, :, 5, 5], atol=1e-5)
-
-
-def test_one_frame_is_the_picture_alone(channels):
-  x, apply = channels
-  y = np.asarray(apply(x, 1))
-  assert y.shape == (2, 1, 3, 5, 4)
-  assert np.isfinite(y).all()
-
-
-def test_gain_scales_the_channels(channels):
-  x, apply = channels
-  np.testing.assert_allclose(apply(x, 3, 2.0), 2 * apply(x, 3), rtol=1e-6)
 
 
 def test_content_encoder_gives_details_and_a_vector():

@@ -52,21 +52,24 @@ def test_temporal_norms_reach_frames_that_convolutions_do_not(random_params):
   assert changed_frames(apply, x, 0) == list(range(8))
 
 
+def fresh(module, *args):
+  """Output and parameters right after initialisation."""
+  key = jax.random.key(0)
+  return jax.jit(lambda: module.init_with_output(key, *args, True))()
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 def test_fresh_blocks_pass_their_input_through(frames):
   x, temb = draw(2, frames, 4, 5, 8), draw(2, 3)
-  key = jax.random.key(0)
-  y, _ = ResnetBlock(8, 4, 0.0).init_with_output(key, x, temb, True)
+  y, _ = fresh(ResnetBlock(8, 4, 0.0), x, temb)
   np.testing.assert_array_equal(y, x)
-  y, _ = TemporalConvBlock(4, 0.0).init_with_output(key, x, True)
+  y, _ = fresh(TemporalConvBlock(4, 0.0), x)
   np.testing.assert_array_equal(y, x)
 
 
 def test_fresh_resnet_of_another_width_is_its_skip():
   x, temb = draw(2, 3, 4, 5, 8), draw(2, 3)
-  y, variables = ResnetBlock(6, 2, 0.0).init_with_output(
-    jax.random.key(0), x, temb, True
-  )
+  y, variables = fresh(ResnetBlock(6, 2, 0.0), x, temb)
   skip = variables["params"]["skip"]
   np.testing.assert_allclose(y, x @ skip["kernel"][0, 0], atol=1e-5)
 

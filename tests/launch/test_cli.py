@@ -1,0 +1,113 @@
+"""The entry point: which subcommand runs, and how it fails."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from i2vgen_jax.errors import InputError
+from launch import cli
+
+
+@pytest.fixture
+def command(monkeypatch):
+  """Makes `i2vgen sample` call the given function."""
+
+  def replace(function):
+    module = types.SimpleNamespace(main=function)
+    monkeypatch.setitem(sys.modules, "launch.sample", module)
+
+  return replace
+
+
+def test_help_names_all_commands(capsys):
+  assert cli.main(["--help"]) == 0
+  text = capsys.readouterr().out
+  for name in ("sample", "train", "data", "evaluate"):
+    assert f"i2vgen {name}" in text
+
+
+def test_no_command_shows_the_usage(run):
+  status, lines = run()
+  assert status == 2
+  assert any("i2vgen sample" in line for line in lines)
+
+
+def test_unknown_command_suggests_the_near_one(refused):
+  assert "did you mean sample?" in refused("smaple")
+  assert "see i2vgen --help" in refused("xyz")
+
+
+@pytest.mark.parametrize("name", ["sample", "data", "train"])
+def test_every_command_has_a_help(name, capsys):
+  try:
+    assert cli.main([name, "--help"]) == 0
+  except SystemExit as e:
+    assert e.code == 0
+  assert f"i2vgen {name}" in capsys.readouterr().out
+
+
+def test_arguments_reach_the_command(command):
+  seen = []
+  command(seen.append)
+  assert cli.main(["sample", "--seed", "3"]) == 0
+  assert seen == [["--seed", "3"]]
+
+
+def test_an_error_is_one_line(command, refused):
+  def fail(argv):
+    raise InputError("first\n  second\tthird")
+
+  command(fail)
+  assert refused("sample") == "i2vgen: error: first second third"
+
+
+def test_interrupt_is_quiet(command, run):
+  def interrupt(argv):
+    raise KeyboardInterrupt
+
+  command(interrupt)
+  assert run("sample") == (130, [])
+
+
+def test_a_bug_keeps_its_traceback(command):
+  command(lambda argv: {}["absent"])
+  with pytest.raises(KeyError):
+    cli.main(["sample"])
+
+
+def test_missing_extra_is_named(command, refused):
+  def fail(argv):
+    raise ModuleNotFoundError("No module", name="grain.python")
+
+  command(fail)
+  line = refused("sample")
+  assert "sample needs grain" in line and "'i2vgen-jax[data]'" in line
+
+
+def test_other_missing_modules_are_bugs(command):
+  def fail(argv):
+    raise ModuleNotFoundError("No module", name="numpyy")
+
+  command(fail)
+  with pytest.raises(ModuleNotFoundError):
+    cli.main(["sample"])
+
+
+def test_installed_command_fails_with_one_line(tmp_path):
+  """As a process of its own, from another folder."""
+  arguments = "sample --image absent.jpg --prompt x --output out.mp4"
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.cli", *arguments.split()],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert done.stdout == ""
+  assert done.stderr.splitlines() == [
+    "i2vgen: error: cannot read picture absent.jpg: No such file or directory;"
+    " check the path"
+  ]
+  assert not list(tmp_path.iterdir())

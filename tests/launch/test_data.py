@@ -1,0 +1,97 @@
+"""`i2vgen data`: small builds, and what they say."""
+
+import json
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from data_pipelines import procedural, video
+from i2vgen_jax.tokenizer import Tokenizer
+
+
+PLACE = ["--output=out"]
+
+
+def test_procedural(run, tmp_path):
+  output = tmp_path / "shards"
+  status, lines = run(
+    *("data", "build", "procedural", f"--output={output}", "--num-clips=3"),
+    *("--size=48x32", "--num-frames=4", "--split=test"),
+  )
+  assert status == 0
+  assert "wrote 3 clips and 3 pictures" in lines[-1]
+  assert any(line.startswith("clips: 3/3") for line in lines)
+  info = output / "text_video" / "1.0.0" / "dataset_info.json"
+  assert json.loads(info.read_text())["splits"][0]["name"] == "test"
+
+
+def test_manifest(run, tmp_path):
+  Image.fromarray(skimage.data.coffee()).save(tmp_path / "coffee.jpg")
+  clip = np.zeros((9, 32, 48, 3), np.uint8)
+  video.write_mp4(tmp_path / "clip.mp4", clip, 8)
+  video.write_mp4(tmp_path / "short.mp4", clip[:3], 8)
+  names = ["coffee.jpg", "clip.mp4", "short.mp4", "absent.mp4", "gone.mp4"]
+  manifest = tmp_path / "list.jsonl"
+  rows = [{"path": name, "caption": "something"} for name in names]
+  manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  output = tmp_path / "shards"
+  status, lines = run("data", "build", "manifest", manifest, "--output", output)
+  assert status == 0
+  [summary] = [line for line in lines if "wrote" in line]
+  assert "1 clips and 1 pictures" in summary and "left out: 3" in summary
+  assert any("left out 2: cannot read video FILE" in line for line in lines)
+  assert any("left out 1: video FILE has only 3" in line for line in lines)
+  assert str(output / "quarantine.jsonl") in lines[-1]
+
+
+def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
+  output = tmp_path / "tokenizer"
+  status, _ = run("data", "vocabulary", "--output", output)
+  assert status == 0
+  tok = Tokenizer.load(output)
+  texts = [
+    procedural.caption(procedural.numbered_scene(0, number, split))
+    for number in range(200)
+    for split in ("train", "test")
+  ]
+  # BOS, one token per word, EOS.
+  for text, ids in zip(texts, tok(texts).ids, strict=True):
+    assert np.argmax(ids) == len(text.split()) + 1
+  assert "exists already" in run("data", "vocabulary", "--output", output)[1][0]
+
+
+@pytest.mark.parametrize(
+  ("argv", "part"),
+  [
+    ([], "COMMAND"),
+    (["bild"], "'bild'"),
+    (["build"], "SOURCE"),
+    (["build", "procedural"], "--output"),
+    (["build", "procedural", "--num-clips=0"], "--num-clips: 0 is too few"),
+    (["build", "procedural", "--split=dev"], "--split"),
+    (["build", "procedural", "--size=3"], "WIDTHxHEIGHT"),
+    (["build", "procedural", *PLACE, "--num-clips=1", "--a=3"], "--a=3"),
+    (["build", "manifest"], "MANIFEST"),
+    (["build", "manifest", "absent.jsonl", *PLACE], "absent.jsonl"),
+    (["build", "manifest", "absent.txt", *PLACE], "absent.txt"),
+  ],
+)
+def test_mistaken_command_line(refused, tmp_path, monkeypatch, argv, part):
+  monkeypatch.chdir(tmp_path)
+  assert part in refused("data", *argv)
+  assert not list(tmp_path.iterdir())
+
+
+def test_odd_size_leaves_nothing(run, tmp_path):
+  argv = ["build", "procedural", f"--output={tmp_path / 'x'}", "--num-clips=1"]
+  status, lines = run("data", *argv, "--size=33x32")
+  assert status == 2
+  assert "33x32" in lines[-1]
+  assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_exists(refused, tmp_path):
+  argv = ["build", "procedural", f"--output={tmp_path}", "--num-clips=1"]
+  assert "exists already" in refused("data", *argv)

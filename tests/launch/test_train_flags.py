@@ -1,0 +1,114 @@
+"""Mistakes in the command line of a training: one line each."""
+
+import sys
+
+import cascade_standin
+import pytest
+from absl import flags
+
+from launch import train, train_flags
+
+CONFIG = f"--config={cascade_standin.CONFIGS}:tiny"
+
+
+@pytest.fixture(autouse=True)
+def fresh_flags(monkeypatch):
+  """Undoes what a parse leaves in absl's global flags."""
+  known = set(flags.FLAGS)
+  monkeypatch.setattr(sys, "argv", sys.argv)
+  flags.FLAGS.unparse_flags()
+  yield
+  for name in set(flags.FLAGS) - known:
+    delattr(flags.FLAGS, name)
+  flags.FLAGS["config"].unparse()
+  flags.FLAGS["workdir"].unparse()
+  flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+  """What the trainer was asked to run."""
+  runs = []
+  monkeypatch.setattr(train, "run", lambda *args: runs.append(args))
+  return runs
+
+
+@pytest.mark.parametrize(
+  ("argument", "parts"),
+  [
+    ("--config.train.num_stepz=3", ["num_stepz", "mean train.num_steps?"]),
+    ("--config.trian.num_steps=3", ["trian", "mean train.num_steps?"]),
+    ("--config.learning_rate=1", ["mean train.learning_rate?"]),
+    ("--config.zzzzzz=1", ["'zzzzzz'", "see the config file"]),
+    ("--config.train.num_steps=many", ["num_steps=many", "'many'"]),
+    ("--config.train.num_steps=2.5", ["num_steps=2.5"]),
+    ("--config.unet.use_text=maybe", ["use_text=maybe"]),
+    ("--config.train=3", ["--config.train=3"]),
+    ("--config.data.size[0]=3", ["data.size[0]"]),
+    ("--config.train.num_steps", ["Missing value", "num_steps"]),
+    ("--wrkdir=x", ["wrkdir", "workdir"]),
+    ("--steps=3", ["'steps'"]),
+    ("stray", ["'stray'"]),
+  ],
+)
+def test_mistaken_argument(refused, trained, argument, parts):
+  line = refused("train", CONFIG, "--workdir=run", argument)
+  for part in parts:
+    assert part in line
+  assert not trained
+
+
+@pytest.mark.parametrize(
+  ("argv", "part"),
+  [
+    ([], "needs --config"),
+    ([CONFIG], "--workdir"),
+    (["--workdir=run"], "--config"),
+    ([CONFIG, "--workdir"], "workdir"),
+    (["--config", "--workdir=run"], "--config"),
+    (["--config=absent.py:tiny", "--workdir=run"], "no config file absent.py"),
+    ([f"{CONFIG}y", "--workdir=run"], "'tinyy'; choose one of base"),
+  ],
+)
+def test_mistaken_command_line(refused, trained, argv, part):
+  assert part in refused("train", *argv)
+  assert not trained
+
+
+def test_config_file_of_something_else(refused, tmp_path):
+  path = tmp_path / "other.py"
+  path.write_text("def get_config():\n  return 3\n")
+  assert "no ConfigDict" in refused("train", f"--config={path}", "--workdir=x")
+
+
+def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
+  path = tmp_path / "broken.py"
+  path.write_text("def get_config():\n  return 1 / 0\n")
+  with pytest.raises(ZeroDivisionError):
+    train_flags.main([f"--config={path}", "--workdir=x"])
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_right_flags_reach_the_trainer(run, trained, tmp_path, joined):
+  argv = CONFIG.split("=") if not joined else [CONFIG]
+  status, lines = run(
+    "train",
+    *argv,
+    f"--workdir={tmp_path}",
+    "--config.train.num_steps=7",
+    "--config.data.size=(48, 32)",
+  )
+  assert (status, lines) == (0, [])
+  [(config, workdir)] = trained
+  assert config.train.num_steps == 7
+  assert config.data.size == (48, 32)
+  assert workdir == tmp_path
+
+
+def test_an_error_while_training_is_no_flag_error(trained, monkeypatch):
+  def fail(*_):
+    raise ValueError("inside")
+
+  monkeypatch.setattr(train, "run", fail)
+  with pytest.raises(ValueError, match="inside"):
+    train_flags.main([CONFIG, "--workdir=run"])

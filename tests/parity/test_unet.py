@@ -1,0 +1,170 @@
+"""Our U-Net against diffusers' on random weights: public variant (c)."""
+
+import functools
+import re
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+
+from i2vgen_jax import networks
+from i2vgen_jax.interop.convert import from_torch, to_torch
+from i2vgen_jax.interop.unet_keys import diffusers_table
+from i2vgen_jax.models.unet import I2VGenUNet
+
+TOLERANCE = 1e-4
+# All four levels; unequal widths put skip convolutions in some blocks only,
+# and 8 heads of 4 differ from the width at the mouth.
+SMALL = {
+  "block_channels": (16, 24, 32, 32),
+  "layers_per_block": 1,
+  "norm_groups": 4,
+  "context_dim": 20,
+  "head_dim": 4,
+}
+FULL = {
+  "block_channels": (320, 640, 1280, 1280),
+  "layers_per_block": 2,
+  "norm_groups": 32,
+  "context_dim": 1024,
+  "head_dim": 64,
+}
+# Layers whose output is normalised next, straight or by way of a sum.
+BEFORE_NORMS = re.compile(
+  r"conv_in$|(resnets|temp_convs).*(conv|proj)|proj_(in|out)$|to_out\.0$"
+  r"|ff\.net\.2$|image_latents_proj_in\.4$"
+)
+
+
+def reference(
+  block_channels, layers_per_block, norm_groups, context_dim, head_dim
+):
+  return diffusers.I2VGenXLUNet(
+    block_out_channels=block_channels,
+    layers_per_block=layers_per_block,
+    norm_num_groups=norm_groups,
+    cross_attention_dim=context_dim,
+    # Theirs is the width of a head, whatever the name of the other one says.
+    attention_head_dim=head_dim,
+  )
+
+
+def abstract(sizes):
+  return jax.eval_shape(
+    lambda: networks.init_params(I2VGenUNet(**sizes), jax.random.key(0))
+  )
+
+
+def table(sizes):
+  return diffusers_table(sizes["block_channels"], sizes["layers_per_block"])
+
+
+def draw_inputs(batch, frames, height, width):
+  rng = np.random.default_rng(frames)
+
+  def draw(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+  return {
+    "latents": draw(batch, frames, height, width, 4),
+    "timesteps": np.linspace(981, 17, batch, dtype=np.int32),
+    "fps": np.linspace(16, 1, batch, dtype=np.int32),
+    "image_latents": draw(batch, height, width, 4),
+    "image_embeds": draw(batch, 20),
+    "text_context": draw(batch, 7, 20),
+  }
+
+
+def their_output(module, latents, image_latents, **inputs):
+  """Theirs takes the mask frames ready-made."""
+  steps = latents.shape[1] - 1
+  frames = [image_latents] + [
+    np.full_like(image_latents, (j + 1) / steps) for j in range(steps)
+  ]
+  out = module(
+    channels_second(latents),
+    torch.from_numpy(inputs["timesteps"]),
+    fps=torch.from_numpy(inputs["fps"]),
+    image_latents=channels_second(np.stack(frames, axis=1)),
+    image_embeddings=torch.from_numpy(inputs["image_embeds"])[:, None],
+    encoder_hidden_states=torch.from_numpy(inputs["text_context"]),
+  ).sample
+  return out.permute(0, 2, 3, 4, 1)
+
+
+def channels_second(x):
+  return torch.from_numpy(x).permute(0, 4, 1, 2, 3).contiguous()
+
+
+@pytest.fixture(scope="module")
+def compare(state_arrays, relative_error):
+  """The relative error between a module of theirs and its copy of ours."""
+
+  # LLVM's later passes take most of the time and change nothing here.
+  @functools.partial(
+    jax.jit,
+    compiler_options={
+      "xla_backend_optimization_level": 0,
+      "xla_llvm_disable_expensive_passes": True,
+    },
+  )
+  def run(params, inputs):
+    return I2VGenUNet(**SMALL).apply({"params": params}, **inputs)
+
+  def error(theirs, inputs):
+    params = from_torch(state_arrays(theirs), table(SMALL), abstract(SMALL))
+    return relative_error(run(params, inputs), their_output(theirs, **inputs))
+
+  return error
+
+
+@pytest.fixture(scope="module")
+def theirs(randomised):
+  return randomised(reference(**SMALL))
+
+
+# Sizes whose halves are odd, and sides below and above the pool's 32, none a
+# divisor or multiple of it.
+@pytest.mark.parametrize(
+  ("batch", "frames", "height", "width"),
+  [
+    (2, 1, 11, 20),
+    (2, 2, 9, 13),
+    (1, 2, 37, 50),
+    (1, 5, 22, 40),
+    (1, 16, 16, 12),
+  ],
+)
+def test_forward(theirs, compare, batch, frames, height, width):
+  inputs = draw_inputs(batch, frames, height, width)
+  assert compare(theirs, inputs) <= TOLERANCE
+
+
+def test_forward_of_faint_features(randomised, compare):
+  """Small variances show which epsilon every norm adds."""
+  module = randomised(reference(**SMALL))
+  for name, layer in module.named_modules():
+    norm = isinstance(layer, torch.nn.GroupNorm | torch.nn.LayerNorm)
+    if BEFORE_NORMS.search(name) and not norm:
+      for p in layer.parameters(recurse=False):
+        p.data *= 3e-3
+  assert compare(module, draw_inputs(2, 2, 9, 13)) <= TOLERANCE
+
+
+def test_weights_go_back_unchanged(randomised, state_arrays):
+  sizes = {**SMALL, "layers_per_block": 2}
+  expected = state_arrays(randomised(reference(**sizes)))
+  params = from_torch(expected, table(sizes), abstract(sizes))
+  returned = to_torch(params, table(sizes))
+  assert returned.keys() == expected.keys()
+  for key, value in expected.items():
+    np.testing.assert_array_equal(returned[key], value)
+
+
+def test_full_size_has_the_same_tensors(meta_arrays):
+  tensors = meta_arrays(lambda: reference(**FULL))
+  assert len(tensors) == len(table(FULL).rows) == 1511
+  assert sum(x.size for x in tensors.values()) == 1_420_469_224
+  from_torch(tensors, table(FULL), abstract(FULL))

@@ -1,0 +1,112 @@
+"""Every config builds what it describes, at full size too."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from i2vgen_jax import networks
+from i2vgen_jax.stage import Diffusion, Settings
+
+PATH = Path(__file__).parents[1] / "configs" / "i2vgen_xl.py"
+
+DENOISERS = (
+  "base",
+  "refine",
+  "released",
+  "image_to_video",
+  "tiny",
+  "tiny_refine",
+)
+OTHERS = ("tiny_vae", "tiny_clip")
+
+
+def get_config(arg):
+  """As the launcher does: by path."""
+  spec = importlib.util.spec_from_file_location("config_file", PATH)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+def abstract_params(name, group):
+  module = networks.build(name, group.to_dict(), PATH)
+  return jax.eval_shape(lambda: networks.init_params(module, jax.random.key(0)))
+
+
+def sizes(tree):
+  return [leaf.size for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize(
+  ("arg", "parameters", "arrays"),
+  [
+    ("released", 1_420_469_224, 1511),
+    ("image_to_video", 1_419_843_396, 1488),
+    ("refine", 1_411_233_860, 1480),
+    # The paper's base: that of image_to_video and the content path, which is
+    # as large as the parts of the released model that it is made of.
+    ("base", 1_419_843_396 + 3_492 + 610_528, 1488 + 6 + 6),
+  ],
+)
+def test_full_size(arg, parameters, arrays):
+  found = sizes(abstract_params("base", get_config(arg).unet))
+  assert (sum(found), len(found)) == (parameters, arrays)
+
+
+@pytest.mark.parametrize("arg", ["tiny", "tiny_refine"])
+def test_small_denoisers(arg):
+  assert sum(sizes(abstract_params("base", get_config(arg).unet))) < 4e6
+
+
+@pytest.mark.parametrize(
+  ("arg", "group", "name"),
+  [
+    ("tiny_vae", "vae", "vae"),
+    ("tiny_clip", "text_encoder", "text_encoder"),
+    ("tiny_clip", "image_encoder", "image_encoder"),
+  ],
+)
+def test_small_towers(arg, group, name):
+  assert sum(sizes(abstract_params(name, get_config(arg)[group]))) < 4e6
+
+
+@pytest.mark.parametrize("arg", DENOISERS)
+def test_stage_samples_as_configured(arg):
+  config = get_config(arg)
+  settings = Settings.from_config(config.sampling.to_dict())
+  Diffusion.from_config(config.diffusion.to_dict()).make_solver(settings)
+  unet = networks.build(config.component, config.unet.to_dict(), PATH)
+  for width, height in (settings.size, config.data.size):
+    assert width % 8 == height % 8 == 0
+    unet.check_size(width // 8, height // 8)
+
+
+@pytest.mark.parametrize("arg", DENOISERS + OTHERS)
+def test_config_is_whole_and_locked(arg):
+  config = get_config(arg)
+  assert config.is_locked
+  assert set(config) >= {"component", "objective", "data", "mesh", "train"}
+  assert sum(weight for *_, weight in config.data.buckets) > 0
+  with pytest.raises(AttributeError, match="learning_rate"):
+    config.train.learning_rat = 1.0
+  with pytest.raises(TypeError):
+    config.train.num_steps = "many"
+  config.train.grad_clip = 1.0
+
+
+def test_unknown_field_of_the_network_is_named():
+  config = get_config("tiny")
+  with config.unlocked():
+    config.unet.blockchannels = (8,)
+  with pytest.raises(AttributeError, match="block_channels"):
+    get_config("tiny").unet.blockchannels = (8,)
+  with pytest.raises(ValueError, match="'blockchannels'"):
+    networks.build("base", config.unet.to_dict(), PATH)
+
+
+def test_unknown_argument_lists_the_known():
+  with pytest.raises(ValueError, match="'huge'") as caught:
+    get_config("huge")
+  assert all(arg in str(caught.value) for arg in DENOISERS + OTHERS)
