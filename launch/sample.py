@@ -215,7 +215,7 @@ def _generate(
 ) -> dict[str, Frames]:
   """The clip of each stage, and under `input` what the first one was given."""
   first = next(iter(plan))
-  given = source.frames
+  given = list(source.frames)
   clips = {"input": source.cropped(*plan[first].size)}
   if first == "refine":
     given = source.clip(plan[first])[None]

@@ -7,6 +7,7 @@ The run resumes from whatever DIR holds. At its end the averaged weights lie
 in DIR/export/NETWORK, as a cascade folder holds them.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from i2vgen_jax import networks, sharding
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training import tasks
+from i2vgen_jax.training.checkpoint import load_params
 from i2vgen_jax.training.loop import train
 from i2vgen_jax.types import Batch
 
@@ -77,8 +79,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     and (lambda params, _: task.picture(params, to_show)),
     initial_params=networks.load(Path(init)).params if init else None,
   )
-  if int(state.step) == config.train.num_steps:
-    task.export(workdir / "export", jax.device_get(state.ema_params), to_show)
+  if int(state.step) == config.train.num_steps and jax.process_index() == 0:
+    # From the files: no process holds the whole of a sharded state.
+    shutil.rmtree(workdir / "export", ignore_errors=True)
+    task.export(workdir / "export", load_params(workdir), to_show)
 
 
 def _batches(

@@ -40,7 +40,7 @@ def test_rows_and_columns(size):
   found = [shades(sheet, y) for y in range(sheet.height)]
   runs = [s for s, before in zip(found[1:], found, strict=False) if s != before]
   assert [s for s in runs if s] == [[40], list(SHADES), list(SHADES)]
-  cell = 160 * size[0] // max(size), 160 * size[1] // max(size)
+  cell = tuple(round(160 * side / max(size)) for side in size)
   heights = [sum(f == s for f in found) for s in ([40], list(SHADES))]
   assert heights == [cell[1], 2 * cell[1]]
   assert 6 * cell[0] < sheet.width < 6 * (cell[0] + 12) + 12

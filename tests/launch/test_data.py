@@ -10,7 +10,6 @@ from PIL import Image
 from data_pipelines import procedural, video
 from i2vgen_jax.tokenizer import Tokenizer
 
-
 PLACE = ["--output=out"]
 
 

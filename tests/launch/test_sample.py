@@ -1,5 +1,6 @@
 """`i2vgen sample`, from files to files, on a small untrained cascade."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -21,6 +22,15 @@ PROMPT = "a red disc moves left"
 @pytest.fixture(scope="module", autouse=True)
 def quick_compiler():
   with cascade_standin.quick_compiler():
+    yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def load_once():
+  """Most runs read the same folder, and reading takes seconds."""
+  load = functools.cache(cascade_module.Cascade.load)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cascade_module.Cascade, "load", load)
     yield
 
 

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from i2vgen_jax.models.attention import Attention, TransformerBlock
 from i2vgen_jax.models.transformers import (
@@ -69,9 +68,8 @@ def test_temporal_transformer_mixes_frames(random_params):
   assert np.abs(apply(other) - apply(x)).max((0, 2, 3, 4)).min() > 1e-3
 
 
-@pytest.mark.parametrize("frames", [1, 3])
-def test_fresh_transformers_pass_their_input_through(frames):
-  x, context = draw(2, frames, 3, 4, 8), draw(2, 3, 6, seed=1)
+def test_fresh_transformers_pass_their_input_through():
+  x, context = draw(2, 3, 3, 4, 8), draw(2, 3, 6, seed=1)
 
   @jax.jit
   def fresh():

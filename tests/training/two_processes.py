@@ -70,6 +70,10 @@ def run(workdir, layout, num_steps):
 
 
 def main(address, processes, process, workdir, num_steps, *layout):
+  # The first process writes metrics. Imported late, TensorFlow would keep it
+  # from the first collective for longer than the others wait on a busy host.
+  import clu.metric_writers  # noqa: F401
+
   jax.config.update("jax_num_cpu_devices", 8 // int(processes))
   jax.distributed.initialize(address, int(processes), int(process))
   run(Path(workdir), tuple(map(int, layout)), int(num_steps))
