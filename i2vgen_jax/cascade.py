@@ -36,12 +36,6 @@ _NOTES = {
   "base": ("diffusion", "sampling"),
   "refine": ("diffusion", "sampling"),
 }
-# The tower's field that must agree with the U-Net's.
-_WIDTHS = {
-  "vae": ("latent_channels", "latent_channels"),
-  "text_encoder": ("width", "context_dim"),
-  "image_encoder": ("projection_dim", "context_dim"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,15 +217,8 @@ class Cascade:
     return stage.Diffusion.from_config(self._stage(name).config["diffusion"])
 
   def _towers(self, name: str) -> dict[str, Network]:
-    unet = self._stage(name).module
-    used = {
-      "vae": True,
-      "text_encoder": unet.use_text,
-      "image_encoder": unet.use_image_embeds,
-    }
-    return {
-      tower: getattr(self, tower) for tower, is_used in used.items() if is_used
-    }
+    needed = networks.towers_of(self._stage(name).module)
+    return {tower: getattr(self, tower) for tower in needed}
 
   def _check_parts(self, name: str, settings: Settings) -> None:
     unet = self._stage(name).module
@@ -251,13 +238,7 @@ class Cascade:
         raise InputError(
           f"stage {name} needs {tower}, missing in {self.folder}; add it"
         )
-      theirs, ours = _WIDTHS[tower]
-      have, need = getattr(network.module, theirs), getattr(unet, ours)
-      if have != need:
-        raise InputError(
-          f"weights of another variant: {tower} has {theirs} {have}, {name} "
-          f"wants {need}, in {self.folder}; take both from one cascade"
-        )
+    networks.check_fit(unet, self._towers(name))
 
   def _fits(self, name: str, width: int, height: int) -> bool:
     factor = self._factor

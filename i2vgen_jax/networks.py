@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from i2vgen_jax import weights
+from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.unet import I2VGenUNet
 from i2vgen_jax.models.vae import AutoencoderKL
@@ -19,6 +20,14 @@ TYPES = {
   "image_encoder": CLIPVisionModel,
   "base": I2VGenUNet,
   "refine": I2VGenUNet,
+}
+
+
+# The tower's field, and the U-Net's that it must agree with.
+_SHARED_WIDTHS = {
+  "vae": ("latent_channels", "latent_channels"),
+  "text_encoder": ("width", "context_dim"),
+  "image_encoder": ("projection_dim", "context_dim"),
 }
 
 
@@ -56,6 +65,33 @@ def load(folder: Path, dtype: Any = None) -> Network:
   module = build(folder.name, config["module"], folder / "config.json")
   abstract = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
   return Network(module, weights.load_params(folder, abstract, dtype), config)
+
+
+def towers_of(unet: I2VGenUNet) -> tuple[str, ...]:
+  """Names of the frozen networks that a U-Net needs beside it."""
+  used = {
+    "vae": True,
+    "text_encoder": unet.use_text,
+    "image_encoder": unet.use_image_embeds,
+  }
+  return tuple(name for name, is_used in used.items() if is_used)
+
+
+def check_fit(unet: I2VGenUNet, towers: dict[str, Network]) -> None:
+  """Raises InputError unless the towers have the widths that the U-Net reads.
+
+  Args:
+    unet: of a stage.
+    towers: the frozen networks by name.
+  """
+  for name, tower in towers.items():
+    theirs, ours = _SHARED_WIDTHS[name]
+    have, need = getattr(tower.module, theirs), getattr(unet, ours)
+    if have != need:
+      raise InputError(
+        f"weights of another variant: {name} has {theirs} {have} where the "
+        f"U-Net has {ours} {need}; take both from one cascade"
+      )
 
 
 def _inputs(module: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

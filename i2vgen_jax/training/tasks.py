@@ -121,17 +121,11 @@ def _module(config: ConfigDict, name: str, fields: ConfigDict) -> Any:
 
 def _diffusion(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
   unet = _module(config, config.component, config.unet)
-  used = {
-    "vae": True,
-    "text_encoder": unet.use_text,
-    "image_encoder": unet.use_image_embeds,
-  }
   towers = {
     name: networks.load(Path(config.frozen) / name)
-    for name, is_used in used.items()
-    if is_used
+    for name in networks.towers_of(unet)
   }
-  _check_widths(unet, towers)
+  networks.check_fit(unet, towers)
   frozen = {name: network.params for name, network in towers.items()}
   negative = tokenizer([config.sampling.negative_prompt]).ids[0]
   frozen["null_token_ids"] = jnp.asarray(negative)
@@ -174,22 +168,6 @@ def _diffusion(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
     exports=lambda params, _: {config.component: (exported, params)},
     encode=lambda frames: np.asarray(encode_moments(vae.params, frames)),
   )
-
-
-def _check_widths(unet: Any, towers: dict[str, Network]) -> None:
-  """The towers must speak in the width and channels that the U-Net reads."""
-  found = {
-    "vae": ("latent_channels", unet.latent_channels),
-    "text_encoder": ("width", unet.context_dim),
-    "image_encoder": ("projection_dim", unet.context_dim),
-  }
-  for name, network in towers.items():
-    field, wanted = found[name]
-    if (have := getattr(network.module, field)) != wanted:
-      raise InputError(
-        f"the frozen {name} has {field} {have} where the U-Net wants "
-        f"{wanted}; name another cascade in config.frozen or change config.unet"
-      )
 
 
 def _clip_picture(
