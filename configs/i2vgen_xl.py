@@ -56,6 +56,8 @@ def common() -> ConfigDict:
       "component": placeholder(str),
       # diffusion, autoencoder or contrastive.
       "objective": "diffusion",
+      # Of the weights that a finished run leaves in workdir/export.
+      "export_dtype": "float32",
       # A cascade folder with the networks that stay frozen, and where to
       # take the weights to start from, if any.
       "frozen": placeholder(str),
@@ -224,6 +226,7 @@ def refine() -> ConfigDict:
 def tiny_common(config: ConfigDict) -> ConfigDict:
   """What the four small runs share."""
   config.frozen = "tiny"
+  config.export_dtype = "float16"
   config.data.image_dirs = ()
   config.data.keep_latents = True
   config.data.size = (64, 64)
@@ -366,6 +369,6 @@ def tiny_refine() -> ConfigDict:
       "start_timestep": 300,
     }
   )
-  config.train.num_steps = 800
+  config.train.num_steps = 300
   config.train.batch_size = 4
   return config

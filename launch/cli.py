@@ -59,8 +59,9 @@ def _run(argv: list[str]) -> None:
     hint = f"did you mean {near[0]}?" if near else "see i2vgen --help"
     known = ", ".join(_MODULES)
     raise InputError(f"{name!r} is none of the commands {known}; {hint}")
-  # TensorFlow's start-up lines.
+  # Start-up lines of TensorFlow, and of transformers where torch is absent.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   try:
     importlib.import_module(_MODULES[name]).main(rest)
   except ModuleNotFoundError as e:

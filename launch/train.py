@@ -81,8 +81,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
   )
   if int(state.step) == config.train.num_steps and jax.process_index() == 0:
     # From the files: no process holds the whole of a sharded state.
+    params = jax.tree.map(
+      lambda x: x.astype(config.export_dtype), load_params(workdir)
+    )
     shutil.rmtree(workdir / "export", ignore_errors=True)
-    task.export(workdir / "export", load_params(workdir), to_show)
+    task.export(workdir / "export", params, to_show)
 
 
 def _batches(

@@ -210,7 +210,7 @@ def _clip_picture(
     made = stage.sample_latents(
       unet,
       params,
-      stage.Diffusion.from_config(config.diffusion),
+      stage.Diffusion.from_config(config.diffusion.to_dict()),
       settings,
       cond,
       stage.null_conditioning(cond, null_context),

@@ -14,6 +14,9 @@ from i2vgen_jax.errors import InputError
 from i2vgen_jax.tokenizer import build_vocabulary
 from launch import train
 
+# Eight compilations.
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 SMALL_UNET = {"block_channels": (8, 16), "head_dim": 8, "norm_groups": 4}
 

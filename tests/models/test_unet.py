@@ -141,18 +141,6 @@ def test_every_member_takes_exactly_its_conditions(member):
       shape_of(model, inputs(names | {name}))
 
 
-def test_smallest_inputs_fit_every_member(member):
-  """Those that the library itself decides shapes with."""
-  model = unet(member)
-  jax.eval_shape(lambda: networks.init_params(model, jax.random.key(0)))
-
-
-def test_other_members_take_odd_sizes():
-  feed = inputs(CONDITIONS["released"], 1, 1, 5, 3)
-  model = unet("released", block_channels=FOUR_LEVELS)
-  assert shape_of(model, feed) == (1, 1, 5, 3, 4)
-
-
 def test_rows_of_the_refine_stage_at_full_size():
   """720 pixels: 90 rows; two of padding at each halving, cut on the way up."""
   model = unet("refine", block_channels=FOUR_LEVELS)
@@ -298,37 +286,36 @@ def test_global_feature_of_the_paper_is_summed_with_clips(base):
 
 
 @pytest.fixture(scope="module")
-def base_gradients(base):
+def content_gradients(base):
+  """Output and gradients of the content path, below all blocks."""
   params, feed = base
 
   def gradients(remat):
-    def loss(params):
-      out = unet("base", remat=remat).apply({"params": params}, **feed)
+    def loss(content):
+      variables = {"params": {**params, "content_encoder": content}}
+      out = unet("base", remat=remat).apply(variables, **feed)
       return (out**2).mean(), out
 
-    (_, out), grads = jit(jax.value_and_grad(loss, has_aux=True))(params)
-    return out, grads
+    content = params["content_encoder"]
+    (_, out), grads = jit(jax.value_and_grad(loss, has_aux=True))(content)
+    return out, traverse_util.flatten_dict(grads, sep="/")
 
   return gradients(remat=False), gradients(remat=True)
 
 
-def test_gradients_reach_the_content_path(base_gradients):
-  (_, grads), _ = base_gradients
-  content = traverse_util.flatten_dict(grads["content_encoder"], sep="/")
-  assert {path.split("/")[0] for path in content} == {
-    "detail_encoder",
-    "global_encoder",
-  }
-  still = [path for path, g in content.items() if np.abs(g).max() < 1e-6]
-  assert not still
+def test_gradients_reach_the_content_path(content_gradients):
+  (_, grads), _ = content_gradients
+  parts = {path.split("/")[0] for path in grads}
+  assert parts == {"detail_encoder", "global_encoder"}
+  assert not [path for path, g in grads.items() if np.abs(g).max() < 1e-6]
 
 
-def test_recomputed_blocks_give_the_same_gradients(base_gradients):
-  plain, recomputed = base_gradients
-  for a, b in zip(
-    jax.tree.leaves(recomputed), jax.tree.leaves(plain), strict=True
-  ):
-    np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
+def test_recomputed_blocks_give_the_same_gradients(content_gradients):
+  (out, grads), (again, recomputed) = content_gradients
+  np.testing.assert_allclose(again, out, atol=1e-5)
+  for path, g in grads.items():
+    atol = 1e-4 * np.abs(g).max()
+    np.testing.assert_allclose(recomputed[path], g, atol=atol, err_msg=path)
 
 
 # ---- Initial values ----

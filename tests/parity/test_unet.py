@@ -101,6 +101,7 @@ def channels_second(x):
 @pytest.fixture(scope="module")
 def compare(state_arrays, relative_error):
   """The relative error between a module of theirs and its copy of ours."""
+  shapes = abstract(SMALL)
 
   # LLVM's later passes take most of the time and change nothing here.
   @functools.partial(
@@ -114,7 +115,7 @@ def compare(state_arrays, relative_error):
     return I2VGenUNet(**SMALL).apply({"params": params}, **inputs)
 
   def error(theirs, inputs):
-    params = from_torch(state_arrays(theirs), table(SMALL), abstract(SMALL))
+    params = from_torch(state_arrays(theirs), table(SMALL), shapes)
     return relative_error(run(params, inputs), their_output(theirs, **inputs))
 
   return error
@@ -125,14 +126,13 @@ def theirs(randomised):
   return randomised(reference(**SMALL))
 
 
-# Sizes whose halves are odd, and sides below and above the pool's 32, none a
-# divisor or multiple of it.
+# Halves that are odd; sides below and above the 32 of the pool, whose bins
+# repeat pixels and overlap.
 @pytest.mark.parametrize(
   ("batch", "frames", "height", "width"),
   [
     (2, 1, 11, 20),
     (2, 2, 9, 13),
-    (1, 2, 37, 50),
     (1, 5, 22, 40),
     (1, 16, 16, 12),
   ],
