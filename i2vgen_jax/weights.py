@@ -44,6 +44,8 @@ def save(folder: Path, config: dict[str, Any], params: Params) -> None:
     (partial / "config.json").write_text(text + "\n")
     with ocp.StandardCheckpointer() as writer:
       writer.save(partial / "params", params)
+    # It says on which path of this machine the files were written.
+    (partial / "params" / "commit_success.txt").unlink(missing_ok=True)
     os.replace(partial, folder)
   except OSError as e:
     raise InputError(

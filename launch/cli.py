@@ -14,6 +14,8 @@ import importlib
 import os
 import sys
 
+from absl import logging
+
 from i2vgen_jax.errors import InputError
 
 # Imported only when asked for: sampling must run without TensorFlow.
@@ -59,9 +61,7 @@ def _run(argv: list[str]) -> None:
     hint = f"did you mean {near[0]}?" if near else "see i2vgen --help"
     known = ", ".join(_MODULES)
     raise InputError(f"{name!r} is none of the commands {known}; {hint}")
-  # Start-up lines of TensorFlow, and of transformers where torch is absent.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  _quiet()
   try:
     importlib.import_module(_MODULES[name]).main(rest)
   except ModuleNotFoundError as e:
@@ -72,6 +72,22 @@ def _run(argv: list[str]) -> None:
       f"{name} needs {package}; install the extra: pip install "
       "'i2vgen-jax[data]'"
     ) from e
+
+
+def _quiet() -> None:
+  """Lets an error be the one line on stderr."""
+  # Orbax says of damaged weights what our own error says.
+  logging.set_verbosity(logging.FATAL)
+  # Start-up lines of TensorFlow, and of transformers where torch is absent.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  sys.unraisablehook = _unraisable
+
+
+def _unraisable(event: "sys.UnraisableHookArgs") -> None:
+  """Passes over what Orbax's other reads say after one of them has failed."""
+  if "Event loop is closed" not in str(event.exc_value):
+    sys.__unraisablehook__(event)
 
 
 if __name__ == "__main__":

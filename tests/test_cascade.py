@@ -274,6 +274,8 @@ def test_one_stage_is_enough(copy):
     Cascade.load(copy)
 
 
+# Orbax closes its event loop while other reads are still under way.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("part", [0, 0.5])
 def test_truncated_weights_are_refused(copy, cascade, part):
   """Whichever file it hits: refused in one line, or not needed at all."""

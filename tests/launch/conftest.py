@@ -1,5 +1,7 @@
 """What the tests of the command line share."""
 
+import sys
+
 import cascade_standin
 import numpy as np
 import pytest
@@ -27,6 +29,12 @@ def photos(tmp_path_factory):
   for name, pixels in pictures.items():
     Image.fromarray(pixels).save(folder / name)
   return {path.stem: path for path in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def own_hook(monkeypatch):
+  """Gives pytest back the hook that the command sets."""
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 
 @pytest.fixture
