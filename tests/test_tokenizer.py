@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
