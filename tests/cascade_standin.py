@@ -49,6 +49,8 @@ def write_cascade(folder):
     }
     sampling = config.sampling.to_dict()
     sampling |= {"size": size, "num_frames": NUM_FRAMES, "num_steps": 2}
+    if name == "refine":
+      sampling |= {"start_timestep": 300, "guidance_scale": 1.0}
     notes[name] = {
       "diffusion": config.diffusion.to_dict(),
       "sampling": sampling,
