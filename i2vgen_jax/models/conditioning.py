@@ -59,7 +59,7 @@ class ImageLatentsTokens(nn.Module):
     self, image_latents: Float[Array, "b h w c"]
   ) -> Float[Array, "b n d"]:
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    halve = dict(strides=2, padding=((1, 1), (1, 1)), **types)
+    halve = {"strides": 2, "padding": ((1, 1), (1, 1)), **types}
     c = image_latents.shape[-1]
     y = nn.Conv(8 * c, (3, 3), name="conv_1", **types)(image_latents)
     y = adaptive_average_pool(nn.silu(y), 4 * self.grid)

@@ -30,7 +30,7 @@ class ResnetBlock(nn.Module):
     deterministic: bool,
   ) -> Float[Array, "b f h w d"]:
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    norm = dict(epsilon=1e-5, per_frame=True, **types)
+    norm = {"epsilon": 1e-5, "per_frame": True, **types}
     h = GroupNorm(self.norm_groups, name="norm_1", **norm)(x)
     h = nn.Conv(self.features, (3, 3), name="conv_1", **types)(nn.silu(h))
     shift = nn.Dense(self.features, name="temb_proj", **types)(nn.silu(temb))

@@ -84,8 +84,9 @@ def train(
     frozen: arrays that the objective reads and nothing trains.
     batches: start step -> endless (step, rows of this process).
     config: its group `train` has num_steps, seed, learning_rate,
-      warmup_steps, decay, weight_decay, grad_clip, spatial_grad_scale,
-      ema_decay, log_every, checkpoint_every, sample_every, keep_checkpoints.
+      warmup_steps, decay, beta2, weight_decay, grad_clip,
+      spatial_grad_scale, ema_decay, log_every, checkpoint_every,
+      sample_every, keep_checkpoints.
       The whole is written to workdir/config.json.
     workdir: checkpoints, TensorBoard files and samples of this run.
     mesh: from `sharding.make_mesh`.
@@ -110,6 +111,7 @@ def train(
     num_steps=c.num_steps,
     warmup_steps=c.warmup_steps,
     decay=c.decay,
+    beta2=c.beta2,
     weight_decay=c.weight_decay,
     grad_clip=c.grad_clip,
     spatial_grad_scale=c.spatial_grad_scale,

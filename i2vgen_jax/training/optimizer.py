@@ -64,17 +64,20 @@ def make_optimizer(
   num_steps: int,
   warmup_steps: int = 0,
   decay: str = "constant",
+  beta2: float = 0.999,
   weight_decay: float = 0.0,
   grad_clip: float | None = None,
   spatial_grad_scale: float = 1.0,
 ) -> optax.GradientTransformation:
-  """AdamW (β 0.9, 0.999; ε 1e-8), decaying kernels only.
+  """AdamW (β1 0.9, ε 1e-8), decaying kernels only.
 
   Args:
     learning_rate: peak rate.
     num_steps: length of the run, where the cosine ends.
     warmup_steps: updates of linear warm-up.
     decay: "constant" (the paper) or "cosine" (public code).
+    beta2: memory of the squared gradients; 0.999 in public code, less where
+      the run is short.
     weight_decay: decoupled; norms, biases and embeddings have none.
     grad_clip: largest global norm of the gradients; None is off.
     spatial_grad_scale: γ of the paper, the strength of `SPATIAL_PATHS`
@@ -91,6 +94,7 @@ def make_optimizer(
     clip,
     optax.adamw(
       rate,
+      b2=beta2,
       weight_decay=weight_decay,
       mask=lambda params: path_mask(params, r"kernel$"),
     ),

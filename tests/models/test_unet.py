@@ -121,6 +121,13 @@ def with_leaf(params, path, change):
   )
 
 
+def equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.core.jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
 # ---- Conditions and sizes ----
 
 
@@ -318,6 +325,19 @@ def test_recomputed_blocks_give_the_same_gradients(content_gradients):
     np.testing.assert_allclose(recomputed[path], g, atol=atol, err_msg=path)
 
 
+def test_every_block_is_recomputed_if_asked(base):
+  params, feed = base
+
+  def recomputed(remat):
+    model = unet("base", remat=remat)
+    jaxpr = jax.make_jaxpr(lambda p: model.apply({"params": p}, **feed))(params)
+    names = [e.primitive.name for e in equations(jaxpr.jaxpr)]
+    return names.count("checkpoint")
+
+  # One on the way down, two in the middle, two on the way up.
+  assert (recomputed(False), recomputed(True)) == (0, 5)
+
+
 # ---- Initial values ----
 
 
@@ -357,13 +377,6 @@ def test_rate_has_no_effect_until_trained(released):
 
 
 # ---- Types and randomness ----
-
-
-def equations(jaxpr):
-  for equation in jaxpr.eqns:
-    yield equation
-    for inner in jax.core.jaxprs_in_params(equation.params):
-      yield from equations(inner)
 
 
 def test_bfloat16_leaves_sums_and_softmax_in_float32(released):

@@ -115,3 +115,18 @@ def test_spatial_paths_are_the_weights_that_the_public_code_lists():
   listed = path_mask(params, SPATIAL_PATHS)
   sizes = jax.tree.map(lambda p, hit: p.size * hit, params, listed)
   assert sum(jax.tree.leaves(sizes)) == 863_871_684
+
+
+def test_beta2_is_the_memory_of_squared_gradients():
+  """With β2 = 0 the second update forgets that the first was large."""
+  params, large, small = ({"w": jnp.full(1, x)} for x in (0.0, 10.0, 1.0))
+
+  def second_update(beta2):
+    tx = make_optimizer(learning_rate=1.0, num_steps=9, beta2=beta2)
+    _, state = tx.update(large, tx.init(params), params)
+    return float(tx.update(small, state, params)[0]["w"][0])
+
+  # The mean of the gradients, corrected, is 0.1 * (0.9 * 10 + 1) / 0.19.
+  mean = (0.09 * 10 + 0.1) / 0.19
+  assert second_update(0.0) == pytest.approx(-mean, rel=1e-4)
+  assert second_update(0.5) == pytest.approx(-mean / np.sqrt(34), rel=1e-4)

@@ -161,6 +161,7 @@ def make_config(**changes) -> ml_collections.ConfigDict:
     "learning_rate": 1e-2,
     "warmup_steps": 0,
     "decay": "constant",
+    "beta2": 0.999,
     "weight_decay": 0.01,
     "grad_clip": 1.0,
     "spatial_grad_scale": 1.0,
