@@ -17,17 +17,7 @@ the README.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-RELEASED_NEGATIVE = (
-  "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, "
-  "static, disfigured, disconnected limbs, Ugly faces, incomplete arms"
-)
-REFINE_NEGATIVE = (
-  "worst quality, normal quality, low quality, low res, blurry, text, "
-  "watermark, logo, banner, extra digits, cropped, jpeg artifacts, "
-  "signature, username, error, sketch ,duplicate, ugly, monochrome, horror, "
-  "geometry, mutation, disgusting"
-)
-
+from i2vgen_jax.variants import VARIANTS
 
 def get_config(arg: str = "tiny") -> ConfigDict:
   """The config of one training run."""
@@ -106,33 +96,17 @@ def _paper_buckets() -> tuple[tuple[int, float, float], ...]:
   return ((1, 1.0, 1.0), *moving)
 
 
-def denoiser() -> ConfigDict:
-  """What every training of a denoiser has, with the base stage's values."""
+def denoiser(variant: str) -> ConfigDict:
+  """What every training of a denoiser has, with a public variant's values."""
+  public = VARIANTS[variant]
   config = common()
-  config.component = "base"
-  config.unet = {
-    "latent_channels": 4,
-    "block_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "head_dim": 64,
-    "input_heads": 8,
-    "context_dim": 1024,
-    "norm_groups": 32,
+  config.component = public.component
+  config.unet = public.unet | {
     "dropout": 0.1,
-    "use_text": True,
-    "use_image_embeds": True,
-    "use_fps": True,
-    "local_image": "concat",
-    "image_grid": 8,
-    "concat_gain": 1.0,
-    "height_padding": 1,
     "remat": True,
     "dtype": "bfloat16",
   }
-  config.diffusion = {
-    "schedule": "linear_sd",
-    "zero_terminal_snr": False,
-    "prediction_type": "v",
+  config.diffusion = public.diffusion | {
     "noise_offset": 0.1,
     # Noise levels trained on: [0, max_timestep); None is all.
     "max_timestep": placeholder(int),
@@ -141,83 +115,46 @@ def denoiser() -> ConfigDict:
     "image_dropout": 0.1,
   }
   # Defaults of the sampler, stored beside the weights.
-  config.sampling = {
-    "size": (448, 256),
-    "num_frames": 32,
-    "fps": 8.0,
-    "solver": "ddim",
-    "spacing": "ddim",
-    "num_steps": 50,
-    "guidance_scale": 3.0,
-    "guidance_rescale": 0.0,
-    "negative_prompt": "",
-    "prompt_suffix": "",
-    # Standard deviation of the offset in the first noise.
-    "noise_offset": 0.0,
-    # Noise level at which the refine stage starts (SDEdit); None elsewhere.
-    "start_timestep": placeholder(int),
-    "decode_chunk": 2,
-  }
+  config.sampling = public.sampling | {"start_timestep": placeholder(int)}
+  config.sampling.start_timestep = public.sampling["start_timestep"]
+  config.data.size = public.sampling["size"]
   return config
 
 
 def base() -> ConfigDict:
   """The paper's base stage: Fig. 2, with no text."""
-  config = denoiser()
-  config.unet.use_text = False
+  config = denoiser("image_to_video")
   config.unet.local_image = "content"
   config.train.spatial_grad_scale = 0.2
-  config.sampling.noise_offset = 0.1
+  config.sampling.decode_chunk = 2
   return config
 
 
 def image_to_video() -> ConfigDict:
   """Public variant (a), the early base stage."""
-  config = base()
-  config.unet.local_image = "none"
+  config = denoiser("image_to_video")
   config.data.buckets = ((32, 8.0, 1.0),)
   config.train.learning_rate = 5e-5
+  config.train.spatial_grad_scale = 0.2
   return config
 
 
 def released() -> ConfigDict:
   """Public variant (c), one stage; values of its training yaml."""
-  config = denoiser()
-  config.data.size = (1280, 704)
+  config = denoiser("released")
   config.data.buckets = ((16, 8.0, 3.0), (16, 16.0, 3.0), (32, 16.0, 2.0))
-  config.diffusion.schedule = "cosine"
-  config.diffusion.zero_terminal_snr = True
   config.train.learning_rate = 3e-5
   config.train.spatial_grad_scale = 0.5
-  config.sampling.size = (1280, 704)
-  config.sampling.num_frames = 16
-  config.sampling.fps = 16.0
-  config.sampling.guidance_scale = 9.0
-  config.sampling.negative_prompt = RELEASED_NEGATIVE
   return config
 
 
 def refine() -> ConfigDict:
   """The refine stage, public variant (b): text only, low noise levels."""
-  config = denoiser()
-  config.component = "refine"
-  config.unet.use_image_embeds = False
-  config.unet.use_fps = False
-  config.unet.local_image = "none"
-  config.unet.height_padding = 2
-  config.data.size = (1280, 720)
-  config.diffusion.schedule = "logsnr_cosine_interp"
-  config.diffusion.zero_terminal_snr = True
+  config = denoiser("refine")
   config.diffusion.max_timestep = 600
   config.train.learning_rate = 5e-5
-  config.sampling.size = (1280, 720)
-  config.sampling.solver = "dpmpp_2m_sde"
-  config.sampling.spacing = "trailing"
-  config.sampling.num_steps = 30
-  config.sampling.guidance_scale = 7.5
-  config.sampling.guidance_rescale = 0.2
-  config.sampling.negative_prompt = REFINE_NEGATIVE
-  config.sampling.start_timestep = 599
+  # That of the public weights asks for the look of the data they saw.
+  config.sampling.prompt_suffix = ""
   return config
 
 
@@ -307,7 +244,7 @@ def tiny_clip() -> ConfigDict:
 
 def tiny() -> ConfigDict:
   """Base stage of the bundled cascade: variant (c), 64x64x8."""
-  config = tiny_common(denoiser())
+  config = tiny_common(denoiser("released"))
   config.unet.update(
     {
       "latent_channels": 8,
@@ -332,6 +269,8 @@ def tiny() -> ConfigDict:
     {
       "size": (64, 64),
       "num_frames": 8,
+      "fps": 8.0,
+      "negative_prompt": "",
       "spacing": "trailing",
       "num_steps": 20,
       "guidance_scale": 2.0,

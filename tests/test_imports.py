@@ -20,7 +20,7 @@ ACROSS = {
     "i2vgen_jax.types",
   },
   "launch": {"i2vgen_jax", "data_pipelines"},
-  "configs": set(),
+  "configs": {"i2vgen_jax.variants"},
 }
 
 # What each part of the library may import of the others, besides types and
@@ -32,6 +32,7 @@ INSIDE = {
   "tokenizer": set(),
   "sharding": set(),
   "weights": set(),
+  "variants": set(),
   "models": set(),
   "diffusion": set(),
   "interop": set(),

@@ -1,11 +1,16 @@
-"""Torch's flat dict of arrays to our tree of parameters, and back.
+"""Torch's flat dict of arrays to our parameters, and back, one at a time.
+
+Both sides are `Tensors`: ours are keyed by the path of a parameter, its names
+joined by "/". Nothing is read until it is asked for, so that a model passes
+from file to file, or to a mesh, without a second copy of it in memory.
 
 Strict both ways: every key must be used, every parameter filled, every shape
 right, or one error says all that is wrong. Nothing is dropped silently.
 """
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,59 +19,210 @@ from flax import traverse_util
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.table import Row, Table
+from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.types import Params
 
 _SHOWN = 4
 
 
-def from_torch(
-  tensors: Mapping[str, np.ndarray], table: Table, abstract_params: Params
-) -> Params:
-  """Parameters in the shapes and dtypes of `abstract_params`.
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What became of every key of a file, and of every parameter.
+
+  Attributes:
+    where: the file.
+    mapped: torch key -> our paths.
+    missing: keys that parameters need and the file lacks.
+    unexpected: keys that no parameter needs.
+    ignored: keys that are known to hold no weights.
+    wrong_shapes: key -> (found, expected).
+  """
+
+  where: str
+  mapped: dict[str, tuple[str, ...]]
+  missing: tuple[str, ...]
+  unexpected: tuple[str, ...]
+  ignored: tuple[str, ...]
+  wrong_shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+  def lines(self) -> Iterator[str]:
+    """Every key with its fate."""
+    for key, paths in sorted(self.mapped.items()):
+      yield f"mapped      {key} -> {', '.join(paths)}"
+    for key in self.ignored:
+      yield f"ignored     {key}"
+    for key, (found, expected) in sorted(self.wrong_shapes.items()):
+      yield f"wrong shape {key}: {found}, expected {expected}"
+    for key in self.missing:
+      yield f"missing     {key}"
+    for key in self.unexpected:
+      yield f"unexpected  {key}"
+
+  def check(self) -> None:
+    """Raises one InputError for all that is wrong, if anything is."""
+    shapes = [
+      f"{key} is {found} and should be {expected}"
+      for key, (found, expected) in sorted(self.wrong_shapes.items())
+    ]
+    problems = {
+      "missing": self.missing,
+      "unexpected": self.unexpected,
+      "wrong shapes": shapes,
+    }
+    text = "; ".join(
+      f"{len(some)} {kind}: {_few(some)}"
+      for kind, some in problems.items()
+      if some
+    )
+    if text:
+      raise InputError(
+        f"weights do not fit the network, in {self.where}, {text}; "
+        "use weights of this variant and size"
+      )
+
+
+def compare(tensors: Tensors, table: Table, abstract_params: Params) -> Report:
+  """Lays the keys of a file beside the parameters of a network.
 
   Args:
-    tensors: the state dict, as numpy arrays.
-    table: of the network and of the form that the state dict has.
+    tensors: of the file.
+    table: of the network and of the form that the file has.
     abstract_params: a tree of anything with shape and dtype, as `eval_shape`
       of the model's `init` gives.
+  """
+  leaves = traverse_util.flatten_dict(abstract_params, sep="/")
+  rows = _rows_by_path(table, leaves)
+  mapped: dict[str, tuple[str, ...]] = {}
+  missing, wrong = [], {}
+  for path, row in rows.items():
+    key = _present(row, tensors)
+    if key not in tensors.shapes:
+      missing.append(key)
+      continue
+    expected = _torch_shape(row, tuple(leaves[path].shape))
+    if tensors.shapes[key] != expected:
+      wrong[key] = (tensors.shapes[key], expected)
+    else:
+      mapped[key] = (*mapped.get(key, ()), path)
+  rest = tensors.shapes.keys() - mapped.keys() - wrong.keys()
+  return Report(
+    where=tensors.where,
+    mapped=mapped,
+    missing=tuple(sorted(set(missing))),
+    unexpected=tuple(sorted(rest - table.ignored)),
+    ignored=tuple(sorted(rest & table.ignored)),
+    wrong_shapes=wrong,
+  )
 
-  Returns:
-    Nested dict of numpy arrays.
+
+def to_flax(tensors: Tensors, table: Table, abstract_params: Params) -> Tensors:
+  """Our parameters, keyed by path, in the dtypes of the file.
 
   Raises:
     InputError: keys are missing or unexpected, or shapes differ.
   """
+  compare(tensors, table, abstract_params).check()
   leaves = traverse_util.flatten_dict(abstract_params, sep="/")
   rows = _rows_by_path(table, leaves)
-  keys = {row: _present(row, tensors) for row in rows.values()}
-  known = table.ignored | set(keys.values())
-  _refuse(
-    missing={row.keys[0] for row, key in keys.items() if key not in tensors},
-    unexpected=[key for key in tensors if key not in known],
-    shapes=_wrong_shapes(keys, tensors, leaves),
+
+  def read(path: str) -> np.ndarray:
+    row = rows[path]
+    index, count = row.part
+    whole = tensors.read(_present(row, tensors))
+    return row.layout.to_flax(np.split(whole, count)[index])
+
+  return Tensors(
+    where=tensors.where,
+    shapes={path: tuple(leaf.shape) for path, leaf in leaves.items()},
+    dtypes={p: tensors.dtypes[_present(r, tensors)] for p, r in rows.items()},
+    read=read,
   )
-  params = {}
-  for path, leaf in leaves.items():
-    part = _slice(tensors[keys[rows[path]]], rows[path])
-    params[path] = np.asarray(rows[path].layout.to_flax(part), leaf.dtype)
-  return traverse_util.unflatten_dict(params, sep="/")
 
 
-def to_torch(params: Params, table: Table) -> dict[str, np.ndarray]:
-  """The state dict of `params`, under the first spelling of each key.
+def to_torch(leaves: Tensors, table: Table) -> Tensors:
+  """The state dict, under the first spelling of each key.
+
+  Args:
+    leaves: our parameters, keyed by path.
+    table: of the network and of the form to write.
 
   Raises:
-    ValueError: the table and the tree are not of the same network.
+    ValueError: the table and the parameters are not of the same network.
   """
-  leaves = traverse_util.flatten_dict(params, sep="/")
-  parts: dict[str, list[tuple[int, np.ndarray]]] = {}
-  for path, row in _rows_by_path(table, leaves).items():
-    array = row.layout.to_torch(np.asarray(jax.device_get(leaves[path])))
-    parts.setdefault(row.keys[0], []).append((row.part[0], array))
-  return {
-    key: np.concatenate([x for _, x in sorted(some, key=lambda p: p[0])])
-    for key, some in parts.items()
-  }
+  parts: dict[str, list[Row]] = {}
+  for row in _rows_by_path(table, leaves.shapes).values():
+    parts.setdefault(row.keys[0], []).append(row)
+  for rows in parts.values():
+    rows.sort(key=lambda row: row.part)
+
+  def read(key: str) -> np.ndarray:
+    arrays = [row.layout.to_torch(leaves.read(row.path)) for row in parts[key]]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+  first = {key: rows[0] for key, rows in parts.items()}
+  return Tensors(
+    where=leaves.where,
+    shapes={
+      k: _torch_shape(r, leaves.shapes[r.path]) for k, r in first.items()
+    },
+    dtypes={key: leaves.dtypes[row.path] for key, row in first.items()},
+    read=read,
+  )
+
+
+def from_torch(
+  tensors: Tensors,
+  table: Table,
+  abstract_params: Params,
+  put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+) -> Params:
+  """The parameters themselves, in the dtypes of `abstract_params`.
+
+  Args:
+    tensors: the state dict.
+    table: see `compare`.
+    abstract_params: see `compare`.
+    put: (path, array) -> what to keep of it, as `jax.device_put` with the
+      path's sharding; each array is let go before the next is read.
+
+  Raises:
+    InputError: as `to_flax`.
+  """
+  return materialise(
+    to_flax(tensors, table, abstract_params), abstract_params, put
+  )
+
+
+def materialise(
+  leaves: Tensors,
+  abstract_params: Params,
+  put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+) -> Params:
+  """Reads every leaf into the dtype of `abstract_params`; see `from_torch`."""
+  types = traverse_util.flatten_dict(abstract_params, sep="/")
+  return traverse_util.unflatten_dict(
+    {
+      path: put(path, np.asarray(leaves.read(path), leaf.dtype, order="C"))
+      for path, leaf in types.items()
+    },
+    sep="/",
+  )
+
+
+def leaves_of(params: Params, *, keep: bool = True) -> Tensors:
+  """Our parameters, in memory, keyed by path.
+
+  Args:
+    params: nested dict of arrays, on the host or on devices.
+    keep: False lets each array go when it is read, so that a copy in another
+      layout needs no memory beside it; every path can then be read once, and
+      the caller must hold no reference.
+  """
+  flat = traverse_util.flatten_dict(params, sep="/")
+  take = flat.__getitem__ if keep else flat.pop
+  return dataclasses.replace(
+    Tensors.of(flat), read=lambda path: np.asarray(jax.device_get(take(path)))
+  )
 
 
 def _rows_by_path(table: Table, leaves: Iterable[str]) -> dict[str, Row]:
@@ -81,14 +237,9 @@ def _rows_by_path(table: Table, leaves: Iterable[str]) -> dict[str, Row]:
   return rows
 
 
-def _present(row: Row, tensors: Mapping[str, np.ndarray]) -> str:
+def _present(row: Row, tensors: Tensors) -> str:
   """The spelling in use, or the first one if there is none."""
-  return next((key for key in row.keys if key in tensors), row.keys[0])
-
-
-def _slice(tensor: np.ndarray, row: Row) -> np.ndarray:
-  index, count = row.part
-  return tensor if count == 1 else np.split(tensor, count)[index]
+  return next((key for key in row.keys if key in tensors.shapes), row.keys[0])
 
 
 def _torch_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -97,34 +248,7 @@ def _torch_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
   return (first * row.part[1], *rest)
 
 
-def _wrong_shapes(
-  keys: Mapping[Row, str],
-  tensors: Mapping[str, np.ndarray],
-  leaves: Mapping[str, Any],
-) -> list[str]:
-  wrong = []
-  for row, key in keys.items():
-    expected = _torch_shape(row, tuple(leaves[row.path].shape))
-    if key in tensors and tuple(tensors[key].shape) != expected:
-      found = tuple(tensors[key].shape)
-      wrong.append(f"{key} is {found} and should be {expected}")
-  return list(dict.fromkeys(wrong))
-
-
-def _refuse(**problems: Iterable[str]) -> None:
-  """Raises one error for all kinds of problems that have entries."""
-  found = {kind: sorted(some) for kind, some in problems.items() if some}
-  if found:
-    text = "; ".join(
-      f"{len(some)} {'wrong ' * (kind == 'shapes')}{kind}: {_few(some)}"
-      for kind, some in found.items()
-    )
-    raise InputError(
-      f"weights do not fit the network, {text}; "
-      "use weights of this variant and size"
-    )
-
-
-def _few(names: list[str]) -> str:
+def _few(names: Iterable[str]) -> str:
+  names = list(names)
   more = len(names) - _SHOWN
   return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,5 +1,7 @@
 """Layouts against torch's own operations; strictness of the conversion."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,9 +10,15 @@ from torch.nn import functional
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import layouts
-from i2vgen_jax.interop.convert import from_torch, to_torch
+from i2vgen_jax.interop.convert import (
+  compare,
+  from_torch,
+  leaves_of,
+  to_torch,
+)
 from i2vgen_jax.interop.layouts import LINEAR, PLAIN
 from i2vgen_jax.interop.table import Row, Table, conv2d, linear, norm
+from i2vgen_jax.interop.tensors import Tensors
 
 
 def draw(*shape, seed=0):
@@ -106,6 +114,14 @@ TABLE = Table(
 )
 
 
+def load(arrays, abstract):
+  return from_torch(Tensors.of(arrays), TABLE, abstract)
+
+
+def save(params, table=TABLE):
+  return to_torch(leaves_of(params), table).arrays()
+
+
 @pytest.fixture
 def tensors():
   shapes = {
@@ -137,19 +153,19 @@ def abstract():
 
 
 def test_there_and_back(tensors, abstract):
-  params = from_torch(tensors, TABLE, abstract)
+  params = load(tensors, abstract)
   assert jax.tree.structure(params) == jax.tree.structure(abstract)
   jax.tree.map(
     lambda a, b: np.testing.assert_equal(a.shape, b.shape), params, abstract
   )
-  back = to_torch(params, TABLE)
+  back = save(params)
   assert back.keys() == tensors.keys()
   for key, value in tensors.items():
     np.testing.assert_array_equal(back[key], value)
 
 
 def test_stacked_rows_are_cut_in_order(tensors, abstract):
-  attn = from_torch(tensors, TABLE, abstract)["attn"]
+  attn = load(tensors, abstract)["attn"]
   x = draw(2, 3, seed=9)
   stacked = functional.linear(
     torch.tensor(x), torch.tensor(tensors["qkv.weight"])
@@ -160,7 +176,7 @@ def test_stacked_rows_are_cut_in_order(tensors, abstract):
 
 def test_values_take_the_dtype_of_the_target(tensors, abstract):
   halves = {key: value.astype(np.float16) for key, value in tensors.items()}
-  params = from_torch(halves, TABLE, abstract)
+  params = load(halves, abstract)
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
     np.dtype(np.float32)
   }
@@ -171,19 +187,19 @@ def test_other_spellings_are_read_and_the_first_is_written(tensors, abstract):
   renamed = {
     key.replace("net.0", "net.proj"): value for key, value in tensors.items()
   }
-  params = from_torch(renamed, TABLE, abstract)
-  assert to_torch(params, TABLE).keys() == tensors.keys()
+  params = load(renamed, abstract)
+  assert save(params).keys() == tensors.keys()
 
 
 def test_two_spellings_at_once_are_refused(tensors, abstract):
   tensors["net.proj.bias"] = tensors["net.0.bias"]
   with pytest.raises(InputError, match=r"1 unexpected: net\.proj\.bias"):
-    from_torch(tensors, TABLE, abstract)
+    load(tensors, abstract)
 
 
 def test_known_constants_are_ignored(tensors, abstract):
   tensors["place_ids"] = np.arange(7)
-  from_torch(tensors, TABLE, abstract)
+  load(tensors, abstract)
 
 
 def test_one_error_tells_all(tensors, abstract):
@@ -192,7 +208,7 @@ def test_one_error_tells_all(tensors, abstract):
   tensors["conv.weight"] = draw(4, 3, 2, 1)
   tensors["qkv.weight"] = draw(7, 3)
   with pytest.raises(InputError) as caught:
-    from_torch(tensors, TABLE, abstract)
+    load(tensors, abstract)
   text = str(caught.value)
   assert "\n" not in text
   for part in (
@@ -206,16 +222,64 @@ def test_one_error_tells_all(tensors, abstract):
 
 def test_an_empty_file_names_a_few_and_counts_the_rest(abstract):
   with pytest.raises(InputError, match=r"7 missing: .* and 3 more"):
-    from_torch({}, TABLE, abstract)
+    load({}, abstract)
 
 
 def test_table_of_another_network_is_refused(tensors, abstract):
-  params = from_torch(tensors, TABLE, abstract)
+  params = load(tensors, abstract)
   del params["norm"], abstract["norm"]
   with pytest.raises(ValueError, match="norm/bias, norm/scale"):
-    to_torch(params, TABLE)
+    save(params)
   with pytest.raises(ValueError, match="not of one network"):
-    from_torch(tensors, TABLE, abstract)
+    load(tensors, abstract)
   doubled = Table((*TABLE.rows, TABLE.rows[0]))
   with pytest.raises(ValueError, match="mlp/in/kernel"):
-    to_torch(params, doubled)
+    save(params, doubled)
+
+
+def test_report_tells_the_fate_of_every_key(tensors, abstract):
+  del tensors["norm.bias"]
+  tensors["extra.weight"] = draw(1)
+  tensors["place_ids"] = np.arange(7)
+  tensors["conv.weight"] = draw(4, 3, 2, 1)
+  report = compare(Tensors.of(tensors), TABLE, abstract)
+  lines = list(report.lines())
+  assert "mapped      qkv.weight -> attn/q, attn/k, attn/v" in lines
+  assert lines[-5:] == [
+    "mapped      qkv.weight -> attn/q, attn/k, attn/v",
+    "ignored     place_ids",
+    "wrong shape conv.weight: (4, 3, 2, 1), expected (4, 3, 1, 2)",
+    "missing     norm.bias",
+    "unexpected  extra.weight",
+  ]
+  # Every key of the file, and the one that it lacks.
+  assert len(lines) == len(tensors) + 1
+
+
+def test_nothing_is_read_before_all_of_it_fits(tensors, abstract):
+  def read(key):
+    raise AssertionError(f"{key} was read")
+
+  del tensors["norm.bias"]
+  unread = dataclasses.replace(Tensors.of(tensors), read=read)
+  with pytest.raises(InputError, match="1 missing"):
+    from_torch(unread, TABLE, abstract)
+
+
+def test_leaves_that_are_not_kept_go_as_they_are_read(tensors, abstract):
+  leaves = leaves_of(load(tensors, abstract), keep=False)
+  leaves.read("place")
+  with pytest.raises(KeyError):
+    leaves.read("place")
+
+
+def test_each_array_is_put_where_it_is_asked_for(tensors, abstract):
+  device = jax.devices()[3]
+  params = from_torch(
+    Tensors.of(tensors),
+    TABLE,
+    abstract,
+    put=lambda path, array: jax.device_put(array, device),
+  )
+  assert {leaf.device for leaf in jax.tree.leaves(params)} == {device}
+  np.testing.assert_array_equal(params["place"], tensors["place"])

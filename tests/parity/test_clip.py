@@ -11,7 +11,13 @@ from i2vgen_jax.interop.clip_keys import (
   transformers_text_table,
   transformers_vision_table,
 )
-from i2vgen_jax.interop.convert import from_torch, to_torch
+from i2vgen_jax.interop.convert import (
+  compare,
+  from_torch,
+  leaves_of,
+  to_torch,
+)
+from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 
 TOLERANCE = 1e-4
@@ -80,7 +86,7 @@ def text(randomised, state_arrays):
   )
   ours = CLIPTextModel(**sizes, num_layers=LAYERS, num_heads=6, mlp_width=80)
   params = from_torch(
-    state_arrays(theirs),
+    Tensors.of(state_arrays(theirs)),
     transformers_text_table(LAYERS),
     abstract(ours, captions(1, 77)),
   )
@@ -133,7 +139,9 @@ def test_vision(randomised, state_arrays, relative_error, patch, image, batch):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(batch, image, image, 3)).astype(np.float32)
   params = from_torch(
-    state_arrays(theirs), transformers_vision_table(3), abstract(ours, x)
+    Tensors.of(state_arrays(theirs)),
+    transformers_vision_table(3),
+    abstract(ours, x),
   )
   expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
   result = jax.jit(ours.apply)({"params": params}, x)
@@ -148,9 +156,13 @@ def test_text_keys_with_and_without_prefix(text, state_arrays, prefix):
     for key, value in state_arrays(theirs).items()
   }
   tensors = {prefix + key: value for key, value in bare.items()}
-  again = from_torch(tensors, transformers_text_table(LAYERS), params)
+  again = from_torch(
+    Tensors.of(tensors), transformers_text_table(LAYERS), params
+  )
   jax.tree.map(np.testing.assert_array_equal, again, params)
-  returned = to_torch(params, transformers_text_table(LAYERS))
+  returned = to_torch(
+    leaves_of(params), transformers_text_table(LAYERS)
+  ).arrays()
   assert returned.keys() == {"text_model." + key for key in bare}
   for key, value in bare.items():
     np.testing.assert_array_equal(returned["text_model." + key], value)
@@ -159,14 +171,18 @@ def test_text_keys_with_and_without_prefix(text, state_arrays, prefix):
 def test_full_size_text_has_the_same_tensors(meta_arrays):
   tensors = meta_arrays(text_reference)
   ids = jnp.zeros((1, 77), jnp.int32)
-  from_torch(
-    tensors, transformers_text_table(24), abstract(CLIPTextModel(), ids)
-  )
+  compare(
+    Tensors.of(tensors),
+    transformers_text_table(24),
+    abstract(CLIPTextModel(), ids),
+  ).check()
 
 
 def test_full_size_vision_has_the_same_tensors(meta_arrays):
   tensors = meta_arrays(vision_reference)
   x = jnp.zeros((1, 224, 224, 3))
-  from_torch(
-    tensors, transformers_vision_table(32), abstract(CLIPVisionModel(), x)
-  )
+  compare(
+    Tensors.of(tensors),
+    transformers_vision_table(32),
+    abstract(CLIPVisionModel(), x),
+  ).check()

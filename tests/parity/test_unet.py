@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from i2vgen_jax import networks
-from i2vgen_jax.interop.convert import from_torch, to_torch
+from i2vgen_jax.interop import convert
+from i2vgen_jax.interop.convert import from_torch, leaves_of, to_torch
 from i2vgen_jax.interop.unet_keys import diffusers_table
+from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.models.unet import I2VGenUNet
 
 TOLERANCE = 1e-4
@@ -115,7 +117,7 @@ def compare(state_arrays, relative_error):
     return I2VGenUNet(**SMALL).apply({"params": params}, **inputs)
 
   def error(theirs, inputs):
-    params = from_torch(state_arrays(theirs), table(SMALL), shapes)
+    params = from_torch(Tensors.of(state_arrays(theirs)), table(SMALL), shapes)
     return relative_error(run(params, inputs), their_output(theirs, **inputs))
 
   return error
@@ -156,8 +158,8 @@ def test_forward_of_faint_features(randomised, compare):
 def test_weights_go_back_unchanged(randomised, state_arrays):
   sizes = {**SMALL, "layers_per_block": 2}
   expected = state_arrays(randomised(reference(**sizes)))
-  params = from_torch(expected, table(sizes), abstract(sizes))
-  returned = to_torch(params, table(sizes))
+  params = from_torch(Tensors.of(expected), table(sizes), abstract(sizes))
+  returned = to_torch(leaves_of(params), table(sizes)).arrays()
   assert returned.keys() == expected.keys()
   for key, value in expected.items():
     np.testing.assert_array_equal(returned[key], value)
@@ -167,4 +169,4 @@ def test_full_size_has_the_same_tensors(meta_arrays):
   tensors = meta_arrays(lambda: reference(**FULL))
   assert len(tensors) == len(table(FULL).rows) == 1511
   assert sum(x.size for x in tensors.values()) == 1_420_469_224
-  from_torch(tensors, table(FULL), abstract(FULL))
+  convert.compare(Tensors.of(tensors), table(FULL), abstract(FULL)).check()

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from i2vgen_jax.interop.convert import from_torch, to_torch
+from i2vgen_jax.interop.convert import (
+  compare,
+  from_torch,
+  leaves_of,
+  to_torch,
+)
 from i2vgen_jax.interop.vae_keys import diffusers_table
+from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.models.vae import AutoencoderKL
 
 TOLERANCE = 1e-4
@@ -52,7 +58,7 @@ def table():
 @pytest.fixture(scope="module")
 def params(theirs, table, state_arrays):
   return from_torch(
-    state_arrays(theirs), table, abstract(AutoencoderKL(**SMALL))
+    Tensors.of(state_arrays(theirs)), table, abstract(AutoencoderKL(**SMALL))
   )
 
 
@@ -106,7 +112,7 @@ def test_decode(theirs, params, relative_error, frames, height, width):
 
 def test_weights_go_back_unchanged(theirs, params, table, state_arrays):
   expected = state_arrays(theirs)
-  returned = to_torch(params, table)
+  returned = to_torch(leaves_of(params), table).arrays()
   assert returned.keys() == expected.keys()
   for key, value in expected.items():
     np.testing.assert_array_equal(returned[key], value)
@@ -117,4 +123,4 @@ def test_full_size_has_the_same_tensors(meta_arrays):
   table = diffusers_table(FULL["block_channels"], layers_per_block=2)
   model = AutoencoderKL(**FULL)
   assert len(tensors) == len(table.rows) == 248
-  from_torch(tensors, table, abstract(model))
+  compare(Tensors.of(tensors), table, abstract(model)).check()

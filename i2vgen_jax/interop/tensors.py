@@ -1,0 +1,56 @@
+"""Named arrays of a weight file, read one at a time."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensors:
+  """A flat dict of arrays whose shapes are known before any is read.
+
+  Attributes:
+    where: the file or folder, for messages.
+    shapes: of every tensor, by key.
+    dtypes: numpy's, bfloat16 being that of ml_dtypes.
+    read: key -> array; each call reads the file again.
+  """
+
+  where: str
+  shapes: Mapping[str, tuple[int, ...]]
+  dtypes: Mapping[str, np.dtype]
+  read: Callable[[str], np.ndarray]
+
+  @classmethod
+  def of(
+    cls, arrays: Mapping[str, np.ndarray], where: str = "memory"
+  ) -> "Tensors":
+    """Arrays that are in memory already."""
+    return cls(
+      where=where,
+      shapes={key: tuple(x.shape) for key, x in arrays.items()},
+      dtypes={key: x.dtype for key, x in arrays.items()},
+      read=lambda key: np.asarray(arrays[key]),
+    )
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """All of them, in memory."""
+    return {key: self.read(key) for key in self.shapes}
+
+  def under(self, prefix: str) -> "Tensors":
+    """Those whose key starts with the prefix, which is taken away."""
+
+    def cut(some: Mapping) -> dict:
+      return {
+        key.removeprefix(prefix): value
+        for key, value in some.items()
+        if key.startswith(prefix)
+      }
+
+    return Tensors(
+      self.where,
+      cut(self.shapes),
+      cut(self.dtypes),
+      lambda key: self.read(prefix + key),
+    )
