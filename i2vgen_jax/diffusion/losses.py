@@ -51,6 +51,7 @@ def diffusion_loss(
   prediction_type: str = "v",
   noise_offset: float = 0.1,
   max_timestep: int | None = None,
+  timestep_shift: float = 1.0,
 ) -> tuple[Float[Array, ""], Float[Array, "b"]]:
   """Mean squared error of the prediction, without SNR weights.
 
@@ -61,12 +62,15 @@ def diffusion_loss(
     noise_offset: strength of `offset_noise`.
     max_timestep: timesteps are uniform in [0, max_timestep); all of them when
       None. The refine stage trains below T_r = 600.
+    timestep_shift: s of u -> s u / (1 + (s - 1) u) on the drawn level as a
+      fraction (Esser et al. 2024, eq. 23): above 1, noisy levels come more
+      often; 1 is uniform.
 
   Returns:
     The mean over rows, equally weighted, and the loss of each row.
 
   Raises:
-    InputError: max_timestep or prediction_type out of range.
+    InputError: max_timestep, timestep_shift or prediction_type out of range.
   """
   bound = schedule.num_train_timesteps if max_timestep is None else max_timestep
   if not 0 < bound <= schedule.num_train_timesteps:
@@ -74,10 +78,18 @@ def diffusion_loss(
       f"max_timestep {max_timestep} is out of range, in the config; use 1 to "
       f"{schedule.num_train_timesteps}"
     )
+  if not timestep_shift > 0:
+    raise InputError(
+      f"timestep_shift {timestep_shift} is out of range, in the config; use "
+      "more than 0"
+    )
 
   def draw(row_rng):
     rng_time, rng_noise = jax.random.split(row_rng)
-    t = jax.random.randint(rng_time, (), 0, bound)
+    # Middles of equal bins, so that a shift of 1 gives the bin itself.
+    u = (jax.random.randint(rng_time, (), 0, bound) + 0.5) / bound
+    u = timestep_shift * u / (1 + (timestep_shift - 1) * u)
+    t = (bound * u).astype(jnp.int32)
     return t, offset_noise(rng_noise, x0.shape[1:], noise_offset)
 
   t, eps = jax.vmap(draw)(per_row_rngs(rng, index))

@@ -54,6 +54,7 @@ def diffusion_objective(
   prediction_type: str,
   noise_offset: float,
   max_timestep: int | None,
+  timestep_shift: float,
 ) -> Objective:
   """The loss of a stage; the fields of `unet` say what conditions it.
 
@@ -69,6 +70,7 @@ def diffusion_objective(
     text_dropout: probability of the null caption (0.1 in ModelScope).
     image_dropout: probability of a zero CLIP vector.
     max_timestep: T_r of the refine stage; None trains all levels.
+    timestep_shift: see `diffusion_loss`.
   """
 
   def condition(
@@ -134,6 +136,7 @@ def diffusion_objective(
       prediction_type=prediction_type,
       noise_offset=noise_offset,
       max_timestep=max_timestep,
+      timestep_shift=timestep_shift,
     )
     return loss, {}
 

@@ -146,6 +146,7 @@ def _diffusion(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
     prediction_type=config.diffusion.prediction_type,
     noise_offset=config.diffusion.noise_offset,
     max_timestep=config.diffusion.max_timestep,
+    timestep_shift=config.diffusion.timestep_shift,
   )
   vae = towers["vae"]
 

@@ -25,10 +25,23 @@ def zero_fn(xt, t, cond):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("denoise_fn", "prediction_type", "max_timestep")
+  jax.jit,
+  static_argnames=(
+    "denoise_fn",
+    "prediction_type",
+    "max_timestep",
+    "timestep_shift",
+  ),
 )
 def loss(
-  denoise_fn, x0, index, seed=7, *, prediction_type="v", max_timestep=None
+  denoise_fn,
+  x0,
+  index,
+  seed=7,
+  *,
+  prediction_type="v",
+  max_timestep=None,
+  timestep_shift=1.0,
 ):
   """(mean, per row) and what the network was given, (xt, t)."""
   seen = []
@@ -46,6 +59,7 @@ def loss(
     jnp.asarray(index),
     prediction_type=prediction_type,
     max_timestep=max_timestep,
+    timestep_shift=timestep_shift,
   )
   return *result, *seen
 
@@ -112,6 +126,28 @@ def test_timesteps_are_uniform_below_the_bound(max_timestep, last):
   assert t.min() < 8 and last - 8 < t.max() <= last
   np.testing.assert_allclose(t.mean(), last / 2, rtol=0.03)
   np.testing.assert_allclose(t.std(), last / np.sqrt(12), rtol=0.03)
+
+
+@pytest.mark.parametrize(
+  ("shift", "quartiles"),
+  # Odds of s : 1, 3 s : 1 and s : 3 at the quartiles of a uniform draw.
+  [(4.0, (4 / 7, 4 / 5, 12 / 13)), (0.5, (1 / 7, 1 / 3, 3 / 5))],
+)
+def test_shift_moves_the_levels_to_one_end(shift, quartiles):
+  x0 = jnp.zeros((4000, 1, 1, 1, 1))
+  *_, (_, t) = loss(
+    zero_fn, x0, np.arange(4000), max_timestep=600, timestep_shift=shift
+  )
+  t = np.asarray(t)
+  assert t.min() >= 0 and t.max() <= 599
+  np.testing.assert_allclose(
+    np.quantile(t / 600, [0.25, 0.5, 0.75]), quartiles, atol=0.02
+  )
+
+
+def test_a_shift_that_is_not_positive_is_refused():
+  with pytest.raises(InputError, match="timestep_shift 0.0"):
+    loss(zero_fn, latents(1), np.arange(1), timestep_shift=0.0)
 
 
 def test_the_smallest_bound_trains_only_the_cleanest_timestep():

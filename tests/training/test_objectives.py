@@ -61,6 +61,7 @@ def record(batch, fields=(), max_timestep=None, **dropouts):
     prediction_type="v",
     noise_offset=0.1,
     max_timestep=max_timestep,
+    timestep_shift=1.0,
     **{"text_dropout": 0.0, "image_dropout": 0.0} | dropouts,
   )
   loss, _ = objective({}, make_frozen(), batch, RNG)
@@ -208,6 +209,7 @@ class TestDiffusion:
       prediction_type="v",
       noise_offset=0.1,
       max_timestep=None,
+      timestep_shift=1.0,
     )
     tx = optax.adam(1e-2)
     params = init_unet(UNet(hidden=64))(jax.random.key(0))

@@ -85,6 +85,7 @@ def objective_on(mesh):
     prediction_type="v",
     noise_offset=0.1,
     max_timestep=None,
+    timestep_shift=1.0,
   )
 
 

@@ -123,6 +123,7 @@ def run_on(mesh, num_frames, tx):
     prediction_type="v",
     noise_offset=0.1,
     max_timestep=None,
+    timestep_shift=1.0,
   )
   abstract = abstract_state(init_unet(UNet()), tx, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
