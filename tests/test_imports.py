@@ -35,7 +35,7 @@ INSIDE = {
   "variants": set(),
   "models": set(),
   "diffusion": set(),
-  "interop": set(),
+  "interop": {"networks", "variants", "weights"},
   "evaluation": set(),
   "encode": {"models", "diffusion"},
   "networks": {"models", "weights"},
@@ -67,7 +67,7 @@ INSIDE = {
 HOMES = {
   "flax.linen": ("i2vgen_jax/models/",),
   "flax.nnx": (),
-  "torch": (),
+  "torch": ("i2vgen_jax/interop/torch_files.py",),
   "tensorflow": ("data_pipelines/",),
   "tensorflow_datasets": ("data_pipelines/",),
   "grain": ("data_pipelines/",),

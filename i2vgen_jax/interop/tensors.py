@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -32,6 +33,26 @@ class Tensors:
       shapes={key: tuple(x.shape) for key, x in arrays.items()},
       dtypes={key: x.dtype for key, x in arrays.items()},
       read=lambda key: np.asarray(arrays[key]),
+    )
+
+  def read_checked(self, key: str) -> np.ndarray:
+    """One of them, in C order; ValueError if it is not as it was told."""
+    array = self.read(key)
+    told = (self.shapes[key], self.dtypes[key])
+    if (array.shape, array.dtype) != told:
+      raise ValueError(f"{key} is {array.shape} {array.dtype}, not {told}")
+    return np.asarray(array, order="C")
+
+  def cast(self, dtype: np.dtype) -> "Tensors":
+    """The same, those of floating point in another type."""
+    dtypes = {
+      key: dtype if jnp.issubdtype(d, jnp.floating) else d
+      for key, d in self.dtypes.items()
+    }
+    return dataclasses.replace(
+      self,
+      dtypes=dtypes,
+      read=lambda key: self.read(key).astype(dtypes[key], copy=False),
     )
 
   def arrays(self) -> dict[str, np.ndarray]:
