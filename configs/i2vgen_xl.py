@@ -19,6 +19,7 @@ from ml_collections.config_dict import placeholder
 
 from i2vgen_jax.variants import VARIANTS
 
+
 def get_config(arg: str = "tiny") -> ConfigDict:
   """The config of one training run."""
   builders = {

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Cascade:
   """
 
   folder: Path
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None
   vae: Network
   text_encoder: Network | None
   image_encoder: Network | None
@@ -74,16 +74,37 @@ class Cascade:
       if name == "vae" or (folder / name).is_dir()
     ]
     # Before anything large is read.
+    _check_stages(names, folder)
     for name in names:
       _check_notes(folder / name)
-    if not {"base", "refine"} & set(names):
-      raise InputError(f"neither base nor refine in {folder}; it needs one")
     found = {name: networks.load(folder / name, dtype) for name in names}
+    return cls.assemble(folder, folder / "tokenizer", found)
+
+  @classmethod
+  def assemble(
+    cls, folder: Path, tokenizer: Path, found: dict[str, Network]
+  ) -> "Cascade":
+    """Of networks that are loaded.
+
+    Args:
+      folder: where they come from, for messages.
+      tokenizer: a folder with `vocab.json` and `merges.txt`; read if there is
+        a text tower.
+      found: the networks by name.
+
+    Raises:
+      InputError: no stage among them, or no tokenizer.
+    """
+    _check_stages(found, folder)
     text = found.get("text_encoder")
-    length = text.module.max_length if text else 77
     return cls(
       folder=folder,
-      tokenizer=Tokenizer.load(folder / "tokenizer", max_length=length),
+      tokenizer=text
+      and Tokenizer.load(
+        tokenizer,
+        max_length=text.module.max_length,
+        pad_token_id=text.config.get("pad_token_id", 0),
+      ),
       **{name: found.get(name) for name in networks.TYPES},
     )
 
@@ -101,6 +122,52 @@ class Cascade:
     factor = self._factor
     width, height = (max(round(n * shrink / factor), 1) * factor for n in size)
     return width, height
+
+  def plan(
+    self,
+    stages: Sequence[str],
+    *,
+    size: tuple[int, int] | None = None,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    num_steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+  ) -> dict[str, Settings]:
+    """Settings of the stages to run, in order, where None is as stored.
+
+    Args:
+      stages: `base`, `refine` or both.
+      size: (width, height) of the result; a base stage that is followed by
+        another is as much smaller as by default.
+      num_frames: of the clip.
+      fps: of the clip.
+      num_steps: of the first stage, as the two below.
+      guidance_scale: 1 is off.
+      negative_prompt: of guidance's other branch.
+
+    Raises:
+      InputError: a stage is missing.
+    """
+    plan = {name: self.settings(name) for name in stages}
+    first, last = stages[0], stages[-1]
+    asked = {
+      "num_frames": num_frames,
+      "fps": fps,
+      "num_steps": num_steps,
+      "guidance_scale": guidance_scale,
+      "negative_prompt": negative_prompt,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    plan[first] = dataclasses.replace(plan[first], **given)
+    clip = {name: getattr(plan[first], name) for name in ("num_frames", "fps")}
+    plan[last] = dataclasses.replace(plan[last], **clip)
+    if size:
+      plan[last] = dataclasses.replace(plan[last], size=size)
+    if size and first != last:
+      small = self.base_size(size)
+      plan[first] = dataclasses.replace(plan[first], size=small)
+    return plan
 
   def check(self, name: str, settings: Settings) -> int:
     """How often the stage evaluates its denoiser, if it can run at all.
@@ -158,7 +225,10 @@ class Cascade:
     if self.image_encoder is not None:
       clip_size = self.image_encoder.module.image_size
     views = [
-      preprocessing.views(image, *settings.size, clip_size) for image in images
+      preprocessing.views(
+        image, *settings.size, clip_size, black_edge=settings.black_edge
+      )
+      for image in images
     ]
     pictures, clip_images = (np.stack(v) for v in zip(*views, strict=True))
     clips = _base(
@@ -283,11 +353,18 @@ class Cascade:
   def _tokens(
     self, prompts: Sequence[str], settings: Settings
   ) -> tuple[np.ndarray, np.ndarray]:
+    if self.tokenizer is None:
+      return np.zeros((len(prompts), 1), np.int32), np.zeros((1, 1), np.int32)
     texts = [prompt + settings.prompt_suffix for prompt in prompts]
     return (
       self.tokenizer(texts).ids,
       self.tokenizer([settings.negative_prompt]).ids,
     )
+
+
+def _check_stages(names: Collection[str], folder: Path) -> None:
+  if not {"base", "refine"} & set(names):
+    raise InputError(f"neither base nor refine in {folder}; it needs one")
 
 
 def _check_notes(folder: Path) -> None:

@@ -43,6 +43,7 @@ class Settings:
     decode_chunk: frames of a clip that are decoded at once.
     to_clean: the last DDIM step removes all noise; see `solvers.ddim`.
     reference_start: see `solvers.sdedit_start`.
+    black_edge: see `preprocessing.center_crop_wide`.
   """
 
   size: tuple[int, int]
@@ -60,6 +61,7 @@ class Settings:
   decode_chunk: int = 2
   to_clean: bool = False
   reference_start: bool = False
+  black_edge: bool = False
 
   @classmethod
   def from_config(cls, values: Mapping[str, Any]) -> "Settings":

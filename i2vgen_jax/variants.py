@@ -149,3 +149,21 @@ VARIANTS = {
     },
   ),
 }
+
+
+# What tells them apart, whatever their size.
+_KIND = (
+  "use_text",
+  "use_image_embeds",
+  "use_fps",
+  "local_image",
+  "height_padding",
+)
+
+
+def variant_of(module: Any) -> str | None:
+  """The variant of whose kind a U-Net is; None if of none."""
+  for name, variant in VARIANTS.items():
+    if all(getattr(module, k, None) == variant.unet[k] for k in _KIND):
+      return name
+  return None

@@ -11,9 +11,11 @@
 under `module`, and beside it what the network needs to be used rightly.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,18 @@ def build(module_type: type, fields: dict[str, Any], where: Path) -> Any:
   return module_type(**fields)
 
 
+def load_dtypes(folder: Path) -> dict[str, np.dtype]:
+  """Stored types of the arrays of one network, by path ("a/b/kernel").
+
+  Raises:
+    InputError: damaged files.
+  """
+  with _reading(folder) as (reader, path):
+    tree = reader.metadata(path).item_metadata.tree
+  leaves = traverse_util.flatten_dict(tree, sep="/")
+  return {name: np.dtype(leaf.dtype) for name, leaf in leaves.items()}
+
+
 def load_params(
   folder: Path, abstract_params: Params, dtype: Any = None
 ) -> Params:
@@ -112,22 +126,29 @@ def load_params(
   Raises:
     InputError: damaged files, or another network's weights.
   """
+  with _reading(folder) as (reader, path):
+    tree = reader.metadata(path).item_metadata.tree
+    as_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+    )
+    params = reader.restore(path, restore_args=as_numpy)
+  _check_shapes(params, abstract_params, folder / "params")
+  if dtype is not None:
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+  return params
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[tuple[ocp.PyTreeCheckpointer, Path]]:
+  """A reader and the path of the arrays; damage becomes an InputError."""
   path = (folder / "params").absolute()
   try:
     with ocp.PyTreeCheckpointer() as reader:
-      tree = reader.metadata(path).item_metadata.tree
-      as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-      )
-      params = reader.restore(path, restore_args=as_numpy)
+      yield reader, path
   except (OSError, ValueError, KeyError, AttributeError) as e:
     raise InputError(
       f"weights missing or damaged, in {path}; copy them anew"
     ) from e
-  _check_shapes(params, abstract_params, path)
-  if dtype is not None:
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-  return params
 
 
 def _check_shapes(params: Params, abstract: Params, where: Path) -> None:

@@ -162,28 +162,18 @@ def _load(weights: Path | None) -> Cascade:
 
 def _plan(cascade: Cascade, args: Namespace, source: Source) -> Plan:
   """Settings of the stages to run, in order."""
-  names = _STAGES[args.stage]
-  plan = {name: cascade.settings(name) for name in names}
-  first, last = names[0], names[-1]
-  asked = {
-    "num_steps": args.steps,
-    "guidance_scale": args.guidance_scale,
-    "num_frames": args.num_frames,
-    "fps": args.fps,
-  }
-  if first == "refine" and len(source.frames) > 1:
-    asked["num_frames"] = len(source.frames)
-    asked["fps"] = args.fps or source.fps
-  given = {name: value for name, value in asked.items() if value is not None}
-  plan[first] = dataclasses.replace(plan[first], **given)
-  clip = {name: getattr(plan[first], name) for name in ("num_frames", "fps")}
-  plan[last] = dataclasses.replace(plan[last], **clip)
-  if args.size:
-    plan[last] = dataclasses.replace(plan[last], size=args.size)
-  if args.size and first != last:
-    size = cascade.base_size(args.size)
-    plan[first] = dataclasses.replace(plan[first], size=size)
-  return plan
+  stages = _STAGES[args.stage]
+  num_frames, fps = args.num_frames, args.fps
+  if stages[0] == "refine" and len(source.frames) > 1:
+    num_frames, fps = len(source.frames), args.fps or source.fps
+  return cascade.plan(
+    stages,
+    size=args.size,
+    num_frames=num_frames,
+    fps=fps,
+    num_steps=args.steps,
+    guidance_scale=args.guidance_scale,
+  )
 
 
 def _cut_tokens(

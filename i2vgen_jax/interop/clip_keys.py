@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from i2vgen_jax.interop.layouts import PLAIN
+from i2vgen_jax.interop.layouts import LINEAR, PLAIN
 from i2vgen_jax.interop.table import Row, Table, conv2d, linear, norm
 
 
@@ -41,6 +41,37 @@ def transformers_vision_table(num_layers: int) -> Table:
   return Table(tuple(rows), _position_ids(prefixes))
 
 
+def openclip_text_table(num_layers: int) -> Table:
+  """The text tower in `open_clip_pytorch_model.bin`.
+
+  The keys are all those of the file that do not start with `visual.`.
+  """
+  rows = [
+    Row("token_embedding/embedding", ("token_embedding.weight",), PLAIN),
+    Row("position_embedding", ("positional_embedding",), PLAIN),
+    *_openclip_layers(num_layers),
+    *norm("final_norm", "ln_final"),
+  ]
+  # They serve the contrastive loss, and the mask is a constant.
+  unused = {"text_projection", "logit_scale", "attn_mask"}
+  return Table(tuple(rows), frozenset(unused))
+
+
+def openclip_vision_table(num_layers: int) -> Table:
+  """The picture tower in the same file, after the prefix `visual.`."""
+  rows = [
+    *conv2d("patch_embedding", "conv1", bias=False),
+    Row("class_embedding", ("class_embedding",), PLAIN),
+    Row("position_embedding", ("positional_embedding",), PLAIN),
+    *norm("norm_in", "ln_pre"),
+    *_openclip_layers(num_layers),
+    *norm("norm_out", "ln_post"),
+    # A bare matrix that they multiply by from the right, as flax does.
+    Row("projection/kernel", ("proj",), PLAIN),
+  ]
+  return Table(tuple(rows))
+
+
 def _layers(num_layers: int, prefixes: tuple[str, ...]) -> Iterable[Row]:
   for i in range(num_layers):
     keys = _keys(prefixes, f"encoder.layers.{i}.")
@@ -58,6 +89,24 @@ def _layer(path: str, keys: tuple[str, ...]) -> Iterable[Row]:
   yield from norm(f"{path}/norm_2", *under("layer_norm2"))
   yield from linear(f"{path}/mlp_in", *under("mlp.fc1"))
   yield from linear(f"{path}/mlp_out", *under("mlp.fc2"))
+
+
+def _openclip_layers(num_layers: int) -> Iterable[Row]:
+  for i in range(num_layers):
+    yield from _openclip_layer(f"layer_{i}", f"transformer.resblocks.{i}")
+
+
+def _openclip_layer(path: str, key: str) -> Iterable[Row]:
+  """Query, key and value are stacked in one matrix and one bias."""
+  yield from norm(f"{path}/norm_1", f"{key}.ln_1")
+  for i, name in enumerate("qkv"):
+    ours, theirs = f"{path}/attn/to_{name}", f"{key}.attn.in_proj"
+    yield Row(f"{ours}/kernel", (f"{theirs}_weight",), LINEAR, part=(i, 3))
+    yield Row(f"{ours}/bias", (f"{theirs}_bias",), PLAIN, part=(i, 3))
+  yield from linear(f"{path}/attn/to_out", f"{key}.attn.out_proj")
+  yield from norm(f"{path}/norm_2", f"{key}.ln_2")
+  yield from linear(f"{path}/mlp_in", f"{key}.mlp.c_fc")
+  yield from linear(f"{path}/mlp_out", f"{key}.mlp.c_proj")
 
 
 def _plain(path: str, prefixes: tuple[str, ...], name: str) -> Row:

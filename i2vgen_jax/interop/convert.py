@@ -171,40 +171,29 @@ def to_torch(leaves: Tensors, table: Table) -> Tensors:
 
 
 def from_torch(
-  tensors: Tensors,
-  table: Table,
-  abstract_params: Params,
-  put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+  tensors: Tensors, table: Table, abstract_params: Params
 ) -> Params:
-  """The parameters themselves, in the dtypes of `abstract_params`.
-
-  Args:
-    tensors: the state dict.
-    table: see `compare`.
-    abstract_params: see `compare`.
-    put: (path, array) -> what to keep of it, as `jax.device_put` with the
-      path's sharding; each array is let go before the next is read.
+  """The parameters themselves, numpy arrays in the dtypes of the file.
 
   Raises:
     InputError: as `to_flax`.
   """
-  return materialise(
-    to_flax(tensors, table, abstract_params), abstract_params, put
-  )
+  return materialise(to_flax(tensors, table, abstract_params))
 
 
 def materialise(
   leaves: Tensors,
-  abstract_params: Params,
   put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
 ) -> Params:
-  """Reads every leaf into the dtype of `abstract_params`; see `from_torch`."""
-  types = traverse_util.flatten_dict(abstract_params, sep="/")
+  """Reads every leaf into the nested dict that flax knows.
+
+  Args:
+    leaves: our parameters, keyed by path.
+    put: (path, array) -> what to keep of it, as `jax.device_put` with the
+      path's sharding; each array is let go before the next is read.
+  """
   return traverse_util.unflatten_dict(
-    {
-      path: put(path, np.asarray(leaves.read(path), leaf.dtype, order="C"))
-      for path, leaf in types.items()
-    },
+    {path: put(path, leaves.read_checked(path)) for path in leaves.shapes},
     sep="/",
   )
 

@@ -146,7 +146,7 @@ def test_shift_moves_the_levels_to_one_end(shift, quartiles):
 
 
 def test_a_shift_that_is_not_positive_is_refused():
-  with pytest.raises(InputError, match="timestep_shift 0.0"):
+  with pytest.raises(InputError, match=r"timestep_shift 0\.0"):
     loss(zero_fn, latents(1), np.arange(1), timestep_shift=0.0)
 
 

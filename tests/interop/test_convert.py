@@ -14,6 +14,8 @@ from i2vgen_jax.interop.convert import (
   compare,
   from_torch,
   leaves_of,
+  materialise,
+  to_flax,
   to_torch,
 )
 from i2vgen_jax.interop.layouts import LINEAR, PLAIN
@@ -174,13 +176,16 @@ def test_stacked_rows_are_cut_in_order(tensors, abstract):
     np.testing.assert_allclose(x @ attn[name], expected, atol=1e-5)
 
 
-def test_values_take_the_dtype_of_the_target(tensors, abstract):
+def test_values_keep_their_dtype_until_they_are_cast(tensors, abstract):
   halves = {key: value.astype(np.float16) for key, value in tensors.items()}
-  params = load(halves, abstract)
-  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
-    np.dtype(np.float32)
-  }
-  np.testing.assert_array_equal(params["place"], halves["place"])
+  leaves = to_flax(Tensors.of(halves), TABLE, abstract)
+  for dtype, result in (
+    (np.float16, leaves),
+    (np.float32, leaves.cast(np.dtype("float32"))),
+  ):
+    params = materialise(result)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(dtype)}
+    np.testing.assert_array_equal(params["place"], halves["place"])
 
 
 def test_other_spellings_are_read_and_the_first_is_written(tensors, abstract):
@@ -275,10 +280,8 @@ def test_leaves_that_are_not_kept_go_as_they_are_read(tensors, abstract):
 
 def test_each_array_is_put_where_it_is_asked_for(tensors, abstract):
   device = jax.devices()[3]
-  params = from_torch(
-    Tensors.of(tensors),
-    TABLE,
-    abstract,
+  params = materialise(
+    to_flax(Tensors.of(tensors), TABLE, abstract),
     put=lambda path, array: jax.device_put(array, device),
   )
   assert {leaf.device for leaf in jax.tree.leaves(params)} == {device}

@@ -12,8 +12,8 @@ import torch
 from i2vgen_jax import networks
 from i2vgen_jax.interop import convert
 from i2vgen_jax.interop.convert import from_torch, leaves_of, to_torch
-from i2vgen_jax.interop.unet_keys import diffusers_table
 from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.unet_keys import diffusers_table
 from i2vgen_jax.models.unet import I2VGenUNet
 
 TOLERANCE = 1e-4

@@ -13,8 +13,8 @@ from i2vgen_jax.interop.convert import (
   leaves_of,
   to_torch,
 )
-from i2vgen_jax.interop.vae_keys import diffusers_table
 from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.vae_keys import diffusers_table
 from i2vgen_jax.models.vae import AutoencoderKL
 
 TOLERANCE = 1e-4
