@@ -28,6 +28,7 @@ from i2vgen_jax.types import Array, Params
 BUNDLED = Path(__file__).parent / "assets" / "tiny"
 
 Clips = UInt8[np.ndarray, "b f h w 3"]
+Latents = Float[np.ndarray, "b f h w c"]
 Progress = Callable[[int], None]
 
 # What the config of a network says beside the fields of its module.
@@ -129,9 +130,9 @@ class Cascade:
     *,
     size: tuple[int, int] | None = None,
     num_frames: int | None = None,
-    fps: float | None = None,
+    fps: float | int | None = None,
     num_steps: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: float | int | None = None,
     negative_prompt: str | None = None,
   ) -> dict[str, Settings]:
     """Settings of the stages to run, in order, where None is as stored.
@@ -159,6 +160,8 @@ class Cascade:
       "negative_prompt": negative_prompt,
     }
     given = {name: value for name, value in asked.items() if value is not None}
+    for name in given.keys() & {"fps", "guidance_scale"}:
+      given[name] = float(given[name])
     plan[first] = dataclasses.replace(plan[first], **given)
     clip = {name: getattr(plan[first], name) for name in ("num_frames", "fps")}
     plan[last] = dataclasses.replace(plan[last], **clip)
@@ -203,8 +206,9 @@ class Cascade:
     *,
     settings: Settings | None = None,
     seed: int = 0,
+    decode: bool = True,
     progress: Progress | None = None,
-  ) -> Clips:
+  ) -> Clips | Latents:
     """Clips that begin with the pictures.
 
     Args:
@@ -212,6 +216,7 @@ class Cascade:
       prompts: one per clip; without effect where the base takes no text.
       settings: None takes the stored ones.
       seed: fixes all randomness, the sample of the picture's latents too.
+      decode: False returns the scaled latents, float32[b f h w c].
       progress: called with the number of denoiser evaluations done.
 
     Raises:
@@ -239,6 +244,7 @@ class Cascade:
       _stage_rng("base", seed),
       parts=self._parts("base"),
       settings=settings,
+      decode=decode,
       progress=progress,
     )
     return np.asarray(clips)
@@ -250,8 +256,9 @@ class Cascade:
     *,
     settings: Settings | None = None,
     seed: int = 0,
+    decode: bool = True,
     progress: Progress | None = None,
-  ) -> Clips:
+  ) -> Clips | Latents:
     """The same clips at the refine stage's size, repaired under the text.
 
     They are stretched to the size, noised to `settings.start_timestep` and
@@ -269,6 +276,7 @@ class Cascade:
       _stage_rng("refine", seed),
       parts=self._parts("refine"),
       settings=settings,
+      decode=decode,
       progress=progress,
     )
     return np.asarray(refined)
@@ -433,6 +441,43 @@ class _Parts:
     tower = {"params": params["image_encoder"]}
     return self.image_encoder.apply(tower, clip_images)
 
+  def generate(
+    self,
+    params,
+    token_ids,
+    negative_ids,
+    rng,
+    shape,
+    settings,
+    *,
+    decode,
+    progress,
+    start=None,
+    **picture,
+  ):
+    """Frames of new clips, or their latents; the end of both stages."""
+    cond = encode.conditioning(
+      self.unet,
+      text_context=self.text(params, token_ids),
+      fps=jnp.full(shape[0], settings.fps, jnp.float32),
+      **picture,
+    )
+    made = stage.sample_latents(
+      self.unet,
+      params["unet"],
+      self.diffusion,
+      settings,
+      cond,
+      stage.null_conditioning(cond, self.text(params, negative_ids)),
+      rng,
+      shape,
+      start,
+      progress=progress,
+    )
+    if not decode:
+      return made
+    return self.decode(params, made, settings.decode_chunk)
+
   def latents_shape(self, frames_shape):
     b, f, height, width, _ = frames_shape
     factor = 2 ** (len(self.vae.block_channels) - 1)
@@ -440,7 +485,7 @@ class _Parts:
 
 
 _compiled = functools.partial(
-  jax.jit, static_argnames=("parts", "settings", "progress")
+  jax.jit, static_argnames=("parts", "settings", "decode", "progress")
 )
 
 
@@ -455,6 +500,7 @@ def _base(
   *,
   parts: _Parts,
   settings: Settings,
+  decode: bool,
   progress: Progress | None,
 ) -> Array:
   rng_encode, rng_sample = jax.random.split(rng)
@@ -462,25 +508,18 @@ def _base(
   shape = parts.latents_shape((b, settings.num_frames, height, width, 3))
   noise = stage.row_noise(rng_encode, (b, 1, *shape[2:]))
   latents = parts.encode(params, pictures[:, None], noise, 1)
-  cond = encode.conditioning(
-    parts.unet,
-    text_context=parts.text(params, token_ids),
-    image_embeds=parts.embeds(params, clip_images),
-    image_latents=latents[:, 0],
-    fps=jnp.full(b, settings.fps, jnp.float32),
-  )
-  made = stage.sample_latents(
-    parts.unet,
-    params["unet"],
-    parts.diffusion,
-    settings,
-    cond,
-    stage.null_conditioning(cond, parts.text(params, negative_ids)),
+  return parts.generate(
+    params,
+    token_ids,
+    negative_ids,
     rng_sample,
     shape,
+    settings,
+    image_embeds=parts.embeds(params, clip_images),
+    image_latents=latents[:, 0],
+    decode=decode,
     progress=progress,
   )
-  return parts.decode(params, made, settings.decode_chunk)
 
 
 @_compiled
@@ -493,6 +532,7 @@ def _refine(
   *,
   parts: _Parts,
   settings: Settings,
+  decode: bool,
   progress: Progress | None,
 ) -> Array:
   rng_encode, rng_sample = jax.random.split(rng)
@@ -509,23 +549,16 @@ def _refine(
   start = parts.encode(
     params, frames, stage.row_noise(rng_encode, shape), settings.decode_chunk
   )
-  cond = encode.conditioning(
-    parts.unet,
-    text_context=parts.text(params, token_ids),
-    image_embeds=None,
-    image_latents=None,
-    fps=jnp.full(b, settings.fps, jnp.float32),
-  )
-  made = stage.sample_latents(
-    parts.unet,
-    params["unet"],
-    parts.diffusion,
-    settings,
-    cond,
-    stage.null_conditioning(cond, parts.text(params, negative_ids)),
+  return parts.generate(
+    params,
+    token_ids,
+    negative_ids,
     rng_sample,
     shape,
-    start,
+    settings,
+    image_embeds=None,
+    image_latents=None,
+    start=start,
+    decode=decode,
     progress=progress,
   )
-  return parts.decode(params, made, settings.decode_chunk)

@@ -71,9 +71,9 @@ class Pipeline:
     negative_prompt: str | None = None,
     size: tuple[int, int] | None = None,
     num_frames: int | None = None,
-    fps: float | None = None,
+    fps: float | int | None = None,
     num_steps: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: float | int | None = None,
     progress: Progress | None = None,
   ) -> UInt8[np.ndarray, "b f h w 3"]:
     """Videos that begin with the pictures.

@@ -43,7 +43,7 @@ class Tokenizer:
   def load(
     cls, folder: str | Path, max_length: int = 77, pad_token_id: int = 0
   ) -> "Tokenizer":
-    """Reads `vocab.json` and `merges.txt` of a folder.
+    """Reads the vocabulary of a folder; see `read_vocabulary`.
 
     Raises:
       InputError: a file is missing or damaged, or the vocabulary is not a
@@ -52,19 +52,7 @@ class Tokenizer:
     from transformers import CLIPTokenizer  # Takes seconds to import.
 
     folder = Path(folder)
-    try:
-      vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
-      lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-    except (OSError, ValueError) as e:
-      raise InputError(
-        f"cannot read a tokenizer from {folder}: {e}; it needs the files"
-        " vocab.json and merges.txt of a CLIP tokenizer"
-      ) from e
-    merges = [
-      tuple(line.split())
-      for line in lines
-      if line and not line.startswith("#version")
-    ]
+    vocab, merges = read_vocabulary(folder)
     _check(vocab, merges, folder)
     # Under any other keyword than these two, transformers 5 silently builds
     # an empty vocabulary.
@@ -88,6 +76,76 @@ class Tokenizer:
 
   def _encode(self, text: str) -> list[int]:
     return self.bpe.encode(clean(text), add_special_tokens=False)
+
+
+def has_vocabulary(folder: Path) -> bool:
+  """Whether `read_vocabulary` finds its files there."""
+  return any((folder / n).is_file() for n in ("vocab.json", "tokenizer.json"))
+
+
+def read_vocabulary(
+  folder: Path,
+) -> tuple[dict[str, int], list[tuple[str, ...]]]:
+  """Tokens with their ids, and the merges in the order of their rank.
+
+  They are in `vocab.json` and `merges.txt`, or, as transformers 5 saves them,
+  together in `tokenizer.json`.
+
+  Raises:
+    InputError: a file is missing or damaged.
+  """
+  try:
+    if (folder / "vocab.json").is_file():
+      vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
+      text = (folder / "merges.txt").read_text("utf-8")
+      lines = [x for x in text.split("\n") if not x.startswith("#version")]
+    else:
+      text = (folder / "tokenizer.json").read_text("utf-8")
+      model = json.loads(text)["model"]
+      vocab, lines = model["vocab"], model["merges"]
+    merges = [
+      tuple(line.split() if isinstance(line, str) else line)
+      for line in lines
+      if line
+    ]
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise InputError(
+      f"cannot read a tokenizer from {folder}: {e}; it needs the files"
+      " vocab.json and merges.txt of a CLIP tokenizer, or its tokenizer.json"
+    ) from e
+  if not isinstance(vocab, dict):
+    raise InputError(
+      f"the vocabulary in {folder} does not map tokens to ids; use that of a"
+      " CLIP tokenizer"
+    )
+  return vocab, merges
+
+
+def write_vocabulary(
+  folder: Path,
+  vocab: dict[str, int],
+  merges: list[tuple[str, ...]],
+  pad_token: str = _EOS,
+) -> None:
+  """The files of a CLIP tokenizer, as transformers opens them."""
+  special = {
+    "bos_token": _BOS,
+    "eos_token": _EOS,
+    "unk_token": _EOS,
+    "pad_token": pad_token,
+  }
+  config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+  files = {
+    "vocab.json": json.dumps(vocab, ensure_ascii=False, indent=0),
+    "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
+    "tokenizer_config.json": json.dumps(config | special, indent=2),
+    "special_tokens_map.json": json.dumps(special, indent=2),
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, text in files.items():
+    part = folder / f"{name}.part"
+    part.write_text(text, "utf-8")
+    os.replace(part, folder / name)
 
 
 def clean(text: str) -> str:
@@ -132,7 +190,7 @@ def build_vocabulary(words: list[str], folder: str | Path) -> None:
       if joined not in tokens:
         tokens.append(joined)
   vocab = {token: i for i, token in enumerate([*tokens, _BOS, _EOS])}
-  _write(Path(folder), vocab, merges)
+  write_vocabulary(Path(folder), vocab, merges)
 
 
 def _byte_tokens() -> list[str]:
@@ -142,13 +200,10 @@ def _byte_tokens() -> list[str]:
   return symbols + [symbol + _WORD_END for symbol in symbols]
 
 
-def _check(vocab: Any, merges: list[tuple[str, ...]], folder: Path) -> None:
+def _check(
+  vocab: dict[str, int], merges: list[tuple[str, ...]], folder: Path
+) -> None:
   """A gap would turn into EOS in the middle of a caption, silently."""
-  if not isinstance(vocab, dict):
-    raise InputError(
-      f"{folder / 'vocab.json'} does not map tokens to ids; use the vocab.json"
-      " of a CLIP tokenizer"
-    )
   known = set(vocab)
   needed = {_BOS, _EOS, *_byte_tokens()}
   needed |= {part for pair in merges for part in (*pair, "".join(pair))}
@@ -162,26 +217,3 @@ def _check(vocab: Any, merges: list[tuple[str, ...]], folder: Path) -> None:
       f"{_EOS} is not the largest id in {folder}; the text tower finds the"
       " end of the caption by it, so use a CLIP vocabulary"
     )
-
-
-def _write(
-  folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]]
-) -> None:
-  config = {
-    "tokenizer_class": "CLIPTokenizer",
-    "bos_token": _BOS,
-    "eos_token": _EOS,
-    "unk_token": _EOS,
-    "pad_token": _EOS,
-    "model_max_length": 77,
-  }
-  files = {
-    "vocab.json": json.dumps(vocab, ensure_ascii=False, indent=0),
-    "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
-    "tokenizer_config.json": json.dumps(config, indent=2),
-  }
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, text in files.items():
-    part = folder / f"{name}.part"
-    part.write_text(text, "utf-8")
-    os.replace(part, folder / name)

@@ -74,6 +74,14 @@ def sentence(text: str) -> str:
   return text
 
 
+def pair(text: str) -> tuple[str, str]:
+  """NAME=VALUE."""
+  name, equals, value = text.partition("=")
+  if not (name and equals and value):
+    raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+  return name, value
+
+
 def _whole(text: str) -> int:
   try:
     return int(text)

@@ -4,6 +4,7 @@
     i2vgen train     trains one network of a cascade
     i2vgen data      makes what a training reads
     i2vgen evaluate  measures a cascade on held-out clips
+    i2vgen convert   reads and writes the public forms of the weights
 
 `i2vgen COMMAND --help` says more. Exit status 2: something given is unusable,
 and one line on stderr says what.
@@ -24,6 +25,7 @@ _MODULES = {
   "train": "launch.train_flags",
   "data": "launch.data",
   "evaluate": "launch.evaluate",
+  "convert": "launch.convert",
 }
 # Of the extra `data`; what else is missing is missing for everybody.
 _EXTRA = (

@@ -19,9 +19,10 @@ from pathlib import Path
 import jax
 
 from data_pipelines import video
-from i2vgen_jax import networks, tokenizer
+from i2vgen_jax import interop, networks, tokenizer
 from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.stage import Settings
 from launch import arguments, contact_sheet, guards, outputs
 from launch.progress import Line, note
@@ -61,8 +62,8 @@ def parser() -> arguments.Parser:
   )
   add(
     "--weights",
-    type=Path,
-    help="cascade folder; default: the small one in this package",
+    help="a cascade folder, a folder or file of public weights, or owner/name "
+    "on the Hub; default: the small cascade in this package",
   )
   add(
     "--stage",
@@ -151,13 +152,22 @@ def _read(args: Namespace) -> Source:
   return Source.of_photo(args.image)
 
 
-def _load(weights: Path | None) -> Cascade:
+def _load(weights: str | None) -> Cascade:
   if weights is None:
     note(
       "no --weights: using the small cascade of this package, trained on "
       "drawn shapes that move; it does not know the real world"
     )
-  return Cascade.load(weights or BUNDLED)
+  cascade = interop.load_cascade(weights or BUNDLED)
+  if weights is not None:
+    taken = _choices(cascade)
+    note("weights take " + ", ".join(f"{n} {v}" for n, v in taken.items()))
+  return cascade
+
+
+def _choices(cascade: Cascade) -> dict:
+  parts = {name: getattr(cascade, name) for name in networks.TYPES}
+  return Choices.of({n: part.config for n, part in parts.items() if part})
 
 
 def _plan(cascade: Cascade, args: Namespace, source: Source) -> Plan:
@@ -274,6 +284,7 @@ def _report(
     "weights": {
       "folder": str(cascade.folder.absolute()),
       "bundled": args.weights is None,
+      "choices": _choices(cascade),
       "config": {n: part.config for n, part in parts.items() if part},
     },
     "device": jax.devices()[0].device_kind,

@@ -40,6 +40,28 @@ class Choices:
   reference_start: bool = True
   black_edge: bool = False
 
+  @classmethod
+  def of(cls, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Those that the networks of a cascade took, by name.
+
+    Args:
+      configs: the `config.json` of each network.
+    """
+    stage = configs.get("base") or configs.get("refine") or {}
+    module, sampling = stage.get("module", {}), stage.get("sampling", {})
+    taken = {
+      "scaling_factor": configs.get("vae", {}).get("scaling_factor"),
+      "pad_token_id": configs.get("text_encoder", {}).get("pad_token_id", 0),
+      "to_clean": sampling.get("to_clean", False),
+      "black_edge": sampling.get("black_edge", False),
+    }
+    if module.get("local_image") == "concat":
+      taken["concat_gain"] = module.get("concat_gain", 1.0)
+    if "refine" in configs:
+      refine = configs["refine"].get("sampling", {})
+      taken["reference_start"] = refine.get("reference_start", False)
+    return taken
+
   def replace(self, values: Mapping[str, Any]) -> "Choices":
     """With other values, given as such or as texts.
 

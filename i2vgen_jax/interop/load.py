@@ -81,10 +81,8 @@ def load_cascade(
   folder = hub.resolve(path, half=_is_half(dtype))
   found = sources.find(folder, choices)
   loaded = {name: source.load(dtype, mesh) for name, source in found.items()}
-  if folder.is_file():
-    folder = folder.parent
-  own = folder / "tokenizer"
-  return Cascade.assemble(folder, own if own.is_dir() else folder, loaded)
+  tokenizer = sources.tokenizer_folder(folder) or folder / "tokenizer"
+  return Cascade.assemble(folder, tokenizer, loaded)
 
 
 def _load(name, path, dtype, mesh, choices) -> Loaded:

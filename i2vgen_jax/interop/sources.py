@@ -13,7 +13,6 @@ tensors, not yet read. `find` looks at what a path holds:
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from i2vgen_jax import networks, weights
+from i2vgen_jax import networks, tokenizer, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import (
   clip_keys,
@@ -34,6 +33,11 @@ from i2vgen_jax.interop import (
   vgen_keys,
 )
 from i2vgen_jax.interop.choices import DEFAULTS
+from i2vgen_jax.interop.diffusers_folder import (
+  read_choices,
+  read_diffusion,
+  read_json,
+)
 from i2vgen_jax.interop.recognise import Found, recognise
 from i2vgen_jax.interop.table import Table
 from i2vgen_jax.interop.tensors import Tensors
@@ -160,25 +164,36 @@ def one(path: Path, name: str, choices: Mapping[str, Any] | None = None):
   return fitting[0]
 
 
+def tokenizer_folder(path: Path) -> Path | None:
+  """The folder of the tokenizer that belongs to the weights at a path."""
+  folder = path if path.is_dir() else path.parent
+  for place in (folder / "tokenizer", folder):
+    if tokenizer.has_vocabulary(place):
+      return place
+  return None
+
+
 # ---- Folders ----
 
 
 def _of_repository(path: Path, choices: Mapping) -> dict[str, Source]:
-  index = _json(path / "model_index.json")
+  index = read_json(path / "model_index.json")
   if (name := index.get("_class_name")) != "I2VGenXLPipeline":
     raise InputError(
       f"{path} is a pipeline of class {name}; use one of I2VGenXLPipeline"
     )
+  choices = {**read_choices(path), **choices}
   found: dict[str, Source] = {}
   for part in ("unet", "vae", "text_encoder", "image_encoder"):
     if not (path / part).is_dir():
       raise InputError(f"no {part} in {path}; copy the folder anew")
     found |= _of_component(path / part, choices)
+  found["base"].config["diffusion"] = read_diffusion(path)
   return found
 
 
 def _of_component(path: Path, choices: Mapping) -> dict[str, Source]:
-  config = _json(path / "config.json")
+  config = read_json(path / "config.json")
   kind = config.get("_class_name") or ", ".join(config.get("architectures", ()))
   found = recognise(files.open_tensors(path))
   sources = [_source(one, choices, config) for one in found]
@@ -364,13 +379,3 @@ def table_of(module: Any, form: str) -> Table:
 
 def _abstract(module: Any) -> Params:
   return jax.eval_shape(lambda: networks.init_params(module, jax.random.key(0)))
-
-
-def _json(path: Path) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError) as e:
-    raise InputError(f"cannot read {path}: {e}; copy it anew") from e
-  if not isinstance(value, dict):
-    raise InputError(f"{path} is no JSON object; copy it anew")
-  return value

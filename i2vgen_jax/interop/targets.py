@@ -1,0 +1,180 @@
+"""Networks written in the forms of others, and in ours.
+
+Everything is read and written one tensor at a time. What is written appears
+under its name when it is whole, and not before.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from i2vgen_jax import tokenizer, weights
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop import convert, diffusers_folder, torch_files
+from i2vgen_jax.interop.choices import DEFAULTS
+from i2vgen_jax.interop.sources import Source, table_of
+from i2vgen_jax.interop.tensors import Tensors
+
+# The variants whose U-Net each form can hold.
+HOLDS = {
+  "diffusers": ("released",),
+  "vgen": ("released",),
+  "modelscope": ("image_to_video", "refine"),
+}
+_FORMS = {
+  "vae": "diffusers",
+  "text_encoder": "transformers",
+  "image_encoder": "transformers",
+}
+
+
+def check(found: dict[str, Source], form: str) -> None:
+  """Raises InputError unless the form can hold the U-Net among the networks.
+
+  Only diffusers' form and ours hold anything else.
+  """
+  unets = [s for s in found.values() if s.name in ("base", "refine")]
+  if form in ("vgen", "modelscope") and len(unets) != 1:
+    raise InputError(
+      f"a file of {form} holds one U-Net, and the source has {len(unets)}: "
+      "name one network of it"
+    )
+  for source in unets if form in HOLDS else ():
+    if source.variant not in HOLDS[form]:
+      raise InputError(
+        f"{form} has no U-Net like {source.name} in {source.tensors.where} "
+        f"({source.variant or 'of no public variant'}); it holds "
+        f"{' or '.join(HOLDS[form])}"
+      )
+    _check_fixed(source, form)
+
+
+def write_orbax(
+  found: dict[str, Source], folder: Path, words: Path | None, dtype: Any
+) -> None:
+  """A cascade folder of ours, or more networks for one that is there.
+
+  Raises:
+    InputError: it has one of the networks, or cannot be written.
+  """
+  for name in found:
+    if (folder / name).exists():
+      raise InputError(f"{folder / name} exists already; name another folder")
+  with _whole(folder, found) as partial:
+    for name, source in found.items():
+      leaves = _cast(source.leaves(), dtype)
+      weights.save(partial / name, source.config, convert.materialise(leaves))
+    if words and not (folder / "tokenizer").exists():
+      vocab, merges = tokenizer.read_vocabulary(words)
+      tokenizer.write_vocabulary(partial / "tokenizer", vocab, merges)
+
+
+def write_diffusers(
+  found: dict[str, Source], folder: Path, words: Path | None, dtype: Any
+) -> None:
+  """A repository folder; `I2VGenXLPipeline` opens it if all parts are there.
+
+  Raises:
+    InputError: the folder exists, or cannot be written.
+  """
+  if folder.exists():
+    raise InputError(f"{folder} exists already; name another folder")
+  with _whole(folder, found) as partial:
+    for name, source in found.items():
+      part = "unet" if name == "base" else name
+      tensors = _in_form(source, _FORMS.get(name, "diffusers"), dtype)
+      diffusers_folder.write_component(partial, part, source.config, tensors)
+    if words and {"base", "text_encoder"} <= found.keys():
+      diffusers_folder.write_rest(
+        partial,
+        found["base"].config,
+        words,
+        found["text_encoder"].config.get("pad_token_id", 0),
+      )
+
+
+def write_torch(source: Source, path: Path, form: str, dtype: Any) -> None:
+  """The .pth file of a U-Net, as VGen or ModelScope write it.
+
+  Raises:
+    InputError: the file exists, or cannot be written.
+  """
+  if path.exists():
+    raise InputError(f"{path} exists already; name another file")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  step = 0 if form == "vgen" else None
+  torch_files.write(path, _in_form(source, "vgen", dtype), step)
+
+
+def _in_form(source: Source, form: str, dtype: Any) -> Tensors:
+  leaves = _cast(source.leaves(), dtype)
+  gain = getattr(source.module, "concat_gain", 1.0)
+  wanted = DEFAULTS[form].concat_gain if form in DEFAULTS else gain
+  if getattr(source.module, "local_image", "none") == "concat":
+    leaves = _with_gain(leaves, source.module.latent_channels, gain / wanted)
+  return convert.to_torch(leaves, table_of(source.module, form))
+
+
+def _with_gain(leaves: Tensors, channels: int, factor: float) -> Tensors:
+  """Moves a factor on the extra channels into the first convolution.
+
+  Exact for powers of two, as the public gains are.
+  """
+  if factor == 1:
+    return leaves
+
+  def read(path: str) -> np.ndarray:
+    array = leaves.read(path)
+    if path != "conv_in/kernel":
+      return array
+    scale = np.ones(2 * channels, np.float32)
+    scale[channels:] = factor
+    return (array * scale[:, None].astype(array.dtype)).astype(array.dtype)
+
+  return dataclasses.replace(leaves, read=read)
+
+
+def _cast(leaves: Tensors, dtype: Any) -> Tensors:
+  return leaves if dtype is None else leaves.cast(jnp.dtype(dtype))
+
+
+def _check_fixed(source: Source, form: str) -> None:
+  """What the code of others does not let one choose."""
+  fixed = {"image_grid": 8, "input_heads": 8}
+  if form != "diffusers":
+    fixed |= {"norm_groups": 32}
+  for field, value in fixed.items():
+    have = getattr(source.module, field)
+    if have != value and not (field == "image_grid" and form == "modelscope"):
+      raise InputError(
+        f"{form} has {field} {value} and the U-Net in {source.tensors.where} "
+        f"has {have}; it can be kept in our own form alone"
+      )
+
+
+@contextlib.contextmanager
+def _whole(folder: Path, found: dict[str, Source]) -> Iterator[Path]:
+  """A temporary folder whose contents move to their place at the end."""
+  partial = folder.with_name(f".{folder.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  try:
+    partial.mkdir(parents=True)
+    yield partial
+    if not folder.exists():
+      os.replace(partial, folder)
+    else:
+      for child in partial.iterdir():
+        os.replace(child, folder / child.name)
+  except OSError as e:
+    raise InputError(
+      f"cannot write {folder}: {e.strerror or e}; choose another place"
+    ) from e
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
