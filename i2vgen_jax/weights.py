@@ -28,6 +28,11 @@ from flax import traverse_util
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.types import Params
 
+# Up to so many bytes all arrays of a network share one store (OCDBT). Such a
+# store is held in memory until it is whole; a large network gets a file for
+# each array instead.
+_ONE_STORE = 2**28
+
 
 def save(folder: Path, config: dict[str, Any], params: Params) -> None:
   """Writes one network under a temporary name, then renames.
@@ -44,8 +49,8 @@ def save(folder: Path, config: dict[str, Any], params: Params) -> None:
     partial.mkdir(parents=True)
     text = json.dumps(config, indent=2, sort_keys=True)
     (partial / "config.json").write_text(text + "\n")
-    with ocp.StandardCheckpointer() as writer:
-      writer.save(partial / "params", params)
+    with ocp.Checkpointer(_handler(params)) as writer:
+      writer.save(partial / "params", args=ocp.args.PyTreeSave(params))
     # It says on which path of this machine the files were written.
     (partial / "params" / "commit_success.txt").unlink(missing_ok=True)
     os.replace(partial, folder)
@@ -55,6 +60,24 @@ def save(folder: Path, config: dict[str, Any], params: Params) -> None:
     ) from e
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _handler(params: Params) -> ocp.PyTreeCheckpointHandler:
+  """Writes arrays as they are, where Orbax would first copy them all.
+
+  The copies are for those who change them before the writing is done.
+  """
+  handlers = ocp.type_handlers
+  registry = handlers.create_type_handler_registry(
+    (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
+    (jax.Array, handlers.ArrayHandler()),
+  )
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  return ocp.PyTreeCheckpointHandler(
+    type_handler_registry=registry,
+    use_ocdbt=size <= _ONE_STORE,
+    save_concurrent_gb=1,
+  )
 
 
 def load_config(folder: Path) -> dict[str, Any]:

@@ -8,13 +8,15 @@ What a file is, its keys decide. Every key and its fate is printed before
 anything is written; a file that does not fit entirely is refused.
 """
 
+import dataclasses
+import itertools
 from argparse import Namespace
 from pathlib import Path
 
 from i2vgen_jax.interop import hub, sources, targets
 from i2vgen_jax.interop.choices import Choices
 from launch import arguments, guards
-from launch.progress import note
+from launch.progress import Line, note
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -66,8 +68,9 @@ def main(argv: list[str]) -> None:
     found = _unet_alone(found, args.to)
   _report(found)
   targets.check(found, args.to)
+  watched = {name: _watched(name, source) for name, source in found.items()}
   with guards.interruptible(), guards.memory():
-    _write(args, folder, found)
+    _write(args, folder, watched)
   note(f"wrote {args.target}")
 
 
@@ -97,6 +100,24 @@ def _report(found: dict[str, sources.Source]) -> None:
     report.check()
   taken = Choices.of({name: s.config for name, s in found.items()})
   note("takes " + ", ".join(f"{n} {v}" for n, v in taken.items()))
+
+
+def _watched(name: str, source: sources.Source) -> sources.Source:
+  """The source, which says how many of its tensors have been read."""
+  tensors, line, done = source.tensors, Line(), itertools.count(1)
+  total = len(tensors.shapes)
+
+  def read(key: str):
+    array = tensors.read(key)
+    if (number := next(done)) == 1:
+      line.begin(name, total)
+    line.update(number)
+    if number == total:
+      line.end()
+    return array
+
+  watched = dataclasses.replace(tensors, read=read)
+  return dataclasses.replace(source, tensors=watched)
 
 
 def _write(args: Namespace, folder: Path, found: dict) -> None:

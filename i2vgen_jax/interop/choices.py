@@ -47,19 +47,21 @@ class Choices:
     Args:
       configs: the `config.json` of each network.
     """
-    stage = configs.get("base") or configs.get("refine") or {}
-    module, sampling = stage.get("module", {}), stage.get("sampling", {})
-    taken = {
-      "scaling_factor": configs.get("vae", {}).get("scaling_factor"),
-      "pad_token_id": configs.get("text_encoder", {}).get("pad_token_id", 0),
-      "to_clean": sampling.get("to_clean", False),
-      "black_edge": sampling.get("black_edge", False),
-    }
-    if module.get("local_image") == "concat":
-      taken["concat_gain"] = module.get("concat_gain", 1.0)
+    taken = {}
+    if "vae" in configs:
+      taken["scaling_factor"] = configs["vae"]["scaling_factor"]
+    if "text_encoder" in configs:
+      taken["pad_token_id"] = configs["text_encoder"].get("pad_token_id", 0)
+    if "base" in configs:
+      sampling = configs["base"].get("sampling", {})
+      taken["to_clean"] = sampling.get("to_clean", False)
+      taken["black_edge"] = sampling.get("black_edge", False)
+      if configs["base"]["module"].get("local_image") == "concat":
+        gain = configs["base"]["module"].get("concat_gain", 1.0)
+        taken["concat_gain"] = gain
     if "refine" in configs:
-      refine = configs["refine"].get("sampling", {})
-      taken["reference_start"] = refine.get("reference_start", False)
+      sampling = configs["refine"].get("sampling", {})
+      taken["reference_start"] = sampling.get("reference_start", False)
     return taken
 
   def replace(self, values: Mapping[str, Any]) -> "Choices":

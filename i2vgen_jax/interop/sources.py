@@ -193,13 +193,7 @@ def _of_repository(path: Path, choices: Mapping) -> dict[str, Source]:
 
 
 def _of_component(path: Path, choices: Mapping) -> dict[str, Source]:
-  config = read_json(path / "config.json")
-  kind = config.get("_class_name") or ", ".join(config.get("architectures", ()))
-  found = recognise(files.open_tensors(path))
-  sources = [_source(one, choices, config) for one in found]
-  if len(sources) != 1:
-    raise InputError(f"{path} ({kind}) holds more than one network")
-  return {source.name: source for source in sources}
+  return _of_tensors(files.open_tensors(path), path, choices)
 
 
 def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
@@ -223,14 +217,24 @@ def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
 
 
 def _of_file(path: Path, choices: Mapping) -> dict[str, Source]:
-  found = recognise(files.open_tensors(path))
+  return _of_tensors(files.open_tensors(path), path.parent, choices)
+
+
+def _of_tensors(
+  tensors: Tensors, folder: Path, choices: Mapping
+) -> dict[str, Source]:
+  """`folder` may have the config.json of diffusers or transformers."""
+  given = {}
+  if (folder / "config.json").is_file():
+    given = read_json(folder / "config.json")
+  found = recognise(tensors)
   ours = [one for one in found if one.network != "image_unet"]
   if not ours:
     raise InputError(
-      f"{path} holds the image U-Net of Stable Diffusion alone; it can start a "
-      "training (--config.init_from), but makes no video"
+      f"{tensors.where} holds the image U-Net of Stable Diffusion alone, which "
+      "makes no video; use weights of I2VGen-XL"
     )
-  sources = [_source(one, choices, {}) for one in ours]
+  sources = [_source(one, choices, given) for one in ours]
   return {source.name: source for source in sources}
 
 
@@ -274,7 +278,8 @@ def _native_tensors(path: Path, module: Any) -> Tensors:
 
 def _source(found: Found, choices: Mapping, given: Mapping[str, Any]) -> Source:
   """`given` is the config.json that came with the weights, if any."""
-  chosen = DEFAULTS["diffusers" if given else "vgen"]
+  theirs = found.form in ("diffusers", "transformers")
+  chosen = DEFAULTS["diffusers" if theirs else "vgen"]
   if "scaling_factor" in given:
     chosen = chosen.replace({"scaling_factor": given["scaling_factor"]})
   chosen = chosen.replace(choices)
