@@ -49,8 +49,9 @@ def common() -> ConfigDict:
       "objective": "diffusion",
       # Of the weights that a finished run leaves in workdir/export.
       "export_dtype": "float32",
-      # A cascade folder with the networks that stay frozen, and where to
-      # take the weights to start from, if any.
+      # A cascade folder with the networks that stay frozen; and weights to
+      # start from, if any: of the same network in any form, or, for a U-Net,
+      # those of Stable Diffusion 2.1.
       "frozen": placeholder(str),
       "init_from": placeholder(str),
       "data": {

@@ -17,13 +17,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.reader import Reader
-from i2vgen_jax import networks, sharding
+from i2vgen_jax import interop, networks, sharding
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training import tasks
 from i2vgen_jax.training.checkpoint import load_params
 from i2vgen_jax.training.loop import train
-from i2vgen_jax.types import Batch
+from i2vgen_jax.types import Batch, Params
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string=__doc__)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -66,7 +66,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     seed=config.train.seed,
   )
   to_show = _moving_batch(reader)
-  init = config.init_from
   state = train(
     init_params_fn=task.init_params,
     objective=task.objective,
@@ -77,7 +76,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     mesh=mesh,
     sample_fn=task.picture
     and (lambda params, _: task.picture(params, to_show)),
-    initial_params=networks.load(Path(init)).params if init else None,
+    initial_params=_initial_params(config),
   )
   if int(state.step) == config.train.num_steps and jax.process_index() == 0:
     # From the files: no process holds the whole of a sharded state.
@@ -86,6 +85,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     shutil.rmtree(workdir / "export", ignore_errors=True)
     task.export(workdir / "export", params, to_show)
+
+
+def _initial_params(config: ConfigDict) -> Params | None:
+  """Of `config.init_from`: any weights for a U-Net, ours for the others."""
+  if config.init_from is None:
+    return None
+  if config.objective != "diffusion":
+    return networks.load(Path(config.init_from)).params
+  fields = config.unet.to_dict()
+  unet = networks.build(config.component, fields, Path("config.unet"))
+  rng = jax.random.key(config.train.seed)
+  return interop.initial_params(config.init_from, unet, rng)
 
 
 def _batches(

@@ -1,7 +1,8 @@
 """The public weights, in and out.
 
 `load_unet`, `load_vae`, `load_text_encoder` and `load_image_encoder` give
-`(module, params)`; `load_cascade` gives all that makes a video.
+`(module, params)`; `load_cascade` gives all that makes a video;
+`initial_params` gives what a training starts from.
 """
 
 from i2vgen_jax.interop.load import (
@@ -11,8 +12,10 @@ from i2vgen_jax.interop.load import (
   load_unet,
   load_vae,
 )
+from i2vgen_jax.interop.start import initial_params
 
 __all__ = [
+  "initial_params",
   "load_cascade",
   "load_image_encoder",
   "load_text_encoder",

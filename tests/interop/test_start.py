@@ -1,0 +1,108 @@
+"""A U-Net that starts as an image model, or as one of its own kind."""
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from i2vgen_jax import interop, networks, weights
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.models.unet import I2VGenUNet
+
+SIZES = {
+  "block_channels": (16, 32),
+  "layers_per_block": 1,
+  "head_dim": 8,
+  "norm_groups": 4,
+  "context_dim": 20,
+  "input_heads": 8,
+}
+TEXT_ONLY = I2VGenUNet(
+  **SIZES, use_image_embeds=False, use_fps=False, local_image="none"
+)
+
+
+@pytest.fixture(scope="module")
+def image_model():
+  torch.manual_seed(0)
+  model = diffusers.UNet2DConditionModel(
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    block_out_channels=SIZES["block_channels"],
+    layers_per_block=1,
+    norm_num_groups=4,
+    cross_attention_dim=20,
+    # In this class, the number of heads.
+    attention_head_dim=(2, 4),
+    use_linear_projection=True,
+  )
+  return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def folder(image_model, tmp_path_factory):
+  path = tmp_path_factory.mktemp("image")
+  image_model.save_pretrained(path / "unet")
+  return path
+
+
+def test_a_video_begins_as_pictures_of_the_image_model(image_model, folder):
+  params = interop.initial_params(folder, TEXT_ONLY, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  latents = rng.normal(size=(1, 3, 8, 12, 4)).astype("f")
+  text = rng.normal(size=(1, 7, 20)).astype("f")
+  frames = TEXT_ONLY.apply(
+    {"params": params}, latents, jnp.array([400]), text_context=text
+  )
+  for frame, noisy in zip(frames[0], latents[0], strict=True):
+    expected = image_model(
+      torch.from_numpy(noisy.transpose(2, 0, 1).copy())[None],
+      400,
+      encoder_hidden_states=torch.from_numpy(text),
+    ).sample[0]
+    error = np.abs(frame - expected.permute(1, 2, 0).numpy()).max()
+    assert error <= 1e-4 * np.abs(expected.numpy()).max()
+
+
+def test_a_torch_file_of_it_does_as_well(image_model, folder, tmp_path):
+  torch.save(image_model.state_dict(), tmp_path / "unet.bin")
+  given = [
+    interop.initial_params(path, TEXT_ONLY, jax.random.key(0))
+    for path in (folder, folder / "unet", tmp_path / "unet.bin")
+  ]
+  for other in given[1:]:
+    jax.tree.map(np.testing.assert_array_equal, given[0], other)
+
+
+def test_channels_of_the_local_image_start_at_zero(folder):
+  unet = I2VGenUNet(**SIZES)
+  params = interop.initial_params(folder, unet, jax.random.key(0))
+  kernel = np.asarray(params["conv_in"]["kernel"])
+  assert kernel.shape == (3, 3, 8, 16)
+  assert np.abs(kernel[:, :, :4]).min() > 0
+  np.testing.assert_array_equal(kernel[:, :, 4:], 0)
+
+
+def test_another_size_is_named(folder):
+  unet = TEXT_ONLY.clone(context_dim=24)
+  with pytest.raises(InputError, match=r"attn2\.to_k\.weight is"):
+    interop.initial_params(folder, unet, jax.random.key(0))
+
+
+def test_weights_of_its_own_kind(tmp_path):
+  params = networks.init_params(TEXT_ONLY, jax.random.key(3))
+  module = {**SIZES, "use_image_embeds": False, "use_fps": False}
+  config = {"module": {**module, "local_image": "none"}}
+  weights.save(tmp_path / "base", config, params)
+  found = interop.initial_params(
+    tmp_path / "base", TEXT_ONLY, jax.random.key(0)
+  )
+  jax.tree.map(np.testing.assert_array_equal, found, params)
+  with pytest.raises(InputError, match=r"in config\.unet"):
+    interop.initial_params(
+      tmp_path / "base",
+      TEXT_ONLY.clone(norm_groups=4, use_fps=True),
+      jax.random.key(0),
+    )
