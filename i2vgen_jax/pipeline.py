@@ -138,7 +138,7 @@ def _pixels(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
         f"cannot read a picture from {image}: {e}; give a photo"
       ) from e
   if isinstance(image, Image.Image):
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
   array = np.asarray(image)
   if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
     raise InputError(

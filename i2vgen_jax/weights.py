@@ -14,6 +14,7 @@ under `module`, and beside it what the network needs to be used rightly.
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,9 +55,14 @@ def save(folder: Path, config: dict[str, Any], params: Params) -> None:
     # It says on which path of this machine the files were written.
     (partial / "params" / "commit_success.txt").unlink(missing_ok=True)
     os.replace(partial, folder)
-  except OSError as e:
+  except (OSError, ValueError) as e:
+    # Orbax's writer reports a full disk as a ValueError.
+    of_system = re.search(r": ([^:]+) \[os_error_code=", str(e))
+    if isinstance(e, ValueError) and not of_system:
+      raise
+    reason = of_system[1] if of_system else e.strerror
     raise InputError(
-      f"cannot write: {e.strerror}, in {folder}; choose another place"
+      f"cannot write: {reason}, in {folder}; choose another place"
     ) from e
   finally:
     shutil.rmtree(partial, ignore_errors=True)

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
   _report(found)
   targets.check(found, args.to)
   watched = {name: _watched(name, source) for name, source in found.items()}
-  with guards.interruptible(), guards.memory():
+  with guards.memory("convert one network of the source at a time"):
     _write(args, folder, watched)
   note(f"wrote {args.target}")
 

@@ -23,13 +23,11 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def memory() -> Iterator[None]:
-  """Raises InputError where memory runs out."""
+def memory(advice: str) -> Iterator[None]:
+  """Raises InputError, with the advice, where memory runs out."""
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as e:
     if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
-      raise InputError(
-        "not enough memory; ask for a smaller --size or fewer --num-frames"
-      ) from e
+      raise InputError(f"not enough memory; {advice}") from e
     raise

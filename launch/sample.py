@@ -130,7 +130,8 @@ def main(argv: list[str]) -> None:
   evaluations = {name: cascade.check(name, s) for name, s in plan.items()}
   cut = _cut_tokens(cascade, plan, args.prompt)
   report = _report(args, cascade, plan, source, cut)
-  with guards.interruptible(), guards.memory():
+  advice = "ask for a smaller --size or fewer --num-frames"
+  with guards.interruptible(), guards.memory(advice):
     clips = _generate(cascade, plan, source, args, evaluations, seconds)
   last = list(plan)[-1]
   with _timed(seconds, "encode"):

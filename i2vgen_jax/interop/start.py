@@ -30,6 +30,9 @@ def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
     unet: I2VGenUNet to fill.
     rng: of what the weights do not decide.
 
+  Returns:
+    float32, in which all training keeps its weights.
+
   Raises:
     InputError: no such weights, or they are not of this size.
   """
@@ -38,7 +41,7 @@ def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
   if image is not None:
     return _from_image_model(image, unet, rng)
   source = sources.one(folder, "unet")
-  params = source.load().params
+  params = source.load(jnp.float32).params
   want, have = (
     {k: x.shape for k, x in traverse_util.flatten_dict(p, sep="/").items()}
     for p in (_abstract(unet), params)

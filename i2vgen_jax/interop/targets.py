@@ -90,7 +90,8 @@ def write_diffusers(
     for name, source in found.items():
       part = "unet" if name == "base" else name
       tensors = _in_form(source, _FORMS.get(name, "diffusers"), dtype)
-      diffusers_folder.write_component(partial, part, source.config, tensors)
+      config = source.config | {"module": _fields(source.module)}
+      diffusers_folder.write_component(partial, part, config, tensors)
     if words and {"base", "text_encoder"} <= found.keys():
       diffusers_folder.write_rest(
         partial,
@@ -108,7 +109,12 @@ def write_torch(source: Source, path: Path, form: str, dtype: Any) -> None:
   """
   if path.exists():
     raise InputError(f"{path} exists already; name another file")
-  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise InputError(
+      f"cannot write {path}: {e.strerror}; choose another place"
+    ) from e
   step = 0 if form == "vgen" else None
   torch_files.write(path, _in_form(source, "vgen", dtype), step)
 
@@ -139,6 +145,11 @@ def _with_gain(leaves: Tensors, channels: int, factor: float) -> Tensors:
     return (array * scale[:, None].astype(array.dtype)).astype(array.dtype)
 
   return dataclasses.replace(leaves, read=read)
+
+
+def _fields(module: Any) -> dict[str, Any]:
+  """All of them; a config may leave out those that have their defaults."""
+  return {f.name: getattr(module, f.name) for f in dataclasses.fields(module)}
 
 
 def _cast(leaves: Tensors, dtype: Any) -> Tensors:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from i2vgen_jax import interop, networks, weights
+from i2vgen_jax import interop, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.unet import I2VGenUNet
 
@@ -48,8 +48,12 @@ def folder(image_model, tmp_path_factory):
   return path
 
 
-def test_a_video_begins_as_pictures_of_the_image_model(image_model, folder):
-  params = interop.initial_params(folder, TEXT_ONLY, jax.random.key(0))
+@pytest.fixture(scope="module")
+def params(folder):
+  return interop.initial_params(folder, TEXT_ONLY, jax.random.key(0))
+
+
+def test_a_video_begins_as_pictures_of_the_image_model(image_model, params):
   rng = np.random.default_rng(0)
   latents = rng.normal(size=(1, 3, 8, 12, 4)).astype("f")
   text = rng.normal(size=(1, 7, 20)).astype("f")
@@ -66,14 +70,11 @@ def test_a_video_begins_as_pictures_of_the_image_model(image_model, folder):
     assert error <= 1e-4 * np.abs(expected.numpy()).max()
 
 
-def test_a_torch_file_of_it_does_as_well(image_model, folder, tmp_path):
-  torch.save(image_model.state_dict(), tmp_path / "unet.bin")
-  given = [
-    interop.initial_params(path, TEXT_ONLY, jax.random.key(0))
-    for path in (folder, folder / "unet", tmp_path / "unet.bin")
-  ]
-  for other in given[1:]:
-    jax.tree.map(np.testing.assert_array_equal, given[0], other)
+def test_a_torch_file_of_it_does_as_well(image_model, params, tmp_path):
+  path = tmp_path / "unet.bin"
+  torch.save(image_model.state_dict(), path)
+  other = interop.initial_params(path, TEXT_ONLY, jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, params, other)
 
 
 def test_channels_of_the_local_image_start_at_zero(folder):
@@ -91,18 +92,17 @@ def test_another_size_is_named(folder):
     interop.initial_params(folder, unet, jax.random.key(0))
 
 
-def test_weights_of_its_own_kind(tmp_path):
-  params = networks.init_params(TEXT_ONLY, jax.random.key(3))
+def test_weights_of_its_own_kind(params, tmp_path):
   module = {**SIZES, "use_image_embeds": False, "use_fps": False}
   config = {"module": {**module, "local_image": "none"}}
-  weights.save(tmp_path / "base", config, params)
+  halves = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+  weights.save(tmp_path / "base", config, halves)
   found = interop.initial_params(
     tmp_path / "base", TEXT_ONLY, jax.random.key(0)
   )
-  jax.tree.map(np.testing.assert_array_equal, found, params)
+  jax.tree.map(np.testing.assert_array_equal, found, halves)
+  assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype(np.float32)}
   with pytest.raises(InputError, match=r"in config\.unet"):
     interop.initial_params(
-      tmp_path / "base",
-      TEXT_ONLY.clone(norm_groups=4, use_fps=True),
-      jax.random.key(0),
+      tmp_path / "base", TEXT_ONLY.clone(use_fps=True), jax.random.key(0)
     )

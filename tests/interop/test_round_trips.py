@@ -1,0 +1,272 @@
+"""From form to form and back: nothing may change by a single bit."""
+
+import json
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import public_standin
+import pytest
+import torch
+from public_standin import TOWERS, draw, file_shapes, unet
+
+from i2vgen_jax import weights
+from i2vgen_jax.interop import safetensors_files, sources, targets, torch_files
+
+LOCAL = "input_blocks.0.0.weight"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+  with public_standin.traced_once():
+    yield
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+  return public_standin.write_repository(tmp_path_factory.mktemp("hub") / "c")
+
+
+@pytest.fixture(scope="module")
+def ours(repository, tmp_path_factory):
+  """The repository as a cascade of ours."""
+  folder = tmp_path_factory.mktemp("ours") / "cascade"
+  to_orbax(repository, folder)
+  return folder
+
+
+def to_orbax(source, folder, dtype=None, choices=None):
+  targets.write_orbax(
+    sources.find(source, choices),
+    folder,
+    sources.tokenizer_folder(source),
+    dtype,
+  )
+
+
+def to_diffusers(source, folder, dtype=None):
+  found = sources.find(source)
+  targets.check(found, "diffusers")
+  words = sources.tokenizer_folder(source)
+  targets.write_diffusers(found, folder, words, dtype)
+
+
+def to_torch(source, path, form, dtype=None):
+  base = sources.one(source, "unet")
+  targets.check({base.name: base}, form)
+  targets.write_torch(base, path, form, dtype)
+
+
+def save(path, arrays, step=None):
+  state = {key: torch.from_numpy(x) for key, x in arrays.items()}
+  torch.save({"state_dict": state, "step": step}, path)
+
+
+def bits(array):
+  """NaN-proof, and it tells -0 from 0."""
+  return array.dtype, array.shape, array.tobytes()
+
+
+def assert_equal_bits(one, other):
+  assert one.keys() == other.keys()
+  for key, array in one.items():
+    assert bits(array) == bits(np.ascontiguousarray(other[key])), key
+
+
+def files_of(folder):
+  return {
+    str(path.relative_to(folder)): safetensors_files.read(path).arrays()
+    for path in sorted(folder.rglob("*.safetensors"))
+  }
+
+
+def state_of(module):
+  return {key: x.numpy() for key, x in module.state_dict().items()}
+
+
+def test_diffusers_and_back(repository, ours, tmp_path):
+  to_diffusers(ours, tmp_path / "back")
+  before, after = files_of(repository), files_of(tmp_path / "back")
+  assert len(before) == 4 and before.keys() == after.keys()
+  for name, arrays in before.items():
+    assert_equal_bits(arrays, after[name])
+  for name in ("unet/config.json", "vae/config.json"):
+    texts = [(f / name).read_text() for f in (repository, tmp_path / "back")]
+    assert json.loads(texts[0]) == json.loads(texts[1])
+  for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+    one, other = (
+      (f / "tokenizer" / name).read_text()
+      for f in (repository, tmp_path / "back")
+    )
+    assert one == other
+
+
+def test_diffusers_opens_the_result(repository, ours, tmp_path):
+  to_diffusers(ours, tmp_path / "back")
+  pipes = [
+    diffusers.I2VGenXLPipeline.from_pretrained(folder, local_files_only=True)
+    for folder in (repository, tmp_path / "back")
+  ]
+  for part in ("unet", "vae", "text_encoder", "image_encoder"):
+    states = [state_of(getattr(pipe, part)) for pipe in pipes]
+    assert_equal_bits(*states)
+  pipe = pipes[1]
+  arrays = draw(unet(), "diffusers", 3)
+  assert_equal_bits(arrays, state_of(pipe.unet))
+  assert pipe.vae.config.scaling_factor == 0.18125
+  assert pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+  assert pipe.scheduler.config.set_alpha_to_one is True
+  assert pipe.tokenizer.pad_token == "<|endoftext|>"
+  ids = pipe.tokenizer("a kite", padding="max_length").input_ids
+  assert len(ids) == 77 and ids[-1] == public_standin.VOCABULARY - 1
+
+
+@pytest.mark.parametrize(
+  ("variant", "form"),
+  [
+    ("released", "vgen"),
+    ("image_to_video", "modelscope"),
+    ("refine", "modelscope"),
+  ],
+)
+def test_original_unet_and_back(variant, form, tmp_path):
+  arrays = draw(unet(variant), "vgen")
+  save(tmp_path / "a.pth", arrays, step=7)
+  to_orbax(tmp_path / "a.pth", tmp_path / "ours")
+  name = "refine" if variant == "refine" else "base"
+  assert [path.name for path in (tmp_path / "ours").iterdir()] == [name]
+  to_torch(tmp_path / "ours" / name, tmp_path / "b.pth", form)
+  assert_equal_bits(arrays, torch_files.read(tmp_path / "b.pth").arrays())
+  # As the original code opens it.
+  file = torch.load(tmp_path / "b.pth", weights_only=True)
+  assert set(file) == {"state_dict"} | ({"step"} if form == "vgen" else set())
+
+
+def test_original_towers_become_those_of_diffusers(tmp_path):
+  """And lose nothing: what is stacked there lies apart here."""
+  arrays = draw(TOWERS["vae"], "ldm")
+  arrays = {f"first_stage_model.{key}": x for key, x in arrays.items()}
+  save(tmp_path / "a.ckpt", arrays)
+  to_orbax(tmp_path / "a.ckpt", tmp_path / "ours")
+  to_diffusers(tmp_path / "ours", tmp_path / "theirs")
+  vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "theirs" / "vae")
+  state = state_of(vae)
+  assert len(state) == len(arrays)
+  pairs = {
+    "encoder.conv_in.weight": "encoder.conv_in.weight",
+    "decoder.up_blocks.0.resnets.1.conv2.bias": (
+      "decoder.up.1.block.1.conv2.bias"
+    ),
+    "decoder.mid_block.attentions.0.to_q.weight": (
+      "decoder.mid.attn_1.q.weight"
+    ),
+  }
+  for theirs, original in pairs.items():
+    there = arrays[f"first_stage_model.{original}"]
+    assert bits(state[theirs]) == bits(there.reshape(state[theirs].shape))
+  assert vae.config.scaling_factor == 0.18215
+
+
+def test_diffusers_to_vgen_and_back(repository, tmp_path):
+  to_torch(repository, tmp_path / "unet.pth", "vgen")
+  to_diffusers(tmp_path / "unet.pth", tmp_path / "back")
+  (before,) = files_of(repository / "unet").values()
+  (after,) = files_of(tmp_path / "back").values()
+  assert_equal_bits(before, after)
+  vgen = torch_files.read(tmp_path / "unet.pth").arrays()
+  assert {k: x.shape for k, x in vgen.items()} == file_shapes(unet(), "vgen")
+  ours, theirs = vgen[LOCAL], before["conv_in.weight"]
+  np.testing.assert_array_equal(ours[:, :4], theirs[:, :4])
+  np.testing.assert_array_equal(2 * ours[:, 4:], theirs[:, 4:])
+  assert np.abs(theirs[:, 4:]).min() > 0
+
+
+def test_both_files_give_one_prediction(repository, tmp_path):
+  to_torch(repository, tmp_path / "unet.pth", "vgen")
+  rng = np.random.default_rng(0)
+  latents, picture = rng.standard_normal((2, 1, 2, 8, 8, 4), "f")
+  words = rng.standard_normal((1, 5, public_standin.WIDTH), "f")
+  answers, gains = [], []
+  for path in (repository, tmp_path / "unet.pth"):
+    network = sources.one(path, "unet").load()
+    gains.append(network.module.concat_gain)
+    with jax.disable_jit():
+      answers.append(
+        network.module.apply(
+          {"params": network.params},
+          latents,
+          np.array([300.0]),
+          fps=np.array([16.0]),
+          image_latents=picture[:, 0],
+          image_embeds=words[:, 0],
+          text_context=words,
+        )
+      )
+  assert gains == [1.0, 2.0]
+  assert np.abs(answers[0]).max() > 0.1
+  np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+
+
+def test_config_says_the_choices(ours, repository, tmp_path):
+  base = weights.load_config(ours / "base")
+  assert base["module"]["concat_gain"] == 1.0
+  assert base["sampling"]["to_clean"] is True
+  assert base["sampling"]["black_edge"] is False
+  assert base["source"] == {"form": "diffusers"}
+  assert base["diffusion"] == {
+    "schedule": "cosine",
+    "zero_terminal_snr": True,
+    "prediction_type": "v",
+  }
+  vae = weights.load_config(ours / "vae")
+  assert vae["scaling_factor"] == 0.18125
+  text = weights.load_config(ours / "text_encoder")
+  assert text["pad_token_id"] == public_standin.VOCABULARY - 1
+  assert text["source"] == {"form": "transformers"}
+
+  chosen = {"scaling_factor": 0.18215, "concat_gain": 4.0, "pad_token_id": 0}
+  to_orbax(repository, tmp_path / "ours", choices=chosen)
+  base, vae, text = (
+    weights.load_config(tmp_path / "ours" / name)
+    for name in ("base", "vae", "text_encoder")
+  )
+  assert base["module"]["concat_gain"] == 4.0
+  assert vae["scaling_factor"] == 0.18215
+  assert text["pad_token_id"] == 0
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_dtype(name, repository, ours, tmp_path):
+  to_diffusers(ours, tmp_path / "half", name)
+  dtype = jnp.dtype(name)
+  for file, arrays in files_of(repository).items():
+    half = safetensors_files.read(tmp_path / "half" / file).arrays()
+    assert {x.dtype for x in half.values()} == {dtype}
+    assert_equal_bits({k: x.astype(dtype) for k, x in arrays.items()}, half)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_files_of_half_precision(name, repository, tmp_path):
+  """They keep their precision, and every bit of it."""
+  dtype = jnp.dtype(name)
+  to_torch(repository, tmp_path / "a.pth", "vgen", name)
+  arrays = torch_files.read(tmp_path / "a.pth").arrays()
+  assert {x.dtype for x in arrays.values()} == {dtype}
+  to_orbax(tmp_path / "a.pth", tmp_path / "ours")
+  stored = weights.load_dtypes(tmp_path / "ours" / "base")
+  assert set(stored.values()) == {dtype}
+  to_torch(tmp_path / "ours", tmp_path / "b.pth", "vgen")
+  assert_equal_bits(arrays, torch_files.read(tmp_path / "b.pth").arrays())
+  to_diffusers(tmp_path / "ours", tmp_path / "theirs")
+  (theirs,) = files_of(tmp_path / "theirs").values()
+  assert {x.dtype for x in theirs.values()} == {dtype}
+
+
+def test_towers_alone_and_a_unet_added(repository, tmp_path):
+  """A cascade folder grows by one network after another."""
+  for part in ("vae", "text_encoder", "unet"):
+    to_orbax(repository / part, tmp_path / "ours")
+  names = {path.name for path in (tmp_path / "ours").iterdir()}
+  assert {"vae", "text_encoder", "base"} <= names
+  assert not [name for name in names if name.startswith(".")]

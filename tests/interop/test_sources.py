@@ -1,0 +1,496 @@
+"""What lies at a path, and the config and parameters it becomes."""
+
+import shutil
+
+import cascade_standin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import public_standin
+import pytest
+import torch
+from flax import traverse_util
+from public_standin import TEXT, VAE, VISION, draw, rewrite_json, unet
+
+from i2vgen_jax import sharding, weights
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop import load_text_encoder, load_unet, load_vae, sources
+from i2vgen_jax.interop.choices import Choices
+from i2vgen_jax.interop.safetensors_files import write
+from i2vgen_jax.interop.tensors import Tensors
+
+NETWORKS = {"base", "vae", "text_encoder", "image_encoder"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+  with public_standin.traced_once():
+    yield
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+  return public_standin.write_repository(tmp_path_factory.mktemp("hub") / "c")
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory):
+  return cascade_standin.write_cascade(tmp_path_factory.mktemp("cascade"))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+  """The files that VGen reads: U-Net, both towers, Stable Diffusion's."""
+  folder = tmp_path_factory.mktemp("models")
+  towers = draw(TEXT, "openclip")
+  towers |= {f"visual.{k}": x for k, x in draw(VISION, "openclip").items()}
+  vae = draw(VAE, "ldm")
+  vae = {f"first_stage_model.{key}": x for key, x in vae.items()}
+  files = {
+    "i2vgen_xl_00854500.pth": draw(unet(), "vgen"),
+    "open_clip_pytorch_model.bin": towers,
+    "v2-1_512-ema-pruned.ckpt": vae,
+  }
+  for name, arrays in files.items():
+    save(folder / name, arrays)
+  (folder / "notes.txt").write_text("not weights")
+  return folder
+
+
+def save(path, arrays):
+  state = {key: torch.from_numpy(x) for key, x in arrays.items()}
+  torch.save({"state_dict": state}, path)
+
+
+@pytest.fixture
+def copied(repository, tmp_path):
+  """A repository that a test may spoil."""
+  return shutil.copytree(repository, tmp_path / "repository")
+
+
+def flat(params):
+  return traverse_util.flatten_dict(params, sep="/")
+
+
+def picked(found):
+  """Where the public forms differ, as the configs say."""
+  configs = {name: source.config for name, source in found.items()}
+  return Choices.of(configs)
+
+
+# ---- Every kind of path ----
+
+
+def test_cascade_of_ours(cascade):
+  found = sources.find(cascade)
+  assert set(found) == {*NETWORKS, "refine"}
+  for name, source in found.items():
+    assert (source.name, source.form) == (name, "orbax")
+    assert source.config == weights.load_config(cascade / name)
+    shapes = {k: x.shape for k, x in flat(source.abstract_params).items()}
+    assert source.tensors.shapes == shapes
+    source.report().check()
+  stored = cascade_standin.random_params(found["vae"].module, 0)
+  loaded = found["vae"].load()
+  assert loaded.config == found["vae"].config
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, stored)
+
+
+def test_one_network_of_ours(cascade):
+  found = sources.find(cascade / "vae")
+  assert set(found) == {"vae"}
+  assert found["vae"].form == "orbax"
+
+
+def test_repository(repository):
+  found = sources.find(repository)
+  assert set(found) == NETWORKS
+  forms = {name: source.form for name, source in found.items()}
+  assert forms.pop("base") == forms.pop("vae") == "diffusers"
+  assert set(forms.values()) == {"transformers"}
+  assert found["base"].variant == "released"
+  modules = {"base": unet(), **public_standin.TOWERS}
+  for name, source in found.items():
+    assert source.module == modules[name]
+    report = source.report()
+    assert set(report.mapped) == set(source.tensors.shapes)
+    assert source.config["source"] == {"form": source.form}
+  assert sources.tokenizer_folder(repository) == repository / "tokenizer"
+
+
+@pytest.mark.parametrize(
+  ("part", "name"),
+  [
+    ("unet", "base"),
+    ("vae", "vae"),
+    ("text_encoder", "text_encoder"),
+    ("image_encoder", "image_encoder"),
+  ],
+)
+def test_component(repository, part, name):
+  assert set(sources.find(repository / part)) == {name}
+  file = next((repository / part).glob("*.safetensors"))
+  assert set(sources.find(file)) == {name}
+
+
+def test_original_files(original):
+  found = sources.find(original)
+  assert set(found) == NETWORKS
+  assert {found[n].form for n in ("text_encoder", "image_encoder")} == {
+    "openclip"
+  }
+  assert (found["base"].form, found["vae"].form) == ("vgen", "ldm")
+  modules = {"base": unet(concat_gain=2.0), **public_standin.TOWERS}
+  for name, module in modules.items():
+    assert found[name].module == module
+    found[name].report().check()
+  assert sources.tokenizer_folder(original) is None
+
+
+def test_one_file_with_two_networks(original):
+  found = sources.find(original / "open_clip_pytorch_model.bin")
+  assert set(found) == {"text_encoder", "image_encoder"}
+
+
+def test_one_of_several(original, cascade):
+  assert sources.one(original, "unet").name == "base"
+  assert sources.one(original, "vae").name == "vae"
+  with pytest.raises(InputError, match="more than one unet in"):
+    sources.one(cascade, "unet")
+  with pytest.raises(InputError, match=r"no refine in .*, which holds vae"):
+    sources.one(cascade / "vae", "refine")
+
+
+def test_values(original):
+  arrays = draw(VAE, "ldm")
+  _, params = load_vae(original / "v2-1_512-ema-pruned.ckpt")
+  kernel = arrays["encoder.conv_in.weight"].transpose(2, 3, 1, 0)
+  np.testing.assert_array_equal(params["encoder"]["conv_in"]["kernel"], kernel)
+  _, params = load_unet(original)
+  arrays = draw(unet(), "vgen")
+  kernel = arrays["input_blocks.0.0.weight"].transpose(2, 3, 1, 0)
+  np.testing.assert_array_equal(params["conv_in"]["kernel"], kernel)
+
+
+# ---- The config ----
+
+
+def test_choices_of_a_repository(repository):
+  assert picked(sources.find(repository)) == {
+    "scaling_factor": 0.18125,
+    "pad_token_id": public_standin.VOCABULARY - 1,
+    "to_clean": True,
+    "black_edge": False,
+    "concat_gain": 1.0,
+  }
+
+
+def test_choices_of_original_files(original):
+  assert picked(sources.find(original)) == {
+    "scaling_factor": 0.18215,
+    "pad_token_id": 0,
+    "to_clean": False,
+    "black_edge": False,
+    "concat_gain": 2.0,
+  }
+
+
+def test_what_the_repository_says_is_taken(copied):
+  rewrite_json(
+    copied / "vae" / "config.json", lambda c: c.update(scaling_factor=0.3)
+  )
+  rewrite_json(
+    copied / "scheduler" / "scheduler_config.json",
+    lambda c: c.update(
+      set_alpha_to_one=False,
+      beta_schedule="scaled_linear",
+      prediction_type="epsilon",
+      rescale_betas_zero_snr=False,
+    ),
+  )
+  for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    rewrite_json(
+      copied / "tokenizer" / name,
+      lambda c: c.update(pad_token={"content": "!"}),
+    )
+  found = sources.find(copied)
+  taken = picked(found)
+  assert taken["scaling_factor"] == 0.3
+  assert taken["to_clean"] is False
+  # The first of the printable bytes.
+  assert taken["pad_token_id"] == 0
+  assert found["base"].config["diffusion"] == {
+    "schedule": "linear_sd",
+    "zero_terminal_snr": False,
+    "prediction_type": "eps",
+  }
+
+
+def test_fields_that_no_shape_shows(copied):
+  rewrite_json(
+    copied / "unet" / "config.json",
+    lambda c: c.update(norm_num_groups=16, attention_head_dim=8),
+  )
+  rewrite_json(
+    copied / "vae" / "config.json", lambda c: c.update(norm_num_groups=8)
+  )
+  rewrite_json(
+    copied / "text_encoder" / "config.json",
+    lambda c: c.update(num_attention_heads=4),
+  )
+  rewrite_json(
+    copied / "image_encoder" / "config.json",
+    lambda c: c.update(num_attention_heads=5),
+  )
+  found = {
+    name: sources.find(copied / part)[name].module
+    for name, part in (
+      ("vae", "vae"),
+      ("text_encoder", "text_encoder"),
+      ("image_encoder", "image_encoder"),
+    )
+  }
+  assert found["vae"].norm_groups == 8
+  assert found["text_encoder"].num_heads == 4
+  assert found["image_encoder"].num_heads == 5
+  base = sources.find(copied / "unet")["base"].module
+  assert base.norm_groups == 16
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "read"),
+  [
+    ("scaling_factor", "0.5", 0.5),
+    ("pad_token_id", 7, 7),
+    ("to_clean", "false", False),
+    ("black_edge", True, True),
+    ("concat_gain", 3, 3.0),
+  ],
+)
+def test_choice_wins(repository, name, value, read):
+  found = sources.find(repository, {name: value})
+  before = picked(sources.find(repository))
+  assert picked(found) == before | {name: read}
+  assert before[name] != read
+
+
+def test_reference_start_is_of_a_refine_stage(tmp_path):
+  save(tmp_path / "b.pth", draw(unet("refine"), "vgen"))
+
+  def of(choices):
+    return sources.find(tmp_path, choices)["refine"].config["sampling"]
+
+  assert of({})["reference_start"] is True
+  assert of({"reference_start": "false"})["reference_start"] is False
+
+
+@pytest.mark.parametrize(
+  ("choices", "message"),
+  [
+    ({"to_clear": 1}, "unknown choice 'to_clear'; known are concat_gain, "),
+    ({"to_clean": "maybe"}, "choice to_clean cannot be 'maybe'; give a bool"),
+    ({"pad_token_id": "x"}, "choice pad_token_id cannot be 'x'; give a int"),
+    ({"scaling_factor": None}, "choice scaling_factor cannot be None"),
+  ],
+)
+def test_bad_choice(original, choices, message):
+  with pytest.raises(InputError) as raised:
+    sources.find(original / "i2vgen_xl_00854500.pth", choices)
+  assert message in str(raised.value)
+
+
+# ---- What is refused ----
+
+
+def test_nothing_there(tmp_path):
+  with pytest.raises(InputError, match=r"no weights at .*absent"):
+    sources.find(tmp_path / "absent")
+  with pytest.raises(InputError, match="neither a cascade, nor a diffusers"):
+    sources.find(tmp_path)
+
+
+def spoiled(folder, part, change):
+  """Writes the weights of a component anew."""
+  file = next((folder / part).glob("*.safetensors"))
+  source = next(iter(sources.find(folder / part).values()))
+  arrays = {k: x.copy() for k, x in source.tensors.arrays().items()}
+  change(arrays)
+  write(file, Tensors.of(arrays), {"format": "pt"})
+  return sources.find(folder / part), str(file)
+
+
+def test_nan(copied):
+  def change(arrays):
+    arrays["post_quant_conv.bias"][1] = np.nan
+
+  found, file = spoiled(copied, "vae", change)
+  with pytest.raises(InputError) as raised:
+    found["vae"].load()
+  assert "1 of 4 values of 'post_quant_conv.bias'" in str(raised.value)
+  assert file in str(raised.value)
+
+
+def test_key_missing(copied):
+  found, file = spoiled(
+    copied, "unet", lambda a: a.pop("mid_block.resnets.0.norm1.bias")
+  )
+  with pytest.raises(InputError) as raised:
+    found["base"].load()
+  assert "1 missing: mid_block.resnets.0.norm1.bias" in str(raised.value)
+  assert file in str(raised.value)
+
+
+def test_wrong_shape(copied):
+  def change(arrays):
+    arrays["conv_norm_out.weight"] = np.zeros(5, "f")
+
+  found, _ = spoiled(copied, "unet", change)
+  with pytest.raises(InputError) as raised:
+    found["base"].load()
+  assert "conv_norm_out.weight is (5,) and should be (32,)" in str(raised.value)
+
+
+def test_pipeline_of_another_class(copied):
+  rewrite_json(
+    copied / "model_index.json",
+    lambda c: c.update(_class_name="StableDiffusionPipeline"),
+  )
+  with pytest.raises(InputError, match="of class StableDiffusionPipeline; use"):
+    sources.find(copied)
+
+
+def test_component_is_missing(copied):
+  shutil.rmtree(copied / "image_encoder")
+  with pytest.raises(InputError, match="no image_encoder in"):
+    sources.find(copied)
+
+
+@pytest.mark.parametrize(
+  "change", [{"beta_schedule": "linear"}, {"prediction_type": "flow"}]
+)
+def test_unknown_schedule(copied, change):
+  path = copied / "scheduler" / "scheduler_config.json"
+  rewrite_json(path, lambda c: c.update(change))
+  with pytest.raises(InputError) as raised:
+    sources.find(copied)
+  assert repr(next(iter(change.values()))) in str(raised.value)
+  assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_damaged_index(copied, text):
+  (copied / "model_index.json").write_text(text)
+  with pytest.raises(InputError, match="model_index"):
+    sources.find(copied)
+
+
+def test_another_activation(copied):
+  rewrite_json(
+    copied / "text_encoder" / "config.json",
+    lambda c: c.update(hidden_act="quick_gelu"),
+  )
+  with pytest.raises(InputError, match="activation quick_gelu"):
+    sources.find(copied / "text_encoder")
+
+
+def test_padding_that_is_no_token(copied):
+  for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    rewrite_json(
+      copied / "tokenizer" / name, lambda c: c.update(pad_token="[PAD]")
+    )
+  with pytest.raises(InputError, match=r"padding '\[PAD\]' is no token"):
+    sources.find(copied)
+
+
+def test_same_network_twice(original, tmp_path):
+  for name in ("a.pth", "b.pth"):
+    shutil.copy(original / "i2vgen_xl_00854500.pth", tmp_path / name)
+  with pytest.raises(InputError) as raised:
+    sources.find(tmp_path)
+  assert "two files with a base" in str(raised.value)
+  assert str(tmp_path / "a.pth") in str(raised.value)
+  assert str(tmp_path / "b.pth") in str(raised.value)
+
+
+def image_unet():
+  """Just enough keys of Stable Diffusion's U-Net."""
+  return {
+    "down_blocks.0.attentions.0.proj_in.weight": np.zeros((8, 8), "f"),
+    "down_blocks.0.resnets.0.conv1.weight": np.zeros((8, 8, 3, 3), "f"),
+    "time_embedding.linear_1.weight": np.zeros((8, 8), "f"),
+  }
+
+
+@pytest.mark.parametrize("given", ["file", "component"])
+def test_image_unet_alone(tmp_path, given):
+  file = tmp_path / "diffusion_pytorch_model.safetensors"
+  write(file, Tensors.of(image_unet()))
+  (tmp_path / "config.json").write_text(
+    '{"_class_name": "UNet2DConditionModel"}'
+  )
+  path = file if given == "file" else tmp_path
+  with pytest.raises(InputError, match="image U-Net of Stable Diffusion alone"):
+    sources.find(path)
+
+
+# ---- Into memory ----
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh(data=1, fsdp=8)
+
+
+def test_shards(repository, mesh):
+  """The small stand-in has few arrays large enough to be split."""
+  _, whole = load_text_encoder(repository)
+  split_module, split = load_text_encoder(repository, mesh=mesh)
+  assert split_module == TEXT
+  abstract = public_standin.abstract(TEXT)
+  wanted = flat(sharding.param_shardings(abstract, mesh))
+  for path, leaf in flat(split).items():
+    assert leaf.sharding == wanted[path], path
+    assert len(leaf.sharding.device_set) == 8
+  jax.tree.map(np.testing.assert_array_equal, split, whole)
+
+
+def test_large_arrays_are_really_split(repository, mesh, monkeypatch):
+  monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 2**10)
+  _, params = load_text_encoder(repository, mesh=mesh)
+  leaf = params["token_embedding"]["embedding"]
+  assert not leaf.is_fully_replicated
+  parts = {shard.data.shape for shard in leaf.addressable_shards}
+  assert parts == {(public_standin.VOCABULARY, public_standin.WIDTH // 8)}
+  assert params["final_norm"]["scale"].is_fully_replicated
+  arrays = draw(
+    TEXT, "transformers", list(public_standin.TOWERS).index("text_encoder")
+  )
+  key = "text_model.embeddings.token_embedding.weight"
+  np.testing.assert_array_equal(leaf, arrays[key])
+
+
+def test_without_a_mesh_on_one_device(repository):
+  _, params = load_vae(repository)
+  for leaf in flat(params).values():
+    assert leaf.devices() == {jax.devices()[0]}
+    assert leaf.dtype == np.float32
+
+
+@pytest.mark.parametrize("of_mesh", [False, True])
+def test_dtype(repository, mesh, of_mesh):
+  _, exact = load_vae(repository)
+  module, params = load_vae(
+    repository, jnp.bfloat16, mesh=mesh if of_mesh else None
+  )
+  assert module.dtype == jnp.bfloat16
+  assert flat(params).keys() == flat(exact).keys()
+  for path, leaf in flat(params).items():
+    assert leaf.dtype == jnp.bfloat16
+    rounded = flat(exact)[path].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(leaf, rounded)
+
+
+def test_dtype_of_ours(cascade):
+  module, params = load_vae(cascade, jnp.bfloat16)
+  assert module.dtype == jnp.bfloat16
+  assert {x.dtype for x in flat(params).values()} == {jnp.dtype(jnp.bfloat16)}

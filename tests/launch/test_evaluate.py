@@ -1,0 +1,78 @@
+"""The figures of an evaluation, on clips whose quality is known."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import procedural
+from launch import evaluate
+
+SMALL, LARGE, FRAMES = (64, 64), (128, 128), 8
+
+
+def make_case(number):
+  scene = procedural.numbered_scene(0, number, "test")
+  return evaluate.Case(
+    scene,
+    *(procedural.render(scene, size, FRAMES) for size in (SMALL, LARGE)),
+    *(procedural.object_mask(scene, size, FRAMES) for size in (SMALL, LARGE)),
+  )
+
+
+@pytest.fixture(scope="module")
+def cases():
+  return [make_case(number) for number in range(6)]
+
+
+def noisy(clips, amplitude):
+  noise = np.random.default_rng(0).normal(0, amplitude, np.shape(clips))
+  return np.clip(np.rint(clips + noise), 0, 255).astype(np.uint8)
+
+
+def test_true_clips_move_as_asked_and_reversed_ones_do_not(cases):
+  clips = np.stack([case.small for case in cases])
+  assert evaluate.motion_accuracy(cases, clips, small=True) == 1
+  backwards = clips[:, ::-1]
+  assert evaluate.motion_accuracy(cases, backwards, small=True) < 0.5
+
+
+def test_a_refined_clip_that_is_nearly_true_beats_the_enlarged_one(cases):
+  base = noisy([case.small for case in cases], 2)
+  refined = noisy([case.large for case in cases], 2)
+  figures = evaluate.measure(cases, base, refined)
+  assert figures["clips"] == len(cases)
+  assert figures["motion_base"] == figures["motion_refined"] == 1
+  # Noise of two levels.
+  assert figures["first_frame_psnr"][0] == pytest.approx(42, abs=0.5)
+  for name in ("spatial_distance", "temporal_distance"):
+    assert figures[name]["refined"] < figures[name]["bilinear"]
+    assert figures[name]["clips_better"] == 1
+  assert figures["object_psnr"]["refined"] == pytest.approx(42, abs=0.7)
+  assert figures["object_psnr"]["bilinear"] < 35
+  # The other way round every share turns.
+  blurred = np.stack([evaluate.bilinear(c, LARGE[::-1]) for c in base])
+  worse = evaluate.measure(cases, base, noisy(blurred, 20))
+  assert worse["object_psnr"]["clips_better"] == 0
+
+
+def test_command(run, weights, tmp_path, capsys):
+  status, _ = run(
+    *("evaluate", "--weights", weights, "--num-clips", 2),
+    *("--output", tmp_path / "made"),
+  )
+  assert status == 0
+  figures = json.loads((tmp_path / "made" / "figures.json").read_text())
+  assert figures["clips"] == 2
+  assert figures["motion_chance"] == pytest.approx(1 / 12)
+  for name in ("clips.png", "spectra.png"):
+    assert min(Image.open(tmp_path / "made" / name).size) > 100
+
+
+def test_bad_output_is_refused_before_any_work(refused, weights, tmp_path):
+  (tmp_path / "file").write_text("")
+  line = refused(
+    *("evaluate", "--weights", weights, "--output", tmp_path / "file")
+  )
+  assert str(tmp_path / "file") in line

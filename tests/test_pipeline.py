@@ -1,0 +1,197 @@
+"""`i2vgen_jax.load`: pictures of every kind become videos."""
+
+import shutil
+
+import cascade_standin
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cascade_standin import BASE_SIZE, NUM_FRAMES, REFINED_SIZE
+from PIL import Image
+
+import i2vgen_jax
+from i2vgen_jax import cascade, sharding
+from i2vgen_jax.errors import InputError
+
+PROMPT = "a red disc moves left"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+  with cascade_standin.quick_compiler():
+    yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  return cascade_standin.write_cascade(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def folder(whole, tmp_path_factory):
+  """The base stage alone, to compile half as much."""
+  folder = tmp_path_factory.mktemp("base") / "cascade"
+  leave_out = shutil.ignore_patterns("refine")
+  return shutil.copytree(whole, folder, ignore=leave_out)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+  return i2vgen_jax.load(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+  rng = np.random.default_rng(0)
+  small = rng.integers(0, 256, (2, 6, 8, 3), np.uint8)
+  return [np.asarray(Image.fromarray(x).resize((52, 40))) for x in small]
+
+
+@pytest.fixture(scope="module")
+def alone(pipe, pictures):
+  return pipe(pictures[0], PROMPT, seed=3)
+
+
+def difference(one, other):
+  return np.abs(one.astype(int) - other.astype(int)).max()
+
+
+def test_array(alone):
+  width, height = BASE_SIZE
+  assert alone.shape == (1, NUM_FRAMES, height, width, 3)
+  assert alone.dtype == np.uint8
+  assert np.unique(alone).size > 20
+
+
+def test_every_kind_of_picture(pipe, pictures, alone, tmp_path):
+  path = tmp_path / "photo.png"
+  image = Image.fromarray(pictures[0])
+  image.save(path)
+  for picture in (path, str(path), image, image.convert("RGBA")):
+    np.testing.assert_array_equal(pipe(picture, PROMPT, seed=3), alone)
+
+
+def test_photo_of_a_turned_camera(pipe, pictures, alone, tmp_path):
+  path = tmp_path / "photo.png"
+  exif = Image.Exif()
+  exif[0x0112] = 8  # To be turned a quarter to the left.
+  turned = np.rot90(pictures[0], -1)
+  Image.fromarray(turned).save(path, exif=exif)
+  np.testing.assert_array_equal(pipe(path, PROMPT, seed=3), alone)
+
+
+def test_what_decides_a_video(pipe, pictures, alone):
+  np.testing.assert_array_equal(pipe(pictures[0], PROMPT, seed=3), alone)
+  assert difference(pipe(pictures[0], PROMPT, seed=4), alone) > 1
+  assert difference(pipe(pictures[1], PROMPT, seed=3), alone) > 1
+
+
+def test_several_pictures(pipe, pictures, alone):
+  clips = pipe(pictures, PROMPT, seed=3)
+  assert clips.shape == (2, *alone.shape[1:])
+  assert difference(clips[:1], alone) <= 1
+  assert difference(clips[:1], clips[1:]) > 1
+  each = pipe(tuple(pictures), [PROMPT, PROMPT], seed=3)
+  np.testing.assert_array_equal(each, clips)
+
+
+def test_cascade(whole, pictures):
+  clips = i2vgen_jax.load(whole)(pictures[0], PROMPT, seed=3)
+  width, height = REFINED_SIZE
+  assert clips.shape == (1, NUM_FRAMES, height, width, 3)
+  assert clips.dtype == np.uint8
+  assert np.unique(clips).size > 20
+
+
+def test_half_precision(folder, pictures, alone):
+  pipe = i2vgen_jax.load(folder, dtype=jnp.bfloat16)
+  for name in ("base", "vae", "text_encoder", "image_encoder"):
+    network = getattr(pipe.cascade, name)
+    assert network is None or network.module.dtype == jnp.bfloat16
+  clips = pipe(pictures[0], PROMPT, seed=3)
+  assert clips.shape == alone.shape and clips.dtype == np.uint8
+  assert difference(clips, alone) > 0
+  error = np.abs(clips.astype(float) - alone).mean()
+  assert error < 0.2 * alone.std()
+
+
+def test_mesh(folder, pictures, alone, monkeypatch):
+  monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 2**10)
+  mesh = sharding.make_mesh(data=1, fsdp=8)
+  pipe = i2vgen_jax.load(folder, mesh=mesh)
+  kernel = pipe.cascade.base.params["down_0_0"]["resnet"]["conv_1"]["kernel"]
+  assert len(kernel.sharding.device_set) == 8
+  clips = pipe(pictures[0], PROMPT, seed=3)
+  assert difference(clips, alone) <= 1
+
+
+# ---- What is refused, before anything runs ----
+
+
+@pytest.fixture
+def refuses(pipe, monkeypatch):
+  """The message of a call that must fail."""
+
+  def ran(*args, **kwargs):
+    raise AssertionError("the networks ran")
+
+  monkeypatch.setattr(cascade, "_base", ran)
+
+  def refuses(*args, **kwargs):
+    with pytest.raises(InputError) as raised:
+      pipe(*args, **kwargs)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+  return refuses
+
+
+def test_bad_files(refuses, tmp_path):
+  text = tmp_path / "notes.jpg"
+  text.write_text("no picture")
+  for path in (tmp_path / "absent.jpg", text, tmp_path):
+    line = refuses(path, PROMPT)
+    assert f"cannot read a picture from {path}" in line
+
+
+@pytest.mark.parametrize(
+  ("array", "part"),
+  [
+    (np.zeros((4, 4, 3)), "not float64[4, 4, 3]"),
+    (np.zeros((4, 4), np.uint8), "not uint8[4, 4]"),
+    (np.zeros((4, 4, 4), np.uint8), "not uint8[4, 4, 4]"),
+    (np.zeros((1, 4, 4, 3), np.uint8), "not uint8[1, 4, 4, 3]"),
+  ],
+)
+def test_bad_array(refuses, array, part):
+  assert refuses(array, PROMPT) == f"a picture is uint8[h w 3], {part}"
+
+
+def test_size_that_does_not_fit(refuses, pictures, folder):
+  line = refuses(pictures[0], PROMPT, size=(36, 32))
+  assert "size 36x32 does not fit stage base" in line
+  assert "the nearest that fits is" in line
+  with pytest.raises(InputError, match="size 36x32 does not fit"):
+    i2vgen_jax.load(folder, size=(36, 32))(pictures[0], PROMPT)
+
+
+def test_bad_numbers(refuses, pictures):
+  image = pictures[0]
+  assert "1 inputs but 2 prompts" in refuses(image, [PROMPT, PROMPT])
+  assert "0 inputs but 0 prompts" in refuses([], PROMPT)
+  assert "0 frames" in refuses(image, PROMPT, num_frames=0)
+  assert "fps" in refuses(image, PROMPT, fps=0)
+  assert "steps" in refuses(image, PROMPT, num_steps=0)
+
+
+def test_refine_stage_alone(whole, tmp_path, pictures):
+  leave_out = shutil.ignore_patterns("base")
+  only = shutil.copytree(whole, tmp_path / "refine", ignore=leave_out)
+  pipe = i2vgen_jax.load(only)
+  with pytest.raises(InputError, match="a refine stage works over a clip"):
+    pipe(pictures[0], PROMPT)
+
+
+def test_nothing_there(tmp_path):
+  with pytest.raises(InputError, match="no weights at"):
+    i2vgen_jax.load(tmp_path / "absent")
