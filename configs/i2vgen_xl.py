@@ -270,7 +270,7 @@ def tiny() -> ConfigDict:
   # shows its motion through the noise, and the text, which says it too, is
   # not learned.
   config.diffusion.schedule = "logsnr_cosine_interp"
-  config.diffusion.timestep_shift = 4.0
+  config.diffusion.timestep_shift = 2.0
   config.sampling.update(
     {
       "size": (64, 64),
@@ -319,9 +319,9 @@ def tiny_refine() -> ConfigDict:
       "num_steps": 4,
       "guidance_scale": 1.0,
       # Far below T_r: after so short a training, more noise costs detail.
-      "start_timestep": 150,
+      "start_timestep": 300,
     }
   )
-  config.train.num_steps = 300
+  config.train.num_steps = 1500
   config.train.batch_size = 4
   return config
