@@ -75,9 +75,9 @@ class Cascade:
       if name == "vae" or (folder / name).is_dir()
     ]
     # Before anything large is read.
-    _check_stages(names, folder)
     for name in names:
       _check_notes(folder / name)
+    _check_stages(names, folder)
     found = {name: networks.load(folder / name, dtype) for name in names}
     return cls.assemble(folder, folder / "tokenizer", found)
 

@@ -115,8 +115,8 @@ def read_vocabulary(
     ) from e
   if not isinstance(vocab, dict):
     raise InputError(
-      f"the vocabulary in {folder} does not map tokens to ids; use that of a"
-      " CLIP tokenizer"
+      f"the vocabulary in {folder} (vocab.json or tokenizer.json) does not map"
+      " tokens to ids; use that of a CLIP tokenizer"
     )
   return vocab, merges
 

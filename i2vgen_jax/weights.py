@@ -62,7 +62,7 @@ def save(folder: Path, config: dict[str, Any], params: Params) -> None:
       raise
     reason = of_system[1] if of_system else e.strerror
     raise InputError(
-      f"cannot write: {reason}, in {folder}; choose another place"
+      f"cannot write {folder}: {reason}; choose another place"
     ) from e
   finally:
     shutil.rmtree(partial, ignore_errors=True)

@@ -129,6 +129,7 @@ def main(argv: list[str]) -> None:
   plan = _plan(cascade, args, source)
   evaluations = {name: cascade.check(name, s) for name, s in plan.items()}
   cut = _cut_tokens(cascade, plan, args.prompt)
+  _tell_choices(cascade)
   report = _report(args, cascade, plan, source, cut)
   advice = "ask for a smaller --size or fewer --num-frames"
   with guards.interruptible(), guards.memory(advice):
@@ -159,11 +160,14 @@ def _load(weights: str | None) -> Cascade:
       "no --weights: using the small cascade of this package, trained on "
       "drawn shapes that move; it does not know the real world"
     )
-  cascade = interop.load_cascade(weights or BUNDLED)
-  if weights is not None:
+  return interop.load_cascade(weights or BUNDLED)
+
+
+def _tell_choices(cascade: Cascade) -> None:
+  """For weights that came from a public form."""
+  if "source" in cascade.vae.config:
     taken = _choices(cascade)
     note("weights take " + ", ".join(f"{n} {v}" for n, v in taken.items()))
-  return cascade
 
 
 def _choices(cascade: Cascade) -> dict:

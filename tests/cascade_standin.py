@@ -33,7 +33,8 @@ def write_cascade(folder):
   fields = {
     "vae": vae.vae.to_dict() | {"block_channels": [8, 8, 8, 8]},
     "text_encoder": clip.text_encoder.to_dict()
-    | {"vocab_size": _BARE_VOCABULARY, "width": _WIDTH, "mlp_width": 16},
+    | {"vocab_size": _BARE_VOCABULARY, "width": _WIDTH, "mlp_width": 16}
+    | {"max_length": 32},
     "image_encoder": clip.image_encoder.to_dict()
     | {"width": _WIDTH, "mlp_width": 16, "projection_dim": _WIDTH}
     | {"num_layers": 1, "image_size": 32},

@@ -124,7 +124,12 @@ def test_other_tools_read_the_folder(folder, tok):
 
 def test_the_vocabulary_depends_on_the_set_of_words_alone(folder, tmp_path):
   tokenizer.build_vocabulary([*reversed(WORDS), "Red", "coco"], tmp_path)
-  names = {"vocab.json", "merges.txt", "tokenizer_config.json"}
+  names = {
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+  }
   assert {path.name for path in tmp_path.iterdir()} == names
   for name in names:
     assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()

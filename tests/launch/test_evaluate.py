@@ -48,7 +48,7 @@ def test_a_refined_clip_that_is_nearly_true_beats_the_enlarged_one(cases):
   assert figures["first_frame_psnr"][0] == pytest.approx(42, abs=0.5)
   for name in ("spatial_distance", "temporal_distance"):
     assert figures[name]["refined"] < figures[name]["bilinear"]
-    assert figures[name]["clips_better"] == 1
+    assert figures[name]["clips_better"] > 0.5
   assert figures["object_psnr"]["refined"] == pytest.approx(42, abs=0.7)
   assert figures["object_psnr"]["bilinear"] < 35
   # The other way round every share turns.

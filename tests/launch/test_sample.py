@@ -262,7 +262,7 @@ def refuses(refused, command, no_work, tmp_path):
     ({"size": "4096x8"}, "too elongated"),
     ({"stage": "middle"}, "--stage"),
     ({"frames": 3}, "--frames"),
-    ({"weights": "absent"}, "no cascade folder at absent"),
+    ({"weights": "absent"}, "no weights at absent"),
     ({"output": "absent/out.mp4"}, "no folder absent"),
     ({"output": "out.gif"}, "no .mp4"),
   ],
@@ -326,8 +326,8 @@ def test_input_is_not_overwritten(refuses, photos, tmp_path):
 
 
 def test_weights_that_are_no_cascade(refuses, photos, tmp_path):
-  assert "no vae" in refuses(weights=tmp_path)
-  assert "no cascade folder" in refuses(weights=photos["square"])
+  assert "no weights in" in refuses(weights=tmp_path)
+  assert "holds no weights" in refuses(weights=photos["square"])
 
 
 def test_weights_of_another_variant(refuses, weights, tmp_path):

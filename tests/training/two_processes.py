@@ -54,6 +54,7 @@ def run(workdir, layout, num_steps):
     prediction_type="v",
     noise_offset=0.1,
     max_timestep=None,
+    timestep_shift=1.0,
   )
   return train(
     init_params_fn=init_unet(UNet()),
