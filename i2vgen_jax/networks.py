@@ -51,6 +51,11 @@ def init_params(module: Any, rng: jax.Array) -> Params:
   return module.init(rng, *args, **kwargs)["params"]
 
 
+def abstract_params(module: Any) -> Params:
+  """Shapes and dtypes of a module's weights, without any weights."""
+  return jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+
+
 def load(folder: Path, dtype: Any = None) -> Network:
   """One network of a cascade folder; the folder's name says which.
 
@@ -63,7 +68,7 @@ def load(folder: Path, dtype: Any = None) -> Network:
   """
   config = weights.load_config(folder)
   module = build(folder.name, config["module"], folder / "config.json")
-  abstract = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+  abstract = abstract_params(module)
   return Network(module, weights.load_params(folder, abstract, dtype), config)
 
 

@@ -171,8 +171,12 @@ def _tell_choices(cascade: Cascade) -> None:
 
 
 def _choices(cascade: Cascade) -> dict:
+  return Choices.of(_configs(cascade))
+
+
+def _configs(cascade: Cascade) -> dict[str, dict]:
   parts = {name: getattr(cascade, name) for name in networks.TYPES}
-  return Choices.of({n: part.config for n, part in parts.items() if part})
+  return {name: part.config for name, part in parts.items() if part}
 
 
 def _plan(cascade: Cascade, args: Namespace, source: Source) -> Plan:
@@ -271,7 +275,6 @@ def _report(
   cut: dict[str, int],
 ) -> dict:
   """Every setting of the run."""
-  parts = {name: getattr(cascade, name) for name in networks.TYPES}
   count, height, width, _ = source.frames.shape
   return {
     "prompt": args.prompt,
@@ -290,7 +293,7 @@ def _report(
       "folder": str(cascade.folder.absolute()),
       "bundled": args.weights is None,
       "choices": _choices(cascade),
-      "config": {n: part.config for n, part in parts.items() if part},
+      "config": _configs(cascade),
     },
     "device": jax.devices()[0].device_kind,
     "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},

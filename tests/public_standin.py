@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 
-import jax
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -52,16 +51,14 @@ def unet(variant="released", **fields):
   return I2VGenUNet(**VARIANTS[variant].unet | small | fields)
 
 
-@functools.cache
-def abstract(module):
-  return jax.eval_shape(lambda: networks.init_params(module, jax.random.key(0)))
+abstract = functools.cache(networks.abstract_params)
 
 
 @contextlib.contextmanager
 def traced_once():
   """Shapes take a second to trace, and most tests look at the same network."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sources, "_abstract", abstract)
+    patch.setattr(networks, "abstract_params", abstract)
     yield
 
 

@@ -32,7 +32,7 @@ def get_config(arg):
 
 def abstract_params(name, group):
   module = networks.build(name, group.to_dict(), PATH)
-  return jax.eval_shape(lambda: networks.init_params(module, jax.random.key(0)))
+  return networks.abstract_params(module)
 
 
 def sizes(tree):

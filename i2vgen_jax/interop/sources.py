@@ -56,7 +56,6 @@ class Source:
 
   Attributes:
     name: its place in a cascade folder, a key of `networks.TYPES`.
-    variant: of a U-Net, the public variant, if it is one; None elsewhere.
     form: diffusers, vgen, ldm, transformers, openclip or orbax (ours).
     module: the network.
     config: what `config.json` of a cascade holds for it.
@@ -66,13 +65,17 @@ class Source:
   """
 
   name: str
-  variant: str | None
   form: str
   module: Any
   config: dict[str, Any]
   abstract_params: Params
   tensors: Tensors
   table: Table | None
+
+  @property
+  def variant(self) -> str | None:
+    """The public variant of a U-Net, if it is one; None elsewhere."""
+    return variant_of(self.module)
 
   def report(self) -> convert.Report:
     """The fate of every key of the file."""
@@ -134,7 +137,7 @@ def find(
   if not path.exists():
     raise InputError(f"no weights at {path}; check the path")
   if path.is_file():
-    return _of_file(path, choices)
+    return _of_weights(path, choices)
   if (path / "model_index.json").is_file():
     return _of_repository(path, choices)
   if (path / "params").is_dir():
@@ -143,11 +146,13 @@ def find(
   if native:
     return {name: _native(path / name) for name in native}
   if (path / "config.json").is_file():
-    return _of_component(path, choices)
+    return _of_weights(path, choices)
   return _of_files(path, choices)
 
 
-def one(path: Path, name: str, choices: Mapping[str, Any] | None = None):
+def one(
+  path: Path, name: str, choices: Mapping[str, Any] | None = None
+) -> Source:
   """The source of one network; `unet` stands for the only U-Net there is.
 
   Raises:
@@ -187,13 +192,9 @@ def _of_repository(path: Path, choices: Mapping) -> dict[str, Source]:
   for part in ("unet", "vae", "text_encoder", "image_encoder"):
     if not (path / part).is_dir():
       raise InputError(f"no {part} in {path}; copy the folder anew")
-    found |= _of_component(path / part, choices)
+    found |= _of_weights(path / part, choices)
   found["base"].config["diffusion"] = read_diffusion(path)
   return found
-
-
-def _of_component(path: Path, choices: Mapping) -> dict[str, Source]:
-  return _of_tensors(files.open_tensors(path), path, choices)
 
 
 def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
@@ -206,7 +207,7 @@ def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
     )
   found: dict[str, Source] = {}
   for file in some:
-    for name, source in _of_file(file, choices).items():
+    for name, source in _of_weights(file, choices).items():
       if name in found:
         raise InputError(
           f"two files with a {name} in {path}: {found[name].tensors.where} and "
@@ -216,14 +217,10 @@ def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
   return found
 
 
-def _of_file(path: Path, choices: Mapping) -> dict[str, Source]:
-  return _of_tensors(files.open_tensors(path), path.parent, choices)
-
-
-def _of_tensors(
-  tensors: Tensors, folder: Path, choices: Mapping
-) -> dict[str, Source]:
-  """`folder` may have the config.json of diffusers or transformers."""
+def _of_weights(path: Path, choices: Mapping) -> dict[str, Source]:
+  """A file, or a component's folder, where its config.json lies as well."""
+  tensors = files.open_tensors(path)
+  folder = path if path.is_dir() else path.parent
   given = {}
   if (folder / "config.json").is_file():
     given = read_json(folder / "config.json")
@@ -241,26 +238,26 @@ def _of_tensors(
 def _native(path: Path) -> Source:
   config = weights.load_config(path)
   module = networks.build(path.name, config["module"], path / "config.json")
+  abstract_params = networks.abstract_params(module)
   return Source(
     name=path.name,
-    variant=variant_of(module),
     form=NATIVE,
     module=module,
     config=config,
-    abstract_params=_abstract(module),
-    tensors=_native_tensors(path, module),
+    abstract_params=abstract_params,
+    tensors=_native_tensors(path, abstract_params),
     table=None,
   )
 
 
-def _native_tensors(path: Path, module: Any) -> Tensors:
+def _native_tensors(path: Path, abstract_params: Params) -> Tensors:
   """Read whole at the first call; each array goes when it has been taken."""
-  abstract = traverse_util.flatten_dict(_abstract(module), sep="/")
+  abstract = traverse_util.flatten_dict(abstract_params, sep="/")
   held: dict[str, Any] = {}
 
   def read(key: str):
     if not held:
-      params = weights.load_params(path, _abstract(module))
+      params = weights.load_params(path, abstract_params)
       held.update(traverse_util.flatten_dict(params, sep="/"))
     return held.pop(key)
 
@@ -305,11 +302,10 @@ def _source(found: Found, choices: Mapping, given: Mapping[str, Any]) -> Source:
   module = networks.build(name, config["module"], Path(found.tensors.where))
   return Source(
     name=name,
-    variant=variant_of(module),
     form=found.form,
     module=module,
     config=config,
-    abstract_params=_abstract(module),
+    abstract_params=networks.abstract_params(module),
     tensors=found.tensors,
     table=table_of(module, found.form),
   )
@@ -380,7 +376,3 @@ def table_of(module: Any, form: str) -> Table:
     case "CLIPVisionModel", "openclip":
       return clip_keys.openclip_vision_table(module.num_layers)
   raise InputError(f"no {form} form of a {fields}; choose another form")
-
-
-def _abstract(module: Any) -> Params:
-  return jax.eval_shape(lambda: networks.init_params(module, jax.random.key(0)))

@@ -44,7 +44,7 @@ def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
   params = source.load(jnp.float32).params
   want, have = (
     {k: x.shape for k, x in traverse_util.flatten_dict(p, sep="/").items()}
-    for p in (_abstract(unet), params)
+    for p in (networks.abstract_params(unet), params)
   )
   if want != have:
     some = sorted(k for k in want | have if want.get(k) != have.get(k))[0]
@@ -72,7 +72,7 @@ def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
   table = stable_diffusion_table(
     unet.block_channels, unet.layers_per_block, image.form
   )
-  shapes = traverse_util.flatten_dict(_abstract(unet), sep="/")
+  shapes = traverse_util.flatten_dict(networks.abstract_params(unet), sep="/")
   spatial = {row.path: shapes[row.path] for row in table.rows}
   mouth = spatial["conv_in/kernel"]
   height, width, _, features = mouth.shape
@@ -93,7 +93,3 @@ def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
       array = np.pad(array, ((0, 0), (0, 0), (0, extra), (0, 0)))
     params[path] = jnp.asarray(array, params[path].dtype)
   return traverse_util.unflatten_dict(params, sep="/")
-
-
-def _abstract(unet: Any) -> Params:
-  return jax.eval_shape(lambda: networks.init_params(unet, jax.random.key(0)))

@@ -67,7 +67,7 @@ def write_orbax(
   for name in found:
     if (folder / name).exists():
       raise InputError(f"{folder / name} exists already; name another folder")
-  with _whole(folder, found) as partial:
+  with _whole(folder) as partial:
     for name, source in found.items():
       leaves = _cast(source.leaves(), dtype)
       weights.save(partial / name, source.config, convert.materialise(leaves))
@@ -86,7 +86,7 @@ def write_diffusers(
   """
   if folder.exists():
     raise InputError(f"{folder} exists already; name another folder")
-  with _whole(folder, found) as partial:
+  with _whole(folder) as partial:
     for name, source in found.items():
       part = "unet" if name == "base" else name
       tensors = _in_form(source, _FORMS.get(name, "diffusers"), dtype)
@@ -171,7 +171,7 @@ def _check_fixed(source: Source, form: str) -> None:
 
 
 @contextlib.contextmanager
-def _whole(folder: Path, found: dict[str, Source]) -> Iterator[Path]:
+def _whole(folder: Path) -> Iterator[Path]:
   """A temporary folder whose contents move to their place at the end."""
   partial = folder.with_name(f".{folder.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)

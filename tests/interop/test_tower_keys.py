@@ -1,7 +1,6 @@
 """LDM's autoencoder and OpenCLIP against diffusers' and transformers' forms."""
 
 import diffusers
-import jax
 import numpy as np
 import pytest
 import transformers
@@ -51,8 +50,7 @@ VISION = {
 }
 
 
-def abstract(module):
-  return jax.eval_shape(lambda: networks.init_params(module, jax.random.key(0)))
+abstract = networks.abstract_params
 
 
 def load(arrays, table, abstract_params):

@@ -40,8 +40,7 @@ def unet(channels, layers, fps, image_embeds, local_image, **widths):
   )
 
 
-def abstract(module):
-  return jax.eval_shape(lambda: networks.init_params(module, jax.random.key(0)))
+abstract = networks.abstract_params
 
 
 def load(arrays, table, abstract_params):
