@@ -76,7 +76,7 @@ class Cascade:
     ]
     # Before anything large is read.
     for name in names:
-      _check_notes(folder / name)
+      _check_notes(name, weights.load_config(folder / name), folder)
     _check_stages(names, folder)
     found = {name: networks.load(folder / name, dtype) for name in names}
     return cls.assemble(folder, folder / "tokenizer", found)
@@ -94,8 +94,11 @@ class Cascade:
       found: the networks by name.
 
     Raises:
-      InputError: no stage among them, or no tokenizer.
+      InputError: no stage among them, no tokenizer, or a config that lacks
+        what a cascade needs.
     """
+    for name, network in found.items():
+      _check_notes(name, network.config, folder)
     _check_stages(found, folder)
     text = found.get("text_encoder")
     return cls(
@@ -375,11 +378,11 @@ def _check_stages(names: Collection[str], folder: Path) -> None:
     raise InputError(f"neither base nor refine in {folder}; it needs one")
 
 
-def _check_notes(folder: Path) -> None:
-  config = weights.load_config(folder)
-  for note in _NOTES.get(folder.name, ()):
+def _check_notes(name: str, config: dict[str, Any], folder: Path) -> None:
+  for note in _NOTES.get(name, ()):
     if note not in config:
-      raise InputError(f"no {note!r} in {folder / 'config.json'}; copy it anew")
+      path = folder / name / "config.json"
+      raise InputError(f"no {note!r} in {path}; copy it anew")
   if "sampling" in config:
     Settings.from_config(config["sampling"])
     stage.Diffusion.from_config(config["diffusion"])

@@ -137,11 +137,16 @@ def _own(tensors: Tensors, sign: _Sign) -> Tensors:
 
 def _diffusers_unet(shapes: Shapes) -> dict[str, Any]:
   return _diffusers_levels(shapes) | {
-    "latent_channels": _side(shapes, r"conv_out\."),
-    "context_dim": _side(
-      shapes, r"(down|up)_blocks\.\d+\.attentions.*attn2\.to_[kv]\.", axis=1
+    "latent_channels": _side(
+      shapes,
+      (r"conv_out\.", 0),
+      (r"image_latents_proj_in\.4\.", 0),
+      (r"image_latents_(proj_in|context_embedding)\.0\.", 1),
     ),
-    **_heads(_side(shapes, r"transformer_in\.(proj_in|.*to_[qkv])\.")),
+    "context_dim": _side(
+      shapes, (r"(down|up)_blocks\.\d+\.attentions.*attn2\.to_[kv]\.", 1)
+    ),
+    **_heads(_side(shapes, (r"transformer_in\.(proj_in|.*to_[qkv])\.", 0))),
   }
 
 
@@ -149,7 +154,7 @@ def _diffusers_levels(shapes: Shapes) -> dict[str, Any]:
   block = r"down_blocks\.{}\.resnets\.\d+\.(conv[12]|norm2)\."
   return {
     "block_channels": tuple(
-      _side(shapes, block.format(i))
+      _side(shapes, (block.format(i), 0))
       for i in range(_count(shapes, r"down_blocks\.(\d+)\."))
     ),
     "layers_per_block": _count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
@@ -158,11 +163,17 @@ def _diffusers_levels(shapes: Shapes) -> dict[str, Any]:
 
 def _vgen_unet(shapes: Shapes) -> dict[str, Any]:
   return _flat_levels(shapes) | {
-    "latent_channels": _side(shapes, r"out\.2\."),
-    "context_dim": _side(
-      shapes, r"(in|out)put_blocks\.\d+\.1\..*attn2\.to_[kv]\.", axis=1
+    "latent_channels": _side(
+      shapes,
+      (r"out\.2\.", 0),
+      (r"input_blocks\.0\.0\.", 1),
+      (r"local_image_concat\.4\.", 0),
+      (r"local_image_(concat|embedding)\.0\.", 1),
     ),
-    **_heads(_side(shapes, r"input_blocks\.0\.1\.(proj_in|.*to_[qkv])\.")),
+    "context_dim": _side(
+      shapes, (r"(in|out)put_blocks\.\d+\.1\..*attn2\.to_[kv]\.", 1)
+    ),
+    **_heads(_side(shapes, (r"input_blocks\.0\.1\.(proj_in|.*to_[qkv])\.", 0))),
   }
 
 
@@ -181,7 +192,7 @@ def _flat_levels(shapes: Shapes) -> dict[str, Any]:
 
   return {
     "block_channels": tuple(
-      _side(shapes, block.format(numbers(i))) for i in range(levels)
+      _side(shapes, (block.format(numbers(i)), 0)) for i in range(levels)
     ),
     "layers_per_block": layers,
   }
@@ -197,11 +208,16 @@ def _vae(level: str, block: str, layer: str) -> Callable:
     levels = _count(shapes, rf"encoder\.{level}\.(\d+)\.")
     return {
       "block_channels": tuple(
-        _side(shapes, rf"encoder\.{level}\.{i}\.{block}\.\d+\.conv[12]\.")
+        _side(shapes, (rf"encoder\.{level}\.{i}\.{block}\.\d+\.conv[12]\.", 0))
         for i in range(levels)
       ),
       "layers_per_block": _count(shapes, rf"encoder\.{level}\.0\.{layer}"),
-      "latent_channels": _side(shapes, r"post_quant_conv\."),
+      "latent_channels": _side(
+        shapes,
+        (r"post_quant_conv\.", 0),
+        (r"post_quant_conv\.", 1),
+        (r"decoder\.conv_in\.", 1),
+      ),
     }
 
   return fields
@@ -209,15 +225,15 @@ def _vae(level: str, block: str, layer: str) -> Callable:
 
 def _text(words: str, places: str, layers: str, mlp: str) -> Callable:
   def fields(shapes: Shapes) -> dict[str, Any]:
-    width = _side(shapes, words, axis=1)
+    width = _side(shapes, (words, 1), (rf"{layers}\.\d+\.(layer_norm|ln_)", 0))
     return {
-      "vocab_size": _side(shapes, words),
+      "vocab_size": _side(shapes, (words, 0)),
       "width": width,
       "num_layers": _count(shapes, rf"{layers}\.(\d+)\."),
       # Heads of 64 in every text tower of OpenCLIP.
       "num_heads": max(width // 64, 1),
-      "mlp_width": _side(shapes, rf"{layers}\.\d+\.{mlp}\."),
-      "max_length": _side(shapes, places),
+      "mlp_width": _side(shapes, (rf"{layers}\.\d+\.{mlp}\.", 0)),
+      "max_length": _side(shapes, (places, 0)),
     }
 
   return fields
@@ -227,18 +243,22 @@ def _vision(
   root: str, patches: str, places: str, layers: str, mlp: str, out: str, axis
 ) -> Callable:
   def fields(shapes: Shapes) -> dict[str, Any]:
-    width = _side(shapes, root + patches)
-    patch = _side(shapes, root + patches, axis=2)
-    grid = round(max(_side(shapes, root + places) - 1, 0) ** 0.5)
+    width = _side(
+      shapes,
+      (root + patches, 0),
+      (rf"{root}{layers}\.\d+\.(layer_norm|ln_)", 0),
+    )
+    patch = _side(shapes, (root + patches, 2), (root + patches, 3))
+    grid = round(max(_side(shapes, (root + places, 0)) - 1, 0) ** 0.5)
     return {
       "width": width,
       "num_layers": _count(shapes, rf"{root}{layers}\.(\d+)\."),
       # Heads of 80 in ViT-H/14.
       "num_heads": max(width // 80, 1),
-      "mlp_width": _side(shapes, rf"{root}{layers}\.\d+\.{mlp}\."),
+      "mlp_width": _side(shapes, (rf"{root}{layers}\.\d+\.{mlp}\.", 0)),
       "patch_size": patch,
       "image_size": patch * grid,
-      "projection_dim": _side(shapes, out, axis=axis),
+      "projection_dim": _side(shapes, (out, axis)),
     }
 
   return fields
@@ -250,10 +270,16 @@ def _count(shapes: Shapes, pattern: str) -> int:
   return max((int(m[1]) + 1 for m in found if m), default=0)
 
 
-def _side(shapes: Shapes, pattern: str, axis: int = 0) -> int:
-  """The side that most of the matching tensors have; 1 if there are none."""
+def _side(shapes: Shapes, *places: tuple[str, int]) -> int:
+  """The side that most tensors have; 1 if there are none.
+
+  Args:
+    shapes: of the file.
+    places: (pattern of keys, axis) where that side is found.
+  """
   sides = Counter(
     shape[axis]
+    for pattern, axis in places
     for key, shape in shapes.items()
     if len(shape) > axis and re.match(pattern, key)
   )

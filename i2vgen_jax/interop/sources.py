@@ -311,16 +311,26 @@ def _source(found: Found, choices: Mapping, given: Mapping[str, Any]) -> Source:
   )
 
 
-# Fields that no shape shows, by their name in the config.json of diffusers or
-# transformers. What diffusers calls attention_head_dim is the width of a head.
+# Fields that no shape shows, or that of one tensor alone, by their name in the
+# config.json of diffusers or transformers. What diffusers calls
+# attention_head_dim is the width of a head.
 _UNET_FIELDS = {
   "norm_num_groups": "norm_groups",
   "attention_head_dim": "head_dim",
 }
 _TOWER_FIELDS = {
   "vae": {"norm_num_groups": "norm_groups"},
-  "text_encoder": {"num_attention_heads": "num_heads"},
-  "image_encoder": {"num_attention_heads": "num_heads"},
+  "text_encoder": {
+    "num_attention_heads": "num_heads",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_length",
+  },
+  "image_encoder": {
+    "num_attention_heads": "num_heads",
+    "patch_size": "patch_size",
+    "image_size": "image_size",
+    "projection_dim": "projection_dim",
+  },
 }
 
 

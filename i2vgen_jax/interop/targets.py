@@ -187,5 +187,8 @@ def _whole(folder: Path) -> Iterator[Path]:
     raise InputError(
       f"cannot write {folder}: {e.strerror or e}; choose another place"
     ) from e
+  except InputError as e:
+    # Of one file in it, whose place will have been gone by then.
+    raise InputError(str(e).replace(str(partial), str(folder))) from e
   finally:
     shutil.rmtree(partial, ignore_errors=True)

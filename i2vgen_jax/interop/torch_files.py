@@ -9,6 +9,7 @@ can be read alone. An older file is loaded whole.
 """
 
 import re
+import types
 import warnings
 import zipfile
 from pathlib import Path
@@ -74,11 +75,21 @@ def write(path: Path, tensors: Tensors, step: int | None = None) -> None:
   state = {key: _to_torch(tensors.read_checked(key)) for key in tensors.shapes}
   extra = {} if step is None else {"step": step}
   with replacing(path) as file:
+    said: list[OSError] = []
+
+    def keep(data: Any) -> int:
+      try:
+        return file.write(data)
+      except OSError as e:
+        said.append(e)
+        raise
+
     try:
-      torch.save({"state_dict": state, **extra}, file)
+      target = types.SimpleNamespace(write=keep, flush=file.flush)
+      torch.save({"state_dict": state, **extra}, target)
     except RuntimeError as e:
       # Torch's own writer hides what the system said.
-      raise OSError(str(e).splitlines()[0]) from e
+      raise said[0] if said else e from None
 
 
 def _read_zip(path: Path) -> Tensors:

@@ -429,3 +429,36 @@ def test_half_a_variant(form, without, has):
   with pytest.raises(InputError, match="of no public variant") as raised:
     recognise(hollow(some))
   assert has in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ("module", "form", "only_one"),
+  [
+    (public_standin.unet(), "diffusers", ()),
+    (public_standin.unet(), "vgen", ()),
+    (public_standin.unet("refine"), "vgen", ()),
+    (VAE, "diffusers", ()),
+    (VAE, "ldm", ()),
+    (TEXT, "openclip", ("token_embedding.weight", "positional_embedding")),
+    (VISION, "openclip", ("visual.conv1.weight", "visual.proj")),
+  ],
+  ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_one_wrong_shape_changes_no_size(module, form, only_one):
+  """So that the comparison names that key and not all others."""
+  shapes = file_shapes(module, form)
+  if isinstance(module, CLIPVisionModel):
+    shapes = prefixed("visual.", shapes)
+
+  def sizes(some):
+    return [(found.variant, found.fields) for found in recognise(hollow(some))]
+
+  expected, misled = sizes(shapes), set()
+  for key, shape in shapes.items():
+    for axis, side in enumerate(shape):
+      wrong = (*shape[:axis], side + 1, *shape[axis + 1 :])
+      if sizes(shapes | {key: wrong}) != expected:
+        misled.add(key)
+  # The only tensors with these sizes; the config.json that lies beside the
+  # weights of transformers tells them.
+  assert misled == set(only_one)

@@ -494,3 +494,21 @@ def test_dtype_of_ours(cascade):
   module, params = load_vae(cascade, jnp.bfloat16)
   assert module.dtype == jnp.bfloat16
   assert {x.dtype for x in flat(params).values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(
+  ("part", "key"),
+  [
+    ("text_encoder", "text_model.embeddings.token_embedding.weight"),
+    ("text_encoder", "text_model.embeddings.position_embedding.weight"),
+    ("image_encoder", "visual_projection.weight"),
+  ],
+)
+def test_wrong_shape_that_no_other_tensor_tells(copied, part, key):
+  def change(arrays):
+    arrays[key] = arrays[key][:-1]
+
+  found, file = spoiled(copied, part, change)
+  with pytest.raises(InputError, match=f"1 wrong shapes: {key} is") as raised:
+    found[part].load()
+  assert file in str(raised.value)

@@ -375,7 +375,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk, old, sizes):
     path.write_bytes(old)
   tensors = Tensors.of({str(i): np.zeros(n) for i, n in enumerate(sizes)})
   assert_refused(
-    lambda: torch_files.write(path, tensors), f"cannot write {path}: "
+    lambda: torch_files.write(path, tensors),
+    f"cannot write {path}: File too large",
   )
   assert os.listdir(tmp_path) == ([path.name] if old else [])
   assert not old or path.read_bytes() == old
