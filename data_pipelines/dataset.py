@@ -7,39 +7,82 @@ rate; a picture is JPEG.
 """
 
 import bisect
+import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from data_pipelines import records
+from data_pipelines.records import Record
 from i2vgen_jax.errors import InputError
 
 Kind = Literal["text_video", "text_image"]
 VERSION = "1.0.0"
 
+# What was measured of a clip or picture, each NaN where nothing was; see
+# `scores`.
+SCORES = (
+  "motion",
+  "sharpness",
+  "brightness",
+  "text_share",
+  "subject_share",
+  "aesthetics",
+)
+_LISTS = ("captions",)
 
-def _features(kind: Kind):
-  import tensorflow_datasets as tfds
 
-  text = tfds.features.Text
-  if kind == "text_image":
-    image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
-    return tfds.features.FeaturesDict(
-      {"image": image, "caption": text(), "id": text()}
-    )
-  return tfds.features.FeaturesDict(
-    {
-      "video": tfds.features.Tensor(shape=(), dtype=np.object_),
-      "caption": text(),
-      "id": text(),
-      "fps": tfds.features.Scalar(np.float32),
-      "num_frames": tfds.features.Scalar(np.int64),
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One clip or picture, as a record holds it.
+
+  Attributes:
+    media: mp4 or JPEG.
+    captions: sentences, each of which describes it.
+    id: its name, unlike that of any other.
+    num_frames: 1 for a picture.
+    width: of the frames, in pixels.
+    height: of the frames, in pixels.
+    fps: mean rate of the frames; 0 for a picture.
+    source: the file it comes from; empty if it was drawn.
+    start: time of its first frame there, in seconds.
+    scores: by the names in SCORES, as far as they were measured.
+  """
+
+  media: bytes
+  captions: Sequence[str]
+  id: str
+  num_frames: int
+  width: int
+  height: int
+  fps: float | int = 0
+  source: str = ""
+  start: float | int = 0
+  scores: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
+
+  def record(self, kind: Kind) -> Record:
+    """Serialised, with the features of that kind."""
+    values = {
+      "captions": list(self.captions),
+      "id": self.id,
+      "source": self.source,
+      "width": self.width,
+      "height": self.height,
     }
-  )
+    values |= {n: float(self.scores.get(n, math.nan)) for n in SCORES}
+    if kind == "text_image":
+      values["image"] = self.media
+    else:
+      values["video"] = self.media
+      values["num_frames"] = self.num_frames
+      values |= {"fps": float(self.fps), "start": float(self.start)}
+    data = records.encode_example(values)
+    return Record(data, self.num_frames, self.width, self.height)
 
 
 def dataset_dir(data_dir: Path, kind: Kind) -> Path:
@@ -47,99 +90,71 @@ def dataset_dir(data_dir: Path, kind: Kind) -> Path:
   return data_dir / kind / VERSION
 
 
-class DatasetWriter:
-  """Collects examples into shards of one split; `close` names and describes.
+def shard_path(
+  data_dir: Path, kind: Kind, split: str, number: int, count: int
+) -> Path:
+  """Shard `number` of `count`, by TFDS's names."""
+  name = f"{kind}-{split}.tfrecord-{number:05d}-of-{count:05d}"
+  return dataset_dir(data_dir, kind) / name
 
-  At most one shard is held in memory. Nothing is written when nothing was
-  added.
+
+def describe(data_dir: Path, kind: Kind, split: str, count: int) -> int:
+  """Writes TFDS's metadata of the only split, once its shards are there.
+
+  Returns:
+    How many examples they hold.
   """
+  import tensorflow_datasets as tfds
 
-  def __init__(self, data_dir: Path, kind: Kind, split: str, shard_size: int):
-    """Prepares to write.
-
-    Args:
-      data_dir: parent of the dataset's directory.
-      kind: which of the two datasets.
-      split: name of the only split.
-      shard_size: examples per shard.
-    """
-    self._dir = dataset_dir(data_dir, kind)
-    self._kind, self._split, self._shard_size = kind, split, shard_size
-    self._pending: list[tuple[bytes, int]] = []
-    self._lengths: list[int] = []
-    self._num_bytes = 0
-
-  @property
-  def num_examples(self) -> int:
-    """How many were added so far."""
-    return sum(self._lengths) + len(self._pending)
-
-  def add_video(
-    self, video: bytes, caption: str, id: str, fps: float | int, num_frames: int
-  ) -> None:
-    """Adds one clip: mp4 bytes and what they hold."""
-    fields = {"video": video, "caption": caption, "id": id}
-    fields |= {"fps": float(fps), "num_frames": int(num_frames)}
-    self._add(records.encode_example(fields), num_frames)
-
-  def add_image(self, image: bytes, caption: str, id: str) -> None:
-    """Adds one picture: JPEG bytes and what they show."""
-    fields = {"image": image, "caption": caption, "id": id}
-    self._add(records.encode_example(fields), 1)
-
-  def close(self) -> None:
-    """Writes what is pending, gives shards their final names, describes."""
-    self._flush()
-    count = len(self._lengths)
-    if not count:
-      return
-    for number in range(count):
-      final = self._dir / (
-        f"{self._kind}-{self._split}.tfrecord-{number:05d}-of-{count:05d}"
-      )
-      draft = self._draft(number)
-      records.sidecar(draft).rename(records.sidecar(final))
-      draft.rename(final)
-    self._describe()
-
-  def _add(self, record: bytes, num_frames: int) -> None:
-    self._pending.append((record, num_frames))
-    self._num_bytes += len(record)
-    if len(self._pending) == self._shard_size:
-      self._flush()
-
-  def _draft(self, number: int) -> Path:
-    return self._dir / f"shard-{number:05d}"
-
-  def _flush(self) -> None:
-    if self._pending:
-      self._dir.mkdir(parents=True, exist_ok=True)
-      records.write_shard(self._draft(len(self._lengths)), self._pending)
-      self._lengths.append(len(self._pending))
-      self._pending = []
-
-  def _describe(self) -> None:
-    import tensorflow_datasets as tfds
-
-    template = tfds.core.ShardedFileTemplate(
-      data_dir=self._dir,
-      dataset_name=self._kind,
-      split=self._split,
+  directory = dataset_dir(data_dir, kind)
+  indices = [
+    records.read_index(shard_path(data_dir, kind, split, number, count))
+    for number in range(count)
+  ]
+  lengths = [len(index) for index in indices]
+  split_info = tfds.core.SplitInfo(
+    name=split,
+    shard_lengths=lengths,
+    num_bytes=sum(int(index[:, 1].sum()) for index in indices),
+    filename_template=tfds.core.ShardedFileTemplate(
+      data_dir=directory,
+      dataset_name=kind,
+      split=split,
       filetype_suffix="tfrecord",
-    )
-    split = tfds.core.SplitInfo(
-      name=self._split,
-      shard_lengths=self._lengths,
-      num_bytes=self._num_bytes,
-      filename_template=template,
-    )
-    tfds.folder_dataset.write_metadata(
-      data_dir=self._dir,
-      features=_features(self._kind),
-      split_infos=[split],
-      version=VERSION,
-      check_data=False,
-    )
+    ),
+  )
+  tfds.folder_dataset.write_metadata(
+    data_dir=directory,
+    features=_features(kind),
+    split_infos=[split_info],
+    version=VERSION,
+    check_data=False,
+  )
+  return sum(lengths)
+
+
+def _features(kind: Kind):
+  import tensorflow_datasets as tfds
+
+  text, scalar = tfds.features.Text, tfds.features.Scalar
+  features = {
+    "captions": tfds.features.Sequence(text()),
+    "id": text(),
+    "source": text(),
+    "width": scalar(np.int64),
+    "height": scalar(np.int64),
+  }
+  features |= {name: scalar(np.float32) for name in SCORES}
+  if kind == "text_image":
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+    return tfds.features.FeaturesDict(features | {"image": image})
+  features |= {
+    "video": tfds.features.Tensor(shape=(), dtype=np.object_),
+    "num_frames": scalar(np.int64),
+    "fps": scalar(np.float32),
+    "start": scalar(np.float32),
+  }
+  return tfds.features.FeaturesDict(features)
 
 
 class Dataset:
@@ -167,12 +182,12 @@ class Dataset:
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def __getitem__(self, number: int) -> dict[str, bytes | int | float]:
+  def __getitem__(self, number: int) -> dict[str, Any]:
     shard = bisect.bisect_right(self._ends, number)
     start = self._ends[shard] - len(self._indices[shard])
-    offset, length, _ = self._indices[shard][number - start].tolist()
-    raw = records.read_record(self._shards[shard], offset, length)
-    return records.decode_example(raw)
+    entry = records.Entry(*self._indices[shard][number - start].tolist())
+    raw = records.read_record(self._shards[shard], entry.offset, entry.length)
+    return records.decode_example(raw, _LISTS)
 
   def too_short(self, num_frames: int) -> int:
     """How many records hold fewer frames than that."""

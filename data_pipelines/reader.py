@@ -198,7 +198,7 @@ class Reader:
     return _Item(
       np.stack(crops),
       preprocessing.clip_view(frames[0], width, self._clip_size),
-      self._token_ids(record["caption"].decode()),
+      self._token_ids(record["captions"][0].decode()),
       window.fps,
     )
 

@@ -1,15 +1,15 @@
-"""Single-valued tf.train.Example messages in TFRecord shards, TensorFlow-free.
+"""tf.train.Example messages in TFRecord shards, TensorFlow-free.
 
-A shard has a sidecar `<shard>.idx`: int64 rows (offset of the message in the
-shard, its length in bytes, frames of the clip in it), so that any record is
-one read and the shortest clip is known without decoding. Equal examples give
-equal bytes.
+A shard has a sidecar `<shard>.idx`, a row per record, so that any record is
+one read, and its length and shape are known without decoding; see `Entry`.
+Equal examples give equal bytes.
 """
 
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -19,7 +19,35 @@ from jaxtyping import Int64
 from i2vgen_jax.errors import InputError
 
 Value = bytes | str | int | float
-Index = Int64[np.ndarray, "n 3"]
+Index = Int64[np.ndarray, "n 5"]
+
+
+class Entry(NamedTuple):
+  """One row of a sidecar.
+
+  Attributes:
+    offset: of the message in the shard, in bytes.
+    length: of the message, in bytes.
+    num_frames: of the clip in it; 1 for a picture.
+    width: of its frames, in pixels.
+    height: of its frames, in pixels.
+  """
+
+  offset: int
+  length: int
+  num_frames: int
+  width: int
+  height: int
+
+
+class Record(NamedTuple):
+  """A serialised message, and what its sidecar tells of it."""
+
+  data: bytes
+  num_frames: int
+  width: int
+  height: int
+
 
 _PACKAGE = "i2vgen_jax.records"
 _LISTS = {  # member of Feature -> (message, protobuf type of its values)
@@ -70,28 +98,37 @@ def _example_class():
 _Example = _example_class()
 
 
-def encode_example(values: Mapping[str, Value]) -> bytes:
-  """One tf.train.Example with one value per feature; text becomes UTF-8."""
+def encode_example(values: Mapping[str, Value | Sequence[Value]]) -> bytes:
+  """One tf.train.Example; text becomes UTF-8, a list several values."""
   example = _Example()
   for name, value in values.items():
     feature = example.features.feature[name]
-    if isinstance(value, int):
-      feature.int64_list.value.append(value)
-    elif isinstance(value, float):
-      feature.float_list.value.append(value)
-    else:
-      raw = value.encode() if isinstance(value, str) else value
-      feature.bytes_list.value.append(raw)
+    for one in value if isinstance(value, list | tuple) else [value]:
+      if isinstance(one, int):
+        feature.int64_list.value.append(one)
+      elif isinstance(one, float):
+        feature.float_list.value.append(one)
+      else:
+        raw = one.encode() if isinstance(one, str) else one
+        feature.bytes_list.value.append(raw)
   return example.SerializeToString(deterministic=True)
 
 
-def decode_example(raw: bytes) -> dict[str, bytes | int | float]:
-  """The inverse of `encode_example`; text stays UTF-8 bytes."""
+def decode_example(
+  raw: bytes, lists: Sequence[str] = ()
+) -> dict[str, Value | list[Value]]:
+  """The inverse of `encode_example`; text stays UTF-8 bytes.
+
+  Args:
+    raw: the message.
+    lists: features that are lists; the others have one value.
+  """
   features = _Example.FromString(raw).features.feature
-  return {
-    name: getattr(feature, feature.WhichOneof("kind")).value[0]
+  values = {
+    name: list(getattr(feature, feature.WhichOneof("kind")).value)
     for name, feature in features.items()
   }
+  return {n: v if n in lists else v[0] for n, v in values.items()}
 
 
 def _masked_crc(data: bytes) -> bytes:
@@ -106,27 +143,31 @@ def sidecar(shard: Path) -> Path:
   return shard.with_name(shard.name + ".idx")
 
 
-def write_shard(shard: Path, records: Iterable[tuple[bytes, int]]) -> None:
+def write_shard(shard: Path, records: Iterable[Record]) -> int:
   """Writes a shard and its sidecar; a shard that exists is whole.
 
   Args:
     shard: file to write; both files appear by rename, the shard last.
-    records: serialised messages, each with its number of frames.
+    records: what it shall hold.
+
+  Returns:
+    How many records there were.
   """
   rows, offset = [], 0
   unfinished = shard.with_name(shard.name + ".tmp")
   with unfinished.open("wb") as file:
-    for data, num_frames in records:
+    for data, *shape in records:
       length = struct.pack("<Q", len(data))
       header = length + _masked_crc(length)
       file.write(header + data + _masked_crc(data))
-      rows.append((offset + len(header), len(data), num_frames))
+      rows.append(Entry(offset + len(header), len(data), *shape))
       offset += len(header) + len(data) + 4
   unfinished_index = unfinished.with_name(unfinished.name + ".idx")
   with unfinished_index.open("wb") as file:
-    np.save(file, np.array(rows, np.int64).reshape(-1, 3))
+    np.save(file, np.array(rows, np.int64).reshape(-1, len(Entry._fields)))
   os.replace(unfinished_index, sidecar(shard))
   os.replace(unfinished, shard)
+  return len(rows)
 
 
 def read_index(shard: Path) -> Index:
@@ -136,7 +177,10 @@ def read_index(shard: Path) -> Index:
     InputError: the sidecar is missing or is not one.
   """
   try:
-    return np.load(sidecar(shard), mmap_mode="r")
+    index = np.load(sidecar(shard), mmap_mode="r")
+    if index.ndim != 2 or index.shape[1] != len(Entry._fields):
+      raise ValueError(f"shape {index.shape}")
+    return index
   except (OSError, ValueError, EOFError) as error:
     raise InputError(
       f"no usable index {sidecar(shard)} ({error}); build the shards again"

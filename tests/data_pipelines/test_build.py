@@ -61,11 +61,11 @@ def test_the_procedural_set_holds_what_its_captions_say(procedural_dir):
     scene = procedural.numbered_scene(0, number, "train")
     truth = procedural.render(scene, (48, 32), 8).astype(int)
     record = clips[number]
-    assert record["caption"].decode() == procedural.caption(scene)
+    assert record["captions"][0].decode() == procedural.caption(scene)
     frames, _ = video.decode_mp4(record["video"])
     assert np.abs(frames - truth).mean() < 2
     record = stills[number]
-    assert record["caption"].decode() == procedural.still_caption(scene)
+    assert record["captions"][0].decode() == procedural.still_caption(scene)
     still = images.decode_image(record["image"], "x")
     assert np.abs(still - truth).mean((1, 2, 3)).min() < 3
 
@@ -139,7 +139,7 @@ def test_every_bad_row_is_accounted_for(media, clip, tmp_path):
     assert reason in bad[row]
 
   record = Dataset([dataset_dir(out, "text_video")])[0]
-  assert record["caption"] == b"a thing moves"
+  assert record["captions"][0] == b"a thing moves"
   assert record["num_frames"] == 12
   assert record["fps"] == pytest.approx(12)
   frames, _ = video.decode_mp4(record["video"])
@@ -164,7 +164,7 @@ def test_a_table_of_real_footage(footage, tmp_path):
   assert quarantine(out) == []
   assert not dataset_dir(out, "text_image").exists()
   clips = Dataset([dataset_dir(out, "text_video")])
-  assert clips[0]["caption"] == b"bicycles, in a street"
+  assert clips[0]["captions"][0] == b"bicycles, in a street"
   assert clips[0]["num_frames"] == 250
   assert clips[0]["fps"] == pytest.approx(25, rel=1e-3)
   frames, _ = video.decode_mp4(clips[1]["video"], lambda t: [0, 60])

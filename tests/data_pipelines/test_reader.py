@@ -111,7 +111,7 @@ def test_frames_and_views_are_those_of_the_record(
   clips = opened(buckets=CLIPS_ONLY, size=(48, 32)).batch(0)
   dataset = Dataset([dataset_dir(procedural_dir, "text_video")])
   records = {
-    tokenizer([record["caption"].decode()]).ids[0, 0]: record
+    tokenizer([record["captions"][0].decode()]).ids[0, 0]: record
     for record in (dataset[n] for n in range(24))
   }
   for row, code in enumerate(captions(clips)):

@@ -1,5 +1,7 @@
 """Our records are TensorFlow's records, checked with TensorFlow itself."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,13 @@ VALUES = {
   "num_frames": 17,
   "offset": -5,
   "fps": 29.97,
+  "captions": ["one", "two", "three"],
 }
+RECORDS = [
+  records.Record(b"one", 1, 4, 2),
+  records.Record(b"", 2, 6, 8),
+  records.Record(b"three" * 1000, 3, 10, 12),
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +33,7 @@ def tf():
 @pytest.fixture
 def shard(tmp_path):
   path = tmp_path / "some.tfrecord"
-  records.write_shard(path, [(b"one", 1), (b"", 2), (b"three" * 1000, 3)])
+  records.write_shard(path, RECORDS)
   return path
 
 
@@ -39,6 +47,7 @@ def test_tensorflow_parses_our_examples(tf):
   assert feature["num_frames"].int64_list.value[:] == [17]
   assert feature["offset"].int64_list.value[:] == [-5]
   np.testing.assert_allclose(feature["fps"].float_list.value[:], 29.97)
+  assert feature["captions"].bytes_list.value[:] == [b"one", b"two", b"three"]
 
 
 def test_we_parse_tensorflows_examples(tf):
@@ -52,7 +61,11 @@ def test_we_parse_tensorflows_examples(tf):
       }
     )
   ).SerializeToString()
-  assert records.decode_example(raw) == {"a": b"x", "b": 0.5, "c": -(2**40)}
+  assert records.decode_example(raw, ["c"]) == {
+    "a": b"x",
+    "b": 0.5,
+    "c": [-(2**40)],
+  }
 
 
 def test_the_order_of_features_does_not_change_the_bytes():
@@ -68,8 +81,8 @@ def test_tensorflow_reads_our_shards(tf, shard):
 
 def test_the_index_leads_to_every_record(shard):
   index = records.read_index(shard)
-  assert index[:, 2].tolist() == [1, 2, 3]
-  read = [records.read_record(shard, int(o), int(n)) for o, n, _ in index]
+  assert index[:, 2:].tolist() == [[1, 4, 2], [2, 6, 8], [3, 10, 12]]
+  read = [records.read_record(shard, *row[:2]) for row in index.tolist()]
   assert read == [b"one", b"", b"three" * 1000]
   assert sorted(p.name for p in shard.parent.iterdir()) == [
     "some.tfrecord",
@@ -79,7 +92,7 @@ def test_the_index_leads_to_every_record(shard):
 
 def test_a_failed_write_leaves_no_shard(tmp_path):
   def failing():
-    yield b"one", 1
+    yield RECORDS[0]
     raise RuntimeError("decoder gave up")
 
   with pytest.raises(RuntimeError):
@@ -89,7 +102,7 @@ def test_a_failed_write_leaves_no_shard(tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_shard_is_named(shard, damage):
-  offset, length, _ = records.read_index(shard)[2].tolist()
+  offset, length, *_ = records.read_index(shard)[2].tolist()
   raw = bytearray(shard.read_bytes())
   raw[offset + 7] ^= 1
   shard.write_bytes(raw if damage == "flip" else raw[: offset + 100])
@@ -99,7 +112,15 @@ def test_a_damaged_shard_is_named(shard, damage):
     records.read_record(shard, offset, length)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not an array"])
+def narrow_index():
+  buffer = io.BytesIO()
+  np.save(buffer, np.zeros((3, 3), np.int64))
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+  "content", [None, b"", b"not an array", narrow_index()]
+)
 def test_a_missing_or_damaged_index_is_named(shard, content):
   records.sidecar(shard).unlink()
   if content is not None:

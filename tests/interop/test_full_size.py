@@ -6,6 +6,7 @@ needs 15 GB of disk and of memory, and some minutes.
 """
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -37,7 +38,7 @@ from i2vgen_jax import interop
 
 start = time.time()
 module, params = interop.load_unet(sys.argv[1], dtype="bfloat16")
-assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.bfloat16}
+assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
 print("load", time.time() - start)
 draw = lambda *shape: jax.random.normal(jax.random.key(0), shape)
 conditions = {
@@ -94,7 +95,7 @@ def weights(tmp_path_factory):
   safetensors_files.write(path, convert.to_torch(tensors, table))
   assert BYTES < path.stat().st_size < BYTES + 2**20
   yield path
-  path.unlink(missing_ok=True)
+  shutil.rmtree(folder)
 
 
 def figures(program, *args):
