@@ -1,13 +1,16 @@
-"""From the procedural world, or from a list of files, to datasets on disk."""
+"""What every build has: a directory that goes on, ends, and is described.
 
-import contextlib
-import csv
+What is done stays in the directory until all is done, so that a build that
+was killed goes on where it was; a finished one does nothing.
+"""
+
+import collections
 import functools
+import itertools
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,43 +18,105 @@ import numpy as np
 
 from data_pipelines import images, procedural, records, video
 from data_pipelines.dataset import Example, Kind, describe, shard_path
+from data_pipelines.quarantine import Drop, write_drops
 from i2vgen_jax.errors import InputError
 
-Progress = Callable[[int, int], None]
+KINDS: tuple[Kind, ...] = ("text_video", "text_image")
 
-# Visually lossless; the small procedural clips have edges that must stay sharp.
-_PROCEDURAL_CRF, _FOOTAGE_CRF = 14, 18
+# Of x264: the small clips have edges that must stay sharp.
+_CRF = 14
+
+# (what is counted, done, total)
+Progress = Callable[[str, int, int], None]
 
 
 class Built(NamedTuple):
-  """What a build wrote and what it had to leave out."""
+  """What a build wrote and what it had to leave out.
+
+  Attributes:
+    num_videos: clips written.
+    num_images: pictures written.
+    dropped: how many files, rows or shots were left out, by reason.
+  """
 
   num_videos: int
   num_images: int
-  num_quarantined: int
+  dropped: dict[str, int]
 
 
-@contextlib.contextmanager
-def _new_directory(final: Path) -> Iterator[Path]:
-  """A directory to fill that takes its final name only when all went well.
+def work_dir(output_dir: Path) -> Path:
+  """Where a build keeps what is not yet part of the result."""
+  return output_dir / ".build"
+
+
+def begin(output_dir: Path, identity: dict) -> Built | None:
+  """Makes the directory, or finds a build that is finished or goes on.
 
   Raises:
-    InputError: the final directory exists already or cannot be made.
+    InputError: it is another build's, or cannot be made.
   """
-  if final.exists():
-    raise InputError(f"{final} exists already; remove it or give another name")
-  unfinished = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+  identity = json.loads(json.dumps(identity))
+  finished = output_dir / "build.json"
+  started = work_dir(output_dir) / "identity.json"
+  for path in (finished, started):
+    if path.exists():
+      told = json.loads(path.read_text())
+      if told["identity"] != identity:
+        raise InputError(
+          f"{output_dir} holds a build of another list or other settings; "
+          "remove it or give another name"
+        )
+      if path == finished:
+        return Built(told["num_videos"], told["num_images"], told["dropped"])
+      return None
+  if output_dir.exists() and any(output_dir.iterdir()):
+    raise InputError(
+      f"{output_dir} exists already; remove it or give another name"
+    )
   try:
-    unfinished.mkdir(parents=True)
+    started.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(started, {"identity": identity})
   except OSError as error:
     raise InputError(
-      f"cannot make {unfinished}: {error.strerror}; give a writable directory"
+      f"cannot make {output_dir}: {error.strerror}; give a writable directory"
     ) from error
-  try:
-    yield unfinished
-    unfinished.rename(final)
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
+  return None
+
+
+def finish(
+  output_dir: Path,
+  identity: dict,
+  split: str,
+  counts: dict[Kind, int],
+  drops: list[Drop],
+) -> Built:
+  """Metadata, quarantine and summary; from then on the build is finished."""
+  lengths = {
+    kind: describe(output_dir, kind, split, count)
+    for kind, count in counts.items()
+  }
+  write_drops(output_dir / "quarantine.jsonl", drops)
+  built = Built(
+    num_videos=lengths.get("text_video", 0),
+    num_images=lengths.get("text_image", 0),
+    dropped=dict(
+      sorted(collections.Counter(drop.reason for drop in drops).items())
+    ),
+  )
+  _write_json(
+    output_dir / "build.json", {"identity": identity, **built._asdict()}
+  )
+  shutil.rmtree(work_dir(output_dir))
+  return built
+
+
+def _write_json(path: Path, value: dict) -> None:
+  unfinished = path.with_name(path.name + ".tmp")
+  unfinished.write_text(json.dumps(value, indent=2) + "\n")
+  unfinished.replace(path)
+
+
+# ---- The procedural world ----
 
 
 def build_procedural(
@@ -80,7 +145,7 @@ def build_procedural(
     fps: frames per second.
     seed: of all scenes.
     shard_size: examples per shard.
-    progress: called with (done, total) after every clip.
+    progress: called after every shard.
 
   Raises:
     InputError: nothing to write, or a directory that cannot be made.
@@ -90,29 +155,34 @@ def build_procedural(
       f"cannot build {num_clips} clips of {num_frames} frames;"
       " both must be at least 1"
     )
-  examples = functools.partial(
-    _procedural_example, split, seed, size, num_frames, fps
-  )
+  output_dir = Path(output_dir)
+  identity = {
+    "procedural": {
+      "num_clips": num_clips,
+      "split": split,
+      "size": list(size),
+      "num_frames": num_frames,
+      "fps": fps,
+      "seed": seed,
+      "shard_size": shard_size,
+    }
+  }
+  if done := begin(output_dir, identity):
+    return done
   count = math.ceil(num_clips / shard_size)
-  with _new_directory(Path(output_dir)) as data_dir:
-    for shard in range(count):
-      numbers = range(
-        shard * shard_size, min((shard + 1) * shard_size, num_clips)
-      )
-      for kind in ("text_video", "text_image"):
-        path = shard_path(data_dir, kind, split, shard, count)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_shard(
-          path, (examples(kind, n).record(kind) for n in numbers)
-        )
-      if progress:
-        progress(numbers.stop, num_clips)
-    for kind in ("text_video", "text_image"):
-      describe(data_dir, kind, split, count)
-  return Built(num_clips, num_clips, 0)
+  draw = functools.partial(_drawn, split, seed, size, num_frames, fps)
+  for number, kind in itertools.product(range(count), KINDS):
+    numbers = range(number * shard_size, num_clips)[:shard_size]
+    path = shard_path(output_dir, kind, split, number, count)
+    if not path.exists():
+      path.parent.mkdir(parents=True, exist_ok=True)
+      records.write_shard(path, (draw(kind, n).record(kind) for n in numbers))
+    if progress:
+      progress("clips", numbers.stop, num_clips)
+  return finish(output_dir, identity, split, dict.fromkeys(KINDS, count), [])
 
 
-def _procedural_example(
+def _drawn(
   split: procedural.Split,
   seed: int,
   size: tuple[int, int],
@@ -129,6 +199,6 @@ def _procedural_example(
     still = frames[np.random.default_rng(number).integers(num_frames)]
     text = procedural.still_caption(scene)
     return Example(images.encode_jpeg(still), [text], name, 1, width, height)
-  mp4 = video.encode_mp4(frames, fps, crf=_PROCEDURAL_CRF, full_colour=True)
+  mp4 = video.encode_mp4(frames, fps, crf=_CRF, full_colour=True)
   text = procedural.caption(scene)
   return Example(mp4, [text], name, num_frames, width, height, fps)

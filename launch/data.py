@@ -2,17 +2,22 @@
 
     i2vgen data build procedural --output DIR --num-clips 10000
     i2vgen data build manifest clips.jsonl --output DIR
+    i2vgen data build manifest FOLDER --output DIR -- --runner=FlinkRunner
     i2vgen data vocabulary --output DIR
 
-DIR must not exist yet; it appears when everything in it is written.
+A build that was killed goes on when the same command is given again; one that
+is finished does nothing. What stands behind `--` goes to Apache Beam.
 """
 
-import collections
-import json
+import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
-from data_pipelines import build, procedural
+from data_pipelines import build, footage, procedural
+from data_pipelines.quarantine import REASONS, read_drops
+from data_pipelines.runner import beam_runner
+from data_pipelines.scan import ScanSettings
+from data_pipelines.selection import Limits
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
 from launch import arguments
@@ -64,23 +69,62 @@ def _manifest_arguments(made: arguments.Parser) -> None:
     "manifest",
     type=Path,
     metavar="MANIFEST",
-    help=".jsonl, or .csv with a header: path (relative to it) and caption",
+    help=".jsonl, or .csv with a header: path (relative to it) or URI, caption "
+    "or captions, perhaps start and end in seconds; or a folder of NAME.mp4 "
+    "with NAME.txt",
   )
   add("--output", type=Path, required=True)
   add("--split", choices=("train", "test"), default="train")
   add(
+    "--whole",
+    action="store_true",
+    help="each row is one shot already; default: films are cut into shots",
+  )
+  add(
     "--min-frames",
     type=arguments.count,
-    default=8,
+    default=ScanSettings.min_frames,
     metavar="F",
-    help="shorter clips are left out",
+    help="shorter shots are left out; default: %(default)s",
+  )
+  add(
+    "--max-seconds",
+    type=arguments.rate,
+    default=ScanSettings.max_seconds,
+    metavar="S",
+    help="longer shots become several clips; default: %(default)s",
   )
   add(
     "--short-side",
     type=arguments.count,
-    default=720,
+    default=footage.Settings.short_side,
     metavar="PIXELS",
-    help="what is larger is scaled down",
+    help="what is larger is scaled down; default: %(default)s",
+  )
+  add(
+    "--join-captions",
+    action="store_true",
+    help="the captions of a row become one; default: one is drawn each epoch",
+  )
+  add(
+    "--aesthetics",
+    metavar="MODULE:FUNCTION",
+    help="gives a number to frames uint8[n h w 3], for --min-aesthetics",
+  )
+  for field in dataclasses.fields(Limits):
+    add(
+      f"--{field.name.replace('_', '-')}",
+      type=float,
+      metavar="X",
+      help=f"left out: {REASONS[field.name]}",
+    )
+  add("--seed", type=arguments.seed, default=0, help="of the order")
+  add(
+    "--stall-seconds",
+    type=arguments.rate,
+    default=footage.Settings.stall_seconds,
+    metavar="S",
+    help="time for one file; default: %(default)s",
   )
 
 
@@ -90,13 +134,17 @@ def main(argv: list[str]) -> None:
   Raises:
     InputError: unusable arguments, or nothing that can be built.
   """
-  args = parser().parse_args(argv)
+  own, beam = argv, []
+  if "--" in argv:
+    place = argv.index("--")
+    own, beam = argv[:place], argv[place + 1 :]
+  args = parser().parse_args(own)
+  args.beam = beam
   args.run(args)
 
 
 def _procedural(args: Namespace) -> None:
-  line = Line()
-  line.begin("clips", args.num_clips)
+  line = _Lines()
   built = build.build_procedural(
     args.output,
     args.num_clips,
@@ -105,32 +153,57 @@ def _procedural(args: Namespace) -> None:
     num_frames=args.num_frames,
     fps=args.fps,
     seed=args.seed,
-    progress=lambda done, _: line.update(done),
+    progress=line,
   )
   line.end()
   _tell(built, args.output)
 
 
 def _manifest(args: Namespace) -> None:
-  line = Line()
-
-  def progress(done: int, total: int) -> None:
-    if done == 1:
-      line.begin("rows", total)
-    line.update(done)
-
-  built = build.build_from_manifest(
+  limits = {f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)}
+  settings = footage.Settings(
+    split=args.split,
+    scan=ScanSettings(
+      split_shots=not args.whole,
+      min_frames=args.min_frames,
+      max_seconds=args.max_seconds,
+      join_captions=args.join_captions,
+      aesthetics=args.aesthetics,
+    ),
+    limits=Limits(**limits),
+    short_side=args.short_side,
+    seed=args.seed,
+    stall_seconds=args.stall_seconds,
+  )
+  line = _Lines()
+  built = footage.build_footage(
     args.manifest,
     args.output,
-    split=args.split,
-    min_frames=args.min_frames,
-    short_side=args.short_side,
-    progress=progress,
+    settings,
+    run=beam_runner(args.beam),
+    progress=line,
   )
   line.end()
   _tell(built, args.output)
-  if built.num_quarantined:
-    _tell_reasons(args.output / "quarantine.jsonl", args.manifest.parent)
+
+
+class _Lines:
+  """Progress of one job after the other."""
+
+  def __init__(self):
+    self._line, self._job = Line(), ""
+
+  def __call__(self, job: str, done: int, total: int) -> None:
+    if job != self._job:
+      self.end()
+      self._line.begin(job, total)
+      self._job = job
+    self._line.update(done)
+
+  def end(self) -> None:
+    if self._job:
+      self._line.end()
+    self._job = ""
 
 
 def _vocabulary(args: Namespace) -> None:
@@ -146,17 +219,13 @@ def _vocabulary(args: Namespace) -> None:
 def _tell(built: build.Built, output: Path) -> None:
   note(
     f"wrote {built.num_videos} clips and {built.num_images} pictures to "
-    f"{output}; left out: {built.num_quarantined}"
+    f"{output}; left out: {sum(built.dropped.values())}"
   )
-
-
-def _tell_reasons(quarantine: Path, folder: Path) -> None:
-  """The most frequent reasons, without the name of the single file."""
-  rows = [json.loads(line) for line in quarantine.read_text().splitlines()]
-  counts = collections.Counter(
-    row["reason"].replace(str(folder / (row["path"] or "")), "FILE")
-    for row in rows
-  )
-  for reason, number in counts.most_common(_REASONS):
-    note(f"left out {number}: {reason}")
-  note(f"every row that was left out stands in {quarantine}")
+  if not built.dropped:
+    return
+  first = {}
+  for drop in read_drops(output / "quarantine.jsonl"):
+    first.setdefault(drop.reason, drop.detail)
+  for reason, number in sorted(built.dropped.items(), key=lambda x: -x[1]):
+    note(f"left out {number}, {reason}: {REASONS[reason]}; {first[reason]}")
+  note(f"all that was left out stands in {output / 'quarantine.jsonl'}")

@@ -1,0 +1,87 @@
+"""What a build leaves out, and why: one row each, with a reason to count by."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from i2vgen_jax.errors import InputError
+
+# Every reason there is, and what it says.
+REASONS = {
+  "bad-row": "the manifest's row cannot be read",
+  "no-caption": "nobody says what it shows",
+  "missing": "no such file, or nobody may read it",
+  "empty": "a file of 0 bytes",
+  "damaged": "no container, codec or picture that can be decoded",
+  "truncated": "fewer frames than the file promises",
+  "no-video": "sound or subtitles alone",
+  "no-frames": "a video stream without a frame",
+  "no-times": "frames without increasing times",
+  "interlaced": "two half pictures in each frame",
+  "hdr": "brightness beyond what 8 bits show",
+  "too-large": "frames of more pixels than is allowed",
+  "too-long": "a longer film than is allowed",
+  "stalled": "decoding did not come to an end in time",
+  "crashed": "decoding killed its process",
+  "few-frames": "a shot of fewer frames than is asked for",
+  "duplicate": "looks like another that is kept",
+  "changed": "the file is no longer what was scanned",
+  "min_motion": "less motion than is asked for",
+  "max_motion": "more motion than is asked for",
+  "min_sharpness": "less sharp than is asked for",
+  "min_brightness": "darker than is asked for",
+  "max_text_share": "more overlaid text than is allowed",
+  "min_subject_share": "a smaller subject than is asked for",
+  "min_aesthetics": "less beautiful than is asked for",
+}
+
+
+class Unusable(InputError):
+  """A file, a row or a shot that a build cannot use.
+
+  Attributes:
+    reason: a key of `REASONS`.
+  """
+
+  def __init__(self, reason: str, message: str):
+    # Both, so that the exception survives the way between two processes.
+    super().__init__(reason, message)
+    self.reason, self._message = reason, message
+
+  def __str__(self) -> str:
+    return self._message
+
+
+class Drop(NamedTuple):
+  """One row of `quarantine.jsonl`.
+
+  Attributes:
+    row: of the manifest, from 1.
+    path: of the file, as the manifest has it; None if it has none.
+    start: of the shot in the file, in seconds; None for the whole file.
+    reason: a key of `REASONS`.
+    detail: one sentence.
+  """
+
+  row: int
+  path: str | None
+  start: float | None
+  reason: str
+  detail: str
+
+
+def write_drops(path: Path, drops: Iterable[Drop]) -> None:
+  """Writes JSON lines; the file appears by rename."""
+  unfinished = path.with_name(path.name + ".tmp")
+  with unfinished.open("w") as file:
+    for drop in drops:
+      file.write(json.dumps(drop._asdict()) + "\n")
+  unfinished.replace(path)
+
+
+def read_drops(path: Path) -> Iterator[Drop]:
+  """The rows of such a file."""
+  with path.open() as file:
+    for line in file:
+      yield Drop(**json.loads(line))

@@ -1,0 +1,230 @@
+"""One file looked at: its single shots, how they score, what is wrong."""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from data_pipelines import fingerprint, images, scores, shots, video
+from data_pipelines.dataset import Kind
+from data_pipelines.manifest import Source
+from data_pipelines.quarantine import Drop, Unusable
+from data_pipelines.shots import Shot
+
+# What is scanned is this small, in pixels of the shorter side.
+SIDE = 256
+# Frames a second that scores and fingerprints see.
+_LOOKS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanSettings:
+  """What counts as a clip.
+
+  Attributes:
+    split_shots: whether films are cut where their shots change; if not, a row
+      of the manifest is one clip.
+    min_frames: shots with fewer are left out.
+    max_seconds: longer shots become several clips of equal length.
+    max_film_seconds: longer films are left out.
+    join_captions: whether several captions of a file become one.
+    aesthetics: `module:function` that gives a number to uint8[n h w 3], or
+      None.
+  """
+
+  split_shots: bool = True
+  min_frames: int = 16
+  max_seconds: float | int = 10
+  max_film_seconds: float | int = 3 * 3600
+  join_captions: bool = False
+  aesthetics: str | None = None
+
+
+class Candidate(NamedTuple):
+  """A clip or picture that may become a record.
+
+  Attributes:
+    kind: text_video or text_image.
+    row: of the manifest.
+    path: as the manifest has it.
+    location: where the file is.
+    captions: of the file.
+    start: time of the first frame, in seconds.
+    last: time of the last frame.
+    num_frames: from first to last.
+    fingerprint: 64 bits; see `fingerprint`.
+    scores: by name.
+  """
+
+  kind: Kind
+  row: int
+  path: str
+  location: str
+  captions: tuple[str, ...]
+  start: float
+  last: float
+  num_frames: int
+  fingerprint: int
+  scores: dict[str, float | int]
+
+  @property
+  def id(self) -> str:
+    """16 hexadecimal digits of where it comes from."""
+    text = f"{self.path}\n{self.start:.6f}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+Scanned = tuple[list[Candidate], list[Drop]]
+
+
+def scan(source: Source, file: Path, settings: ScanSettings) -> Scanned:
+  """Looks at every frame of a film, or at a picture.
+
+  Args:
+    source: the row of the manifest.
+    file: where its file is on this machine.
+    settings: see above.
+
+  Raises:
+    Unusable: nothing of the file can be used.
+  """
+  if settings.join_captions:
+    source = source._replace(captions=(" ".join(source.captions),))
+  if source.is_picture:
+    return [_picture(source, file, settings)], []
+  return _film(source, file, settings)
+
+
+def _picture(source: Source, file: Path, settings: ScanSettings) -> Candidate:
+  image = images.shrink(images.load_image(file), SIDE)
+  return _candidate(source, "text_image", image[None], [0.0], 1, settings)
+
+
+def _film(source: Source, file: Path, settings: ScanSettings) -> Scanned:
+  info = video.probe(file)
+  small = _Looks()
+  frames = video.stream(
+    file, short_side=SIDE, start=source.start, stop=source.stop
+  )
+  watched = small.watch(_short(frames, source, settings))
+  if settings.split_shots:
+    found = shots.find_shots(watched, info.fps)
+  else:
+    found = [Shot(0, sum(1 for _ in watched))]
+  clips: list[Candidate] = []
+  drops: list[Drop] = []
+  times = small.times
+  if len(times) > 1 and not (np.diff(times) > 0).all():
+    raise Unusable("no-times", f"the frame times of {source.path} do not rise")
+  for shot in found:
+    if shot.stop - shot.start < settings.min_frames:
+      text = f"a shot of {shot.stop - shot.start} frames"
+      drops.append(_drop(source, times[shot.start], "few-frames", text))
+      continue
+    for piece in _pieces(shot, times, settings.max_seconds):
+      few, at = small.of(piece)
+      count = piece.stop - piece.start
+      clip = _candidate(source, "text_video", few, at, count, settings)
+      clips.append(
+        clip._replace(start=times[piece.start], last=times[piece.stop - 1])
+      )
+  if not found:
+    raise Unusable("no-frames", f"no shot in {source.path}")
+  return clips, drops
+
+
+def _candidate(
+  source: Source,
+  kind: Kind,
+  few: UInt8[np.ndarray, "n h w 3"],
+  at: list[float],
+  num_frames: int,
+  settings: ScanSettings,
+) -> Candidate:
+  """Of the frames that are looked at, and their times."""
+  values = scores.score(few, np.array(at))._asdict()
+  if settings.aesthetics:
+    judge = scores.load_hook(settings.aesthetics)
+    values["aesthetics"] = float(judge(few))
+  return Candidate(
+    kind=kind,
+    row=source.row,
+    path=source.path,
+    location=source.location,
+    captions=source.captions,
+    start=at[0],
+    last=at[-1],
+    num_frames=num_frames,
+    fingerprint=fingerprint.fingerprint(few),
+    scores=values,
+  )
+
+
+def _short(
+  frames: Iterator, source: Source, settings: ScanSettings
+) -> Iterator:
+  first = None
+  for time, frame in frames:
+    first = time if first is None else first
+    if time - first > settings.max_film_seconds:
+      raise Unusable(
+        "too-long",
+        f"{source.path} is longer than {settings.max_film_seconds:g} seconds",
+      )
+    yield time, frame
+
+
+def _pieces(
+  shot: Shot, times: list[float], max_seconds: float | int
+) -> list[Shot]:
+  length = times[shot.stop - 1] - times[shot.start]
+  count = max(math.ceil(length / max_seconds), 1)
+  ends = np.linspace(shot.start, shot.stop, count + 1).round().astype(int)
+  return [Shot(a, b) for a, b in itertools.pairwise(ends.tolist())]
+
+
+def _drop(source: Source, start: float, reason: str, detail: str) -> Drop:
+  return Drop(source.row, source.path, start, reason, detail)
+
+
+class _Looks:
+  """Some frames of a film, kept as JPEG while its shots are still unknown.
+
+  Attributes:
+    times: of all frames, in seconds.
+  """
+
+  def __init__(self):
+    self.times: list[float] = []
+    self._kept: list[tuple[int, bytes]] = []
+
+  def watch(self, frames: Iterator) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Passes the frames on."""
+    due = -math.inf
+    for time, frame in frames:
+      if time >= due:
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "JPEG", quality=95)
+        self._kept.append((len(self.times), buffer.getvalue()))
+        # A frame early rather than late, whatever the rounding of times.
+        due = time + 1 / _LOOKS - 1e-3
+      self.times.append(time)
+      yield frame
+
+  def of(self, shot: Shot) -> tuple[UInt8[np.ndarray, "n h w 3"], list[float]]:
+    """The frames kept of a shot, at least one, and their times."""
+    inside = [
+      (n, jpeg) for n, jpeg in self._kept if shot.start <= n < shot.stop
+    ]
+    # None in a shot shorter than the step: then the one before it will do.
+    inside = inside or [max(k for k in self._kept if k[0] <= shot.start)]
+    few = [np.array(Image.open(io.BytesIO(jpeg))) for _, jpeg in inside]
+    return np.stack(few), [self.times[number] for number, _ in inside]

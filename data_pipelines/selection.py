@@ -1,0 +1,166 @@
+"""Which candidates become records, and in which order."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
+from data_pipelines import fingerprint
+from data_pipelines.quarantine import Drop
+from data_pipelines.scan import Candidate
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Bounds on the scores; None is no bound.
+
+  A score that was not measured passes: pictures have no motion, and beauty
+  needs a function of the user's.
+  """
+
+  min_motion: float | int | None = None
+  max_motion: float | int | None = None
+  min_sharpness: float | int | None = None
+  min_brightness: float | int | None = None
+  max_text_share: float | int | None = None
+  min_subject_share: float | int | None = None
+  min_aesthetics: float | int | None = None
+
+  def broken(self, candidate: Candidate) -> tuple[str, str] | None:
+    """The first bound that the candidate breaks, and a sentence."""
+    for name, bound in dataclasses.asdict(self).items():
+      side, score = name.split("_", 1)
+      value = candidate.scores.get(score, math.nan)
+      if bound is None:
+        continue
+      if value < bound if side == "min" else value > bound:
+        return name, f"{score} is {value:.4g}, and {name} is {bound:g}"
+    return None
+
+
+class Place(NamedTuple):
+  """Where a candidate is written: a line of a file of the scan."""
+
+  file: int
+  offset: int
+
+
+class Selected(NamedTuple):
+  """What is left.
+
+  Attributes:
+    places: [n 2] of each kind, in the order of the records; see `Place`.
+    drops: what the limits and duplicates left out.
+  """
+
+  places: dict[str, Int64[np.ndarray, "n 2"]]
+  drops: list[Drop]
+
+
+def write_candidates(path: Path, candidates: Iterable[Candidate]) -> None:
+  """One line each; the file appears by rename."""
+  unfinished = path.with_name(path.name + ".tmp")
+  with unfinished.open("w") as file:
+    for candidate in candidates:
+      file.write(json.dumps(candidate._asdict()) + "\n")
+  unfinished.replace(path)
+
+
+def read_candidate(path: Path, offset: int) -> Candidate:
+  """The candidate of a line."""
+  with path.open("rb") as file:
+    file.seek(offset)
+    return _parsed(file.readline())
+
+
+def select(files: Sequence[Path], limits: Limits, seed: int) -> Selected:
+  """Applies limits, drops what looks alike, shuffles.
+
+  Of candidates that look alike the first one stays. The order is that of
+  hashes of seed and id, so that it depends neither on the runner nor on the
+  manifest's order. Some 60 bytes are held of each candidate, whatever its
+  captions.
+
+  Args:
+    files: what `write_candidates` wrote, in the manifest's order.
+    limits: bounds on the scores.
+    seed: of the order.
+  """
+  places: dict[str, list[Place]] = {"text_video": [], "text_image": []}
+  hashes: dict[str, list[tuple[int, int]]] = {k: [] for k in places}
+  drops: list[Drop] = []
+  for place, candidate in _lines(files):
+    broken = limits.broken(candidate)
+    if broken:
+      drops.append(_drop(candidate, *broken))
+      continue
+    places[candidate.kind].append(place)
+    key = hashlib.blake2b(f"{seed}\n{candidate.id}".encode(), digest_size=8)
+    order = int.from_bytes(key.digest(), "big")
+    hashes[candidate.kind].append((candidate.fingerprint, order))
+  chosen = {}
+  for kind, found in places.items():
+    at = np.array(found, np.int64).reshape(-1, 2)
+    looks, order = np.array(hashes[kind], np.uint64).reshape(-1, 2).T
+    first = first_alike(looks)
+    alone = first == np.arange(len(first))
+    for number in np.flatnonzero(~alone).tolist():
+      candidate, kept = (
+        read_candidate(files[file], offset)
+        for file, offset in at[[number, first[number]]].tolist()
+      )
+      text = f"looks like row {kept.row}, {kept.path} at {kept.start:.2f} s"
+      drops.append(_drop(candidate, "duplicate", text))
+    kept = np.flatnonzero(alone)
+    chosen[kind] = at[kept[np.argsort(order[kept], kind="stable")]]
+  return Selected(chosen, drops)
+
+
+def first_alike(looks: UInt64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+  """The number of the first fingerprint that each one is alike to.
+
+  Two that differ in few bits agree in one of several parts, so that only
+  those that share a part are compared.
+  """
+  first = np.arange(len(looks))
+  for low, high in itertools.pairwise(
+    np.linspace(0, 64, fingerprint.ALIKE + 2).round().astype(int).tolist()
+  ):
+    mask = np.uint64((1 << (high - low)) - 1)
+    part = looks >> np.uint64(low) & mask
+    order = np.argsort(part, kind="stable")
+    starts = np.flatnonzero(np.diff(part[order])) + 1
+    for group in np.split(order, starts):
+      for place, number in enumerate(group[1:].tolist(), 1):
+        before = group[:place]
+        differ = np.bitwise_count(looks[before] ^ looks[number])
+        alike = before[differ <= fingerprint.ALIKE]
+        if len(alike):
+          first[number] = min(first[number], alike[0])
+  return first
+
+
+def _lines(files: Sequence[Path]) -> Iterator[tuple[Place, Candidate]]:
+  for number, path in enumerate(files):
+    with path.open("rb") as file:
+      offset = 0
+      for line in file:
+        yield Place(number, offset), _parsed(line)
+        offset += len(line)
+
+
+def _parsed(line: bytes) -> Candidate:
+  values = json.loads(line)
+  values["captions"] = tuple(values["captions"])
+  return Candidate(**values)
+
+
+def _drop(candidate: Candidate, reason: str, detail: str) -> Drop:
+  return Drop(candidate.row, candidate.path, candidate.start, reason, detail)

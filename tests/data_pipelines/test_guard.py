@@ -1,0 +1,68 @@
+"""A call that hangs, dies or eats memory costs one file, not the build."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from data_pipelines.guard import guarded
+from data_pipelines.manifest import local_file
+from data_pipelines.quarantine import Unusable
+
+LONG = 60.0
+
+
+def fetch(location):
+  with local_file(location):
+    pass
+
+
+def test_results_and_errors_come_back():
+  assert guarded(divmod, 17, 5, seconds=LONG) == (3, 2)
+  with pytest.raises(ZeroDivisionError):
+    guarded(divmod, 1, 0, seconds=LONG)
+  assert guarded(divmod, 1, 1, seconds=LONG) == (1, 0)
+
+
+def test_a_reason_survives_the_way(tmp_path):
+  with pytest.raises(Unusable, match="cannot fetch") as raised:
+    guarded(fetch, "nowhere://a", seconds=LONG)
+  assert raised.value.reason == "missing"
+
+
+def test_a_stall_is_killed_and_the_next_call_works():
+  start = time.monotonic()
+  with pytest.raises(Unusable, match="no end after") as raised:
+    guarded(time.sleep, LONG, seconds=0.5)
+  assert raised.value.reason == "stalled"
+  assert time.monotonic() - start < LONG / 2
+  assert guarded(abs, -3, seconds=LONG) == 3
+
+
+def test_a_crash_is_told_and_the_next_call_works():
+  with pytest.raises(Unusable, match="status 7") as raised:
+    guarded(os._exit, 7, seconds=LONG)
+  assert raised.value.reason == "crashed"
+  assert guarded(abs, -3, seconds=LONG) == 3
+
+
+def test_memory_has_an_end():
+  with pytest.raises(Unusable, match="GiB of memory") as raised:
+    guarded(bytes, 1 << 36, seconds=LONG)
+  assert raised.value.reason == "too-large"
+
+
+def test_each_thread_has_a_child_and_keeps_it():
+  found = {}
+
+  def work(name):
+    found[name] = [guarded(os.getpid, seconds=LONG) for _ in range(2)]
+
+  threads = [threading.Thread(target=work, args=[n]) for n in "ab"]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert found["a"][0] == found["a"][1] != found["b"][0]
+  assert os.getpid() not in found["a"]
