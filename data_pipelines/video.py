@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -144,21 +144,74 @@ def decode_mp4(
   Raises:
     InputError: missing, empty, damaged, too long, or without a video in it.
   """
-  name = name or ("video" if isinstance(source, bytes) else str(source))
-  decoded = _decode(source, name)
-  times = np.array([frame.time for frame in decoded], np.float64)
-  times -= times[0]
+  name = _called(source, name)
+  times, frames = zip(*_within_limit(_decode(source, name), name), strict=True)
+  times = np.array(times, np.float64)
   chosen = list(range(len(times)) if select is None else select(times))
-  # Frames of another size than the first are rare; they are made to fit.
-  size = _scaled(decoded[0].width, decoded[0].height, short_side)
+  size = _scaled(frames[0], short_side)
   converter = VideoReformatter()
-  frames = [_to_rgb(decoded[number], size, converter) for number in chosen]
-  return np.stack(frames), times[chosen]
+  pictures = [_to_rgb(frames[number], size, converter) for number in chosen]
+  return np.stack(pictures), times[chosen]
 
 
-def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-  scale = min((short_side or np.inf) / min(width, height), 1)
-  return round(width * scale), round(height * scale)
+def stream(
+  source: bytes | str | Path,
+  *,
+  short_side: int | None = None,
+  start: float | int = 0,
+  stop: float | int | None = None,
+  name: str | None = None,
+) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
+  """Yields the frames of a video of any length one by one, turned upright.
+
+  Memory holds a few frames. Reading begins at the key frame before `start`.
+  That a file is cut short shows only when it is read from start to end.
+
+  Args:
+    source: the file's path, or its bytes.
+    short_side: scale down, by area, until the shorter side is at most this.
+    start: seconds from the file's first frame; earlier frames are left out.
+    stop: frames from this time on are left out; None reads to the end.
+    name: what messages call it; the path when absent.
+
+  Yields:
+    Each frame's time, in seconds from the file's first frame, and its pixels.
+
+  Raises:
+    InputError: missing, empty, damaged, or without a video in it; raised when
+      the frame is asked for that cannot be read.
+  """
+  size, converter = None, VideoReformatter()
+  for time, frame in _decode(source, _called(source, name), start):
+    size = size or _scaled(frame, short_side)
+    if stop is not None and time >= stop:
+      return
+    if time >= start:
+      yield time, _to_rgb(frame, size, converter)
+
+
+def _called(source: bytes | str | Path, name: str | None) -> str:
+  return name or ("video" if isinstance(source, bytes) else str(source))
+
+
+def _within_limit(
+  decoded: Iterator[tuple[float, av.VideoFrame]], name: str
+) -> Iterator[tuple[float, av.VideoFrame]]:
+  num_bytes = 0
+  for time, frame in decoded:
+    num_bytes += 3 * frame.width * frame.height
+    if num_bytes > MAX_BYTES:
+      raise InputError(
+        f"video {name} is too long: over {MAX_BYTES >> 30} GiB decoded;"
+        " cut it into short clips first"
+      )
+    yield time, frame
+
+
+def _scaled(frame: av.VideoFrame, short_side: int | None) -> tuple[int, int]:
+  """The size that all frames get; ones of another size are rare."""
+  scale = min((short_side or np.inf) / min(frame.width, frame.height), 1)
+  return round(frame.width * scale), round(frame.height * scale)
 
 
 def _to_rgb(
@@ -176,8 +229,14 @@ def _to_rgb(
   return np.rot90(rgb.to_ndarray(), frame.rotation // 90)
 
 
-def _decode(source: bytes | str | Path, name: str) -> list[av.VideoFrame]:
-  """All frames in the codec's own pixel format, in order of time."""
+def _decode(
+  source: bytes | str | Path, name: str, start: float | int = 0
+) -> Iterator[tuple[float, av.VideoFrame]]:
+  """Frames in the codec's own pixel format, in order of time.
+
+  The times are seconds from the file's first frame. Decoding begins at a key
+  frame before `start`.
+  """
   is_path = not isinstance(source, bytes)
   try:
     size = os.stat(source).st_size if is_path else len(source)
@@ -191,7 +250,7 @@ def _decode(source: bytes | str | Path, name: str) -> list[av.VideoFrame]:
     with av.open(str(source) if is_path else io.BytesIO(source)) as container:
       if not container.streams.video:
         raise InputError(f"{name} has no video in it; give a video file")
-      return _frames(container, name)
+      yield from _frames(container, start, name)
   except av.FFmpegError as error:
     raise InputError(
       f"video {name} is damaged or no video ({error.strerror});"
@@ -199,27 +258,51 @@ def _decode(source: bytes | str | Path, name: str) -> list[av.VideoFrame]:
     ) from error
 
 
-def _frames(container, name: str) -> list[av.VideoFrame]:
-  stream = container.streams.video[0]
+def _frames(
+  container, start: float | int, name: str
+) -> Iterator[tuple[float, av.VideoFrame]]:
+  track = container.streams.video[0]
   # Readers run many of these at once; one thread each is fastest in all.
-  stream.codec_context.thread_count = 1
-  stream.codec_context.thread_type = "NONE"
-  frames, num_bytes = [], 0
-  for frame in container.decode(stream):
-    if frame.time is None:
-      raise InputError(f"a frame of video {name} has no time; convert it")
-    frames.append(frame)
-    num_bytes += 3 * frame.width * frame.height
-    if num_bytes > MAX_BYTES:
-      raise InputError(
-        f"video {name} is too long: over {MAX_BYTES >> 30} GiB decoded;"
-        " cut it into short clips first"
-      )
-  if not frames:
+  track.codec_context.thread_count = 1
+  track.codec_context.thread_type = "NONE"
+  frames = _timed(container, track, name)
+  first = next(frames, None)
+  if first is None:
     raise InputError(f"video {name} has no frames; give an intact file")
-  if len(frames) < stream.frames:
+  if start > 0:
+    yield from _from_key_frame(container, track, first.time, start, name)
+    return
+  yield 0.0, first
+  count = 1
+  for frame in frames:
+    count += 1
+    yield frame.time - first.time, frame
+  if count < track.frames:
     raise InputError(
-      f"video {name} is truncated: {len(frames)} of {stream.frames} frames;"
+      f"video {name} is truncated: {count} of {track.frames} frames;"
       " give an intact file"
     )
-  return frames
+
+
+def _from_key_frame(
+  container, track, origin: float, start: float | int, name: str
+) -> Iterator[tuple[float, av.VideoFrame]]:
+  ticks = int((origin + start) / track.time_base)
+  container.seek(ticks, stream=track)
+  frames = _timed(container, track, name)
+  frame = next(frames, None)
+  if frame is None or frame.time > origin + start:
+    # Containers without an index can land behind the place.
+    container.seek(int(origin / track.time_base), stream=track)
+    frames = _timed(container, track, name)
+    frame = next(frames, None)
+  while frame is not None:
+    yield frame.time - origin, frame
+    frame = next(frames, None)
+
+
+def _timed(container, track, name: str) -> Iterator[av.VideoFrame]:
+  for frame in container.decode(track):
+    if frame.time is None:
+      raise InputError(f"a frame of video {name} has no time; convert it")
+    yield frame

@@ -192,3 +192,77 @@ def test_endless_videos_are_refused(clip, monkeypatch):
   monkeypatch.setattr(video, "MAX_BYTES", 3 * 96 * 64 * 11)
   with pytest.raises(InputError, match="too long"):
     video.decode_mp4(video.encode_mp4(clip, 8))
+
+
+def streamed(source, **options):
+  times, frames = zip(*video.stream(source, **options), strict=True)
+  return np.stack(frames), np.array(times)
+
+
+@pytest.fixture(scope="module")
+def long_data(clip):
+  # Half a minute: x264 sets a key frame every 250 frames at least.
+  return video.encode_mp4(np.concatenate([clip, clip[::-1]] * 30), 24)
+
+
+def test_a_stream_gives_what_decoding_at_once_gives(footage):
+  frames, times = streamed(footage["bikes"], short_side=48)
+  expected, when = video.decode_mp4(footage["bikes"], short_side=48)
+  np.testing.assert_array_equal(frames, expected)
+  np.testing.assert_array_equal(times, when)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (12.3, 13.1), (29, None)])
+def test_a_part_of_a_stream_is_that_part(long_data, start, stop):
+  expected, times = video.decode_mp4(long_data)
+  inside = (times >= start) & (times < (stop or np.inf))
+  frames, when = streamed(long_data, start=start, stop=stop)
+  np.testing.assert_array_equal(when, times[inside])
+  np.testing.assert_array_equal(frames, expected[inside])
+
+
+def test_a_part_is_reached_by_a_key_frame(long_data, monkeypatch):
+  decoded = []
+  timed = video._timed
+
+  def counted(*arguments):
+    for frame in timed(*arguments):
+      decoded.append(frame.time)
+      yield frame
+
+  monkeypatch.setattr(video, "_timed", counted)
+  assert len(streamed(long_data, start=25, stop=25.2)[1]) == 5
+  assert len(decoded) < 260  # of 720
+
+
+def test_streams_are_longer_than_what_is_decoded_at_once(
+  long_data, monkeypatch
+):
+  monkeypatch.setattr(video, "MAX_BYTES", 3 * 96 * 64 * 11)
+  assert len(streamed(long_data)[0]) == 720
+  with pytest.raises(InputError, match="too long"):
+    video.decode_mp4(long_data)
+
+
+def test_nothing_comes_of_a_part_behind_the_end(long_data):
+  assert list(video.stream(long_data, start=100)) == []
+
+
+@pytest.mark.parametrize(
+  ("spoil", "reason"),
+  [
+    (lambda data: b"", "empty"),
+    (lambda data: data[: len(data) // 2], "damaged"),
+    (lambda data: sound_only(), "no video in it"),
+  ],
+)
+def test_streams_of_unusable_files_name_the_reason(
+  tmp_path, clip, spoil, reason
+):
+  path = tmp_path / "given.mp4"
+  path.write_bytes(spoil(video.encode_mp4(clip, 8)))
+  with pytest.raises(InputError, match=reason) as caught:
+    list(video.stream(path))
+  assert "given.mp4" in str(caught.value)
+  with pytest.raises(InputError, match="absent"):
+    list(video.stream(tmp_path / "absent.mp4"))
