@@ -30,6 +30,7 @@ from data_pipelines.manifest import Source, local_file, read_manifest
 from data_pipelines.quarantine import Drop, Unusable, read_drops, write_drops
 from data_pipelines.runner import Runner, in_order
 from data_pipelines.scan import Candidate, ScanSettings
+from data_pipelines.scores import load_hook
 from data_pipelines.selection import Limits
 from i2vgen_jax.errors import InputError
 
@@ -85,11 +86,13 @@ def build_footage(
     progress: called as files and shards are done, from this process.
 
   Raises:
-    InputError: no such manifest, not one usable row, or a directory that
-      cannot be made or holds another build.
+    InputError: no such manifest or function of the user's, not one usable
+      row, or a directory that cannot be made or holds another build.
   """
   manifest, output_dir = Path(manifest), Path(output_dir)
   rows = list(read_manifest(manifest))
+  if settings.scan.aesthetics:
+    load_hook(settings.scan.aesthetics)
   identity = {
     "manifest": _digest(rows),
     "settings": dataclasses.asdict(settings),

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.quarantine import Unusable
@@ -21,7 +20,7 @@ MAX_MEMORY = 8 << 30
 _HERE = threading.local()
 
 
-def guarded(fn: Callable[..., Any], *args: Any, seconds: float) -> Any:
+def guarded(fn: Callable[..., Any], *args: Any, seconds: float | int) -> Any:
   """`fn(*args)`, done by a child process that this thread keeps.
 
   Args:
@@ -44,12 +43,11 @@ class _Child:
 
   def __init__(self):
     ours, theirs = connection.Pipe()
-    root = str(Path(__file__).parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     self._process = subprocess.Popen(
       [sys.executable, "-m", __name__, str(theirs.fileno())],
       pass_fds=[theirs.fileno()],
-      env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+      # What can be imported here can be imported there.
+      env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
       stdin=subprocess.DEVNULL,
     )
     theirs.close()
@@ -59,7 +57,9 @@ class _Child:
   def alive(self) -> bool:
     return self._process.poll() is None
 
-  def call(self, fn: Callable[..., Any], args: tuple, seconds: float) -> Any:
+  def call(
+    self, fn: Callable[..., Any], args: tuple, seconds: float | int
+  ) -> Any:
     try:
       self._pipe.send((fn, args))
       if not self._pipe.poll(seconds):

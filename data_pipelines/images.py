@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from data_pipelines.quarantine import Unusable
 from i2vgen_jax.errors import InputError
 
 # Decoded size above which a picture is taken for a decompression bomb.
@@ -43,11 +44,13 @@ def load_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
   try:
     data = Path(path).read_bytes()
   except OSError as error:
-    raise InputError(
-      f"cannot read picture {path}: {error.strerror}; check the path"
+    raise Unusable(
+      "missing", f"cannot read picture {path}: {error.strerror}; check the path"
     ) from error
   if not data:
-    raise InputError(f"picture {path} is empty (0 bytes); give another file")
+    raise Unusable(
+      "empty", f"picture {path} is empty (0 bytes); give another file"
+    )
   return decode_image(data, str(path))
 
 
@@ -59,22 +62,26 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
       picture = Image.open(io.BytesIO(data))
       if picture.width * picture.height > MAX_PIXELS:
-        raise InputError(
+        raise Unusable(
+          "too-large",
           f"picture {name} is {picture.width}x{picture.height}, more than"
-          f" {MAX_PIXELS} pixels; scale it down first"
+          f" {MAX_PIXELS} pixels; scale it down first",
         )
       return _plain_rgb(picture)
   except Image.DecompressionBombError as error:
-    raise InputError(f"picture {name} is too large: {error}") from error
+    raise Unusable(
+      "too-large", f"picture {name} is too large: {error}"
+    ) from error
   except Image.UnidentifiedImageError as error:
-    raise InputError(
-      f"{name} is not a picture that can be read; give JPEG, PNG or WebP"
+    raise Unusable(
+      "damaged",
+      f"{name} is not a picture that can be read; give JPEG, PNG or WebP",
     ) from error
   except (OSError, SyntaxError, ValueError, EOFError) as error:
     if isinstance(error, InputError):
       raise
-    raise InputError(
-      f"picture {name} is damaged ({error}); give an intact file"
+    raise Unusable(
+      "damaged", f"picture {name} is damaged ({error}); give an intact file"
     ) from error
 
 

@@ -109,19 +109,25 @@ def _picture(source: Source, file: Path, settings: ScanSettings) -> Candidate:
 
 
 def _film(source: Source, file: Path, settings: ScanSettings) -> Scanned:
-  info = video.probe(file)
+  fps = video.probe(file, name=source.path)
   small = _Looks()
   frames = video.stream(
-    file, short_side=SIDE, start=source.start, stop=source.stop
+    file,
+    short_side=SIDE,
+    start=source.start,
+    stop=source.stop,
+    name=source.path,
   )
   watched = small.watch(_short(frames, source, settings))
   if settings.split_shots:
-    found = shots.find_shots(watched, info.fps)
+    found = shots.find_shots(watched, fps)
   else:
     found = [Shot(0, sum(1 for _ in watched))]
   clips: list[Candidate] = []
   drops: list[Drop] = []
   times = small.times
+  if not times:
+    raise Unusable("no-frames", f"no frame of {source.path} from start to end")
   if len(times) > 1 and not (np.diff(times) > 0).all():
     raise Unusable("no-times", f"the frame times of {source.path} do not rise")
   for shot in found:
@@ -136,8 +142,6 @@ def _film(source: Source, file: Path, settings: ScanSettings) -> Scanned:
       clips.append(
         clip._replace(start=times[piece.start], last=times[piece.stop - 1])
       )
-  if not found:
-    raise Unusable("no-frames", f"no shot in {source.path}")
   return clips, drops
 
 

@@ -1,10 +1,12 @@
 """The only user of PyAV: frames to H.264 and any video file to frames."""
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,11 +18,15 @@ from av.video.reformatter import (
 )
 from jaxtyping import Float, UInt8
 
+from data_pipelines.quarantine import Unusable
 from i2vgen_jax.errors import InputError
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 Times = Float[np.ndarray, "f"]
 
+# Decoded size above which a film is taken for a decompression bomb: 8K is 33
+# million pixels.
+MAX_PIXELS = 40_000_000
 # Decoded frames of one file beyond this are refused: a clip is one short shot.
 MAX_BYTES = 2 << 30
 
@@ -32,6 +38,42 @@ _EXACT = (
   | Interpolation.FULL_CHR_H_INT
   | Interpolation.FULL_CHR_H_INP
 )
+
+
+# Transfer functions of high dynamic range: PQ and HLG, as ITU-T H.273 has them.
+_HDR = (16, 18)
+
+
+def probe(source: bytes | str | Path, *, name: str | None = None) -> float:
+  """Looks whether a film is of a kind that can be used.
+
+  Returns:
+    Frames per second as the container tells them, 25 if it tells none.
+
+  Raises:
+    Unusable: missing, empty, damaged, without a video or without a frame in
+      it; interlaced, of high dynamic range, or of too many pixels.
+  """
+  name = _called(source, name)
+  with _opened(source, name) as container:
+    track = container.streams.video[0]
+    width, height = track.codec_context.width, track.codec_context.height
+    if width * height > MAX_PIXELS:
+      raise Unusable(
+        "too-large",
+        f"video {name} is {width}x{height}, more than {MAX_PIXELS} pixels;"
+        " scale it down first",
+      )
+    _, frame = next(_frames(container, 0, name))
+    if frame.interlaced_frame:
+      raise Unusable(
+        "interlaced", f"video {name} is interlaced; deinterlace it first"
+      )
+    if frame.color_trc in _HDR:
+      raise Unusable(
+        "hdr", f"video {name} is of high dynamic range; map its tones first"
+      )
+    return float(track.average_rate or 25)
 
 
 def write_mp4(
@@ -201,9 +243,10 @@ def _within_limit(
   for time, frame in decoded:
     num_bytes += 3 * frame.width * frame.height
     if num_bytes > MAX_BYTES:
-      raise InputError(
+      raise Unusable(
+        "too-long",
         f"video {name} is too long: over {MAX_BYTES >> 30} GiB decoded;"
-        " cut it into short clips first"
+        " cut it into short clips first",
       )
     yield time, frame
 
@@ -237,24 +280,36 @@ def _decode(
   The times are seconds from the file's first frame. Decoding begins at a key
   frame before `start`.
   """
+  with _opened(source, name) as container:
+    yield from _frames(container, start, name)
+
+
+@contextlib.contextmanager
+def _opened(source: bytes | str | Path, name: str) -> Iterator[Any]:
+  """A container with a video in it."""
   is_path = not isinstance(source, bytes)
   try:
     size = os.stat(source).st_size if is_path else len(source)
   except OSError as error:
-    raise InputError(
-      f"cannot read video {name}: {error.strerror}; check the path"
+    raise Unusable(
+      "missing", f"cannot read video {name}: {error.strerror}; check the path"
     ) from error
   if not size:
-    raise InputError(f"video {name} is empty (0 bytes); give another file")
+    raise Unusable(
+      "empty", f"video {name} is empty (0 bytes); give another file"
+    )
   try:
     with av.open(str(source) if is_path else io.BytesIO(source)) as container:
       if not container.streams.video:
-        raise InputError(f"{name} has no video in it; give a video file")
-      yield from _frames(container, start, name)
+        raise Unusable(
+          "no-video", f"{name} has no video in it; give a video file"
+        )
+      yield container
   except av.FFmpegError as error:
-    raise InputError(
+    raise Unusable(
+      "damaged",
       f"video {name} is damaged or no video ({error.strerror});"
-      " give an intact file"
+      " give an intact file",
     ) from error
 
 
@@ -268,7 +323,9 @@ def _frames(
   frames = _timed(container, track, name)
   first = next(frames, None)
   if first is None:
-    raise InputError(f"video {name} has no frames; give an intact file")
+    raise Unusable(
+      "no-frames", f"video {name} has no frames; give an intact file"
+    )
   if start > 0:
     yield from _from_key_frame(container, track, first.time, start, name)
     return
@@ -278,9 +335,10 @@ def _frames(
     count += 1
     yield frame.time - first.time, frame
   if count < track.frames:
-    raise InputError(
+    raise Unusable(
+      "truncated",
       f"video {name} is truncated: {count} of {track.frames} frames;"
-      " give an intact file"
+      " give an intact file",
     )
 
 
@@ -302,7 +360,20 @@ def _from_key_frame(
 
 
 def _timed(container, track, name: str) -> Iterator[av.VideoFrame]:
-  for frame in container.decode(track):
-    if frame.time is None:
-      raise InputError(f"a frame of video {name} has no time; convert it")
-    yield frame
+  for packet in container.demux(track):
+    if packet.is_corrupt:
+      raise Unusable(
+        "truncated",
+        f"video {name} is truncated: it ends within a frame; give an intact"
+        " file",
+      )
+    for frame in packet.decode():
+      if frame.time is None:
+        raise Unusable(
+          "no-times", f"a frame of video {name} has no time; convert it"
+        )
+      if frame.is_corrupt:
+        raise Unusable(
+          "damaged", f"a frame of video {name} is damaged; give an intact file"
+        )
+      yield frame

@@ -1,0 +1,275 @@
+"""How good a shot is to learn from, told by classical measures of its pixels.
+
+Nothing here is a trained model; a model of aesthetics is the user's own and
+comes in by `load_hook`.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from i2vgen_jax.errors import InputError
+
+Frames = UInt8[np.ndarray, "n h w 3"]
+Times = Float[np.ndarray, "n"]
+Gray = UInt8[np.ndarray, "h w"]
+Mask = Bool[np.ndarray, "h w"]
+
+# Seconds between the two frames of a pair: small beside what makes the next
+# frame hard to find again, large beside the rounding of flow to pixels.
+PAIR_GAP = 1 / 8
+_LONGEST_GAP = 2 * PAIR_GAP
+
+# Shorter sides, in pixels, at which things are measured.
+_FLOW_SIDE = 128
+_SHARPNESS_SIDE = 256
+# Small captions show at the first, letters of a title at the second.
+_TEXT_SIDES = (360, 120)
+_SUBJECT_SIDE = 64
+
+
+class Scores(NamedTuple):
+  """What `score` measures.
+
+  Attributes:
+    motion: mean speed over all pixels, in shorter sides of the frame per
+      second; camera motion counts too. Above about 2 it is too small.
+    sharpness: variance of the Laplacian of the luma (0 to 255) once the
+      shorter side is 256 pixels; below about 50 a photo looks blurred.
+    text_share: share of the frame under lines of text that stand still, 0 to
+      1: captions, titles, logos in letters.
+    subject_share: share of the frame that its main subject covers, 0 to 1. An
+      estimate: what differs in colour from the frame's border or moves unlike
+      the rest; it knows nothing of objects.
+    brightness: mean luma, 0 (black) to 1.
+  """
+
+  motion: float
+  sharpness: float
+  text_share: float
+  subject_share: float
+  brightness: float
+
+
+def sample(times: Times, pairs: int = 4) -> list[int]:
+  """Chooses the frames of a shot that `score` needs, for `decode_mp4`.
+
+  Args:
+    times: of all frames, in seconds, rising.
+    pairs: how many pairs of frames `PAIR_GAP` apart, spread evenly.
+
+  Returns:
+    Rising frame numbers, at most two for each pair.
+  """
+  span = max(times[-1] - times[0] - PAIR_GAP, 0)
+  begins = times[0] + span * (np.arange(pairs) + 0.5) / pairs
+  wanted = np.concatenate([begins, begins + PAIR_GAP])
+  return sorted({int(np.abs(times - time).argmin()) for time in wanted})
+
+
+def score(frames: Frames, times: Times) -> Scores:
+  """Scores one shot by a few of its frames; `sample` chooses them.
+
+  Args:
+    frames: of one shot, of any size.
+    times: of the frames, in seconds, rising.
+
+  Raises:
+    InputError: no two frames that follow each other within a quarter second.
+  """
+  pairs = np.flatnonzero((gaps := np.diff(times)) <= _LONGEST_GAP)
+  if not len(pairs):
+    still = score(np.repeat(frames[:1], 2, axis=0), np.array([0, PAIR_GAP]))
+    return still._replace(motion=math.nan)
+  grays = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+  flows = [_flow(grays[k], grays[k + 1]) / gaps[k] for k in pairs]
+  speeds = [np.linalg.norm(flow, axis=-1).mean() for flow in flows]
+  texts = [_text_share(grays[k], grays[k + 1]) for k in pairs]
+  subjects = [
+    _subject_share(frames[k], flow)
+    for k, flow in zip(pairs, flows, strict=True)
+  ]
+  return Scores(
+    motion=float(np.mean(speeds)),
+    sharpness=float(np.median([_sharpness(gray) for gray in grays])),
+    text_share=float(np.mean(texts)),
+    subject_share=float(np.median(subjects)),
+    brightness=float(np.mean([gray.mean() for gray in grays]) / 255),
+  )
+
+
+def load_hook(spec: str) -> Callable[[Frames], float]:
+  """Finds a user's own score, of aesthetics for instance.
+
+  Args:
+    spec: `module:function`. The function takes the frames of a clip and gives
+      a number.
+
+  Raises:
+    InputError: no such form, module, or function.
+  """
+  module_name, _, function_name = spec.partition(":")
+  if not module_name or not function_name:
+    raise InputError(
+      f"score function {spec!r} is not of the form module:function; give for"
+      " instance my_scores:aesthetics"
+    )
+  try:
+    module = importlib.import_module(module_name)
+  except ImportError as error:
+    raise InputError(
+      f"cannot import {module_name} for the score function {spec}: {error};"
+      " install it or put its folder on PYTHONPATH"
+    ) from error
+  hook = getattr(module, function_name, None)
+  if not callable(hook):
+    raise InputError(
+      f"module {module_name} has no function {function_name}; check {spec}"
+    )
+  return hook
+
+
+def _resized(picture: UInt8[np.ndarray, "..."], short_side: int):
+  height, width = picture.shape[:2]
+  scale = short_side / min(height, width)
+  size = round(width * scale), round(height * scale)
+  method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+  return cv2.resize(picture, size, interpolation=method)
+
+
+def _flow(first: Gray, second: Gray) -> Float[np.ndarray, "y x 2"]:
+  """Motion of every pixel, in shorter sides."""
+  solver = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+  small = _resized(first, _FLOW_SIDE), _resized(second, _FLOW_SIDE)
+  return solver.calc(*small, None) / _FLOW_SIDE
+
+
+def _sharpness(gray: Gray) -> float:
+  return cv2.Laplacian(_resized(gray, _SHARPNESS_SIDE), cv2.CV_32F).var()
+
+
+# Text.
+
+# Luma by which thin strokes must stand out from what is around them.
+_CONTRAST = 48
+# Strokes are thinner than this, in pixels at the side they are looked at.
+_STROKE = 13
+# A line of text has at least this many letters.
+_LETTERS = 5
+
+
+def _text_share(first: Gray, second: Gray) -> float:
+  shares = [
+    _text_mask(_resized(first, side), _resized(second, side))
+    for side in _TEXT_SIDES
+  ]
+  large = shares[0].shape[::-1]
+  masks = [
+    cv2.resize(mask.astype(np.uint8), large, interpolation=cv2.INTER_NEAREST)
+    for mask in shares
+  ]
+  return float(np.maximum(*masks).mean())
+
+
+def _text_mask(first: Gray, second: Gray) -> Mask:
+  """Boxes of lines of letters that are at one place in both frames."""
+  kernel = np.ones((_STROKE, _STROKE), np.uint8)
+  mask = np.zeros(first.shape, bool)
+  for strokes in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
+    standing = np.minimum(
+      *(cv2.morphologyEx(gray, strokes, kernel) for gray in (first, second))
+    )
+    for left, top, right, bottom in _lines(standing > _CONTRAST, first):
+      mask[top:bottom, left:right] = True
+  return mask
+
+
+def _lines(strokes: Mask, gray: Gray) -> Iterator[tuple[int, ...]]:
+  """Boxes (left, top, right, bottom) of rows of five or more alike letters."""
+  boxes, lumas = _letters(strokes, gray)
+  if len(boxes) < _LETTERS:
+    return
+  left, top, right, bottom = boxes.T
+  height = bottom - top
+  tallest = np.maximum.outer(height, height)
+  gap = np.maximum.outer(left, left) - np.minimum.outer(right, right)
+  beside = (
+    (gap < 0.8 * tallest)
+    & (gap > -0.3 * tallest)
+    & (tallest < 2 * np.minimum.outer(height, height))
+    & (np.abs(np.subtract.outer(bottom, bottom)) < 0.35 * tallest)
+    & (np.abs(np.subtract.outer(lumas, lumas)) < 40)
+  )
+  np.fill_diagonal(beside, True)
+  group, previous = np.arange(len(boxes)), None
+  while previous is None or (group != previous).any():
+    previous = group
+    group = np.where(beside, group, len(group)).min(1)
+  for number in np.unique(group):
+    line = boxes[group == number]
+    if len(line) >= _LETTERS:
+      yield (*line[:, :2].min(0), *line[:, 2:].max(0))
+
+
+def _letters(strokes: Mask, gray: Gray):
+  """Boxes [n 4] of what may be letters, and their luma [n]."""
+  _, labels, stats, _ = cv2.connectedComponentsWithStats(
+    strokes.astype(np.uint8), connectivity=8
+  )
+  left, top, width, height, area = stats.T
+  lumas = np.bincount(labels.ravel(), gray.ravel()) / area
+  fill = area / (width * height)
+  may = (
+    (height >= 6)
+    & (height <= 60)
+    & (width < 2.5 * height)
+    & (height < 10 * width)
+    & (fill > 0.15)
+    & (fill < 0.95)
+  )
+  may[0] = False  # the background
+  boxes = np.stack([left, top, left + width, top + height], 1)
+  return boxes[may], lumas[may]
+
+
+# Subject.
+
+# Speed, in shorter sides per second, that marks the subject as much as
+# a colour three deviations off the border's.
+_SPEED = 0.3
+
+
+def _subject_share(
+  frame: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "y x 2"]
+) -> float:
+  small = _resized(frame, _SUBJECT_SIDE)
+  own = np.linalg.norm(flow - np.median(flow, (0, 1)), axis=-1)
+  own = cv2.resize(own.astype(np.float32), small.shape[1::-1])
+  oddness = np.tanh(_unlike_border(small) / 6) + np.tanh(own / (2 * _SPEED))
+  levels = np.rint(cv2.GaussianBlur(oddness, (0, 0), 2) * 127).astype(np.uint8)
+  _, mask = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+  _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
+  return stats[1:, cv2.CC_STAT_AREA].max(initial=0) / mask.size
+
+
+def _unlike_border(
+  picture: UInt8[np.ndarray, "h w 3"],
+) -> Float[np.ndarray, "h w"]:
+  """Deviations by which colours are off the nearest of the four sides'."""
+  lab = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.float64)
+  depth = len(lab) // 10
+  sides = lab[:depth], lab[-depth:], lab[:, :depth], lab[:, -depth:]
+  distances = []
+  for side in sides:
+    colours = side.reshape(-1, 3)
+    # At least five levels: no side is so even that noise stands out.
+    covariance = np.cov(colours.T) + 25 * np.eye(3)
+    off = lab - colours.mean(0)
+    squares = np.einsum("yxi,ij,yxj->yx", off, np.linalg.inv(covariance), off)
+    distances.append(np.sqrt(squares))
+  return np.min(distances, 0)

@@ -1,0 +1,155 @@
+"""Where one shot of an edited film ends and the next one begins."""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+from scenedetect.common import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector
+
+from i2vgen_jax.errors import InputError
+
+Thumb = Float32[np.ndarray, "p"]
+
+# Frames left out on both sides of a cut: encoders smear it, and detectors may
+# be a frame off. The first and last frames of a film count too, as the
+# detector needs neighbours to see a cut there.
+TRIM = 2
+# Shots left shorter than this are no use as clips.
+MIN_SECONDS = 0.5
+
+# Mean luma, of 255, below which a frame is black. Fades end at 0; the darkest
+# frames of Big Buck Bunny that show anything have 23.
+_BLACK = 5
+# A fade brightens or darkens by at least this factor from frame to frame.
+_FADES_BY = 1.01
+# Frames within which a picture that a flash or a passer-by hid is back.
+_HIDDEN = 4
+# Mean difference of thumbnails, in levels, below which it is the same picture.
+# Over the real cuts of Big Buck Bunny the least is SAME_MEASURED.
+_SAME = 8
+# Half lengths, in seconds, at which dissolves are looked for.
+_HALF_DISSOLVES = (1 / 6, 1 / 2, 1)
+
+
+class Shot(NamedTuple):
+  """The frames from `start` up to, not including, `stop`."""
+
+  start: int
+  stop: int
+
+
+def find_shots(
+  frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float | int
+) -> list[Shot]:
+  """Finds the stretches of a film that show one shot each and nothing else.
+
+  Left out are the frames next to cuts, dissolves, fades to and from black
+  with the black between them, and what is then shorter than `MIN_SECONDS`.
+  What a flash or something close to the camera hides for a moment stays one
+  shot.
+
+  Args:
+    frames: all frames in order, RGB, of one size; a shorter side of about 180
+      pixels is enough and fast. They are looked at one by one and not kept.
+    fps: frames per second.
+
+  Returns:
+    The shots in order; frame numbers count from the first given frame.
+
+  Raises:
+    InputError: the rate is not positive.
+  """
+  if not fps > 0:
+    raise InputError(f"cannot find shots at {fps} fps; give a positive rate")
+  # The minimum of 15 frames by default would leave a cut inside of a shot when
+  # two follow closely: it lost 8 of the 130 transitions of Big Buck Bunny.
+  detector = AdaptiveDetector(min_scene_len=1)
+  watch = _Watch(fps)
+  for number, frame in enumerate(frames):
+    bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+    found = detector.process_frame(FrameTimecode(number, fps=float(fps)), bgr)
+    watch.look(frame, [cut.frame_num for cut in found])
+  usable = watch.usable()
+  edges = np.flatnonzero(np.diff(usable, prepend=False, append=False))
+  shots = [Shot(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+  return [shot for shot in shots if shot.stop - shot.start >= MIN_SECONDS * fps]
+
+
+class _Watch:
+  """Collects what ends shots, with a memory of two seconds of thumbnails."""
+
+  def __init__(self, fps: float | int):
+    self._halves = [max(round(half * fps), 2) for half in _HALF_DISSOLVES]
+    self._recent: deque[Thumb] = deque(maxlen=2 * self._halves[-1] + 1)
+    self._lumas: list[float] = []
+    self._undecided: list[int] = []
+    self._cuts: list[int] = []
+    self._dissolves: list[Shot] = []
+
+  def look(self, frame: UInt8[np.ndarray, "h w 3"], cuts: list[int]) -> None:
+    """Takes the next frame and the cuts that a detector suspects by now."""
+    small = cv2.resize(frame, (32, 18), interpolation=cv2.INTER_AREA)
+    self._recent.append(small.ravel().astype(np.float32))
+    self._lumas.append(float(small.mean()))
+    number = len(self._lumas) - 1
+    for half in self._halves:
+      seen = list(self._recent)[-1 - 2 * half :]
+      if len(seen) > 2 * half and _blends(seen[0], seen[half], seen[-1]):
+        # The quarters off the middle: of a film's pictures on both sides of
+        # a dissolve those too, which are not blended, look evenly mixed.
+        middle, reach = number - half, half // 2 + TRIM
+        self._dissolves.append(Shot(max(middle - reach, 0), middle + reach + 1))
+    self._undecided += cuts
+    # Each is decided on when what follows it has been seen.
+    while self._undecided and number >= self._undecided[0] + _HIDDEN:
+      cut = self._undecided.pop(0)
+      if not self._comes_back(number - cut + 1):
+        self._cuts.append(cut)
+
+  def _comes_back(self, ago: int) -> bool:
+    """Whether a picture from before a cut is seen again right after it."""
+    seen = list(self._recent)
+    before, after = seen[:-ago][-_HIDDEN:], seen[-ago:]
+    return any(np.abs(a - b).mean() < _SAME for a in before for b in after)
+
+  def usable(self) -> Bool[np.ndarray, "n"]:
+    """Which frames belong to exactly one shot."""
+    lumas = np.array(self._lumas)
+    usable = ~(_fades(lumas) | _fades(lumas[::-1])[::-1])
+    for cut in [0, *self._cuts, *self._undecided, len(usable)]:
+      usable[max(cut - TRIM, 0) : cut + TRIM] = False
+    for start, stop in self._dissolves:
+      usable[start:stop] = False
+    return usable
+
+
+def _blends(before: Thumb, middle: Thumb, after: Thumb) -> bool:
+  """Whether a picture is the mean of two different ones, as in a dissolve.
+
+  In a moving picture the middle is no such mean, and a change of light or
+  a title that appears keeps the picture's structure.
+  """
+  change = np.abs(after - before).mean()
+  if change < 12:
+    return False
+  off = np.abs(middle - (before + after) / 2).mean()
+  return off < 0.2 * change and _likeness(before, after) < 0.6
+
+
+def _likeness(a: Thumb, b: Thumb) -> float:
+  """Correlation, 1 where one of the pictures is too flat to tell."""
+  a, b = a - a.mean(), b - b.mean()
+  size = np.linalg.norm(a) * np.linalg.norm(b)
+  return float(a @ b / size) if size > 100**2 else 1.0
+
+
+def _fades(lumas: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+  """Black frames, and those after them while they brighten."""
+  fades = lumas < _BLACK
+  for k in range(1, len(lumas)):
+    fades[k] |= fades[k - 1] and lumas[k] > _FADES_BY * lumas[k - 1]
+  return fades
