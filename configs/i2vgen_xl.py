@@ -55,6 +55,8 @@ def common() -> ConfigDict:
       "frozen": placeholder(str),
       "init_from": placeholder(str),
       "data": {
+        # Either directories, drawn from by size, or (directory, weight) each,
+        # drawn from by weight.
         "video_dirs": ("data/text_video/1.0.0",),
         "image_dirs": ("data/text_image/1.0.0",),
         # Encode each clip once and keep its latents in host memory: for sets
@@ -62,9 +64,19 @@ def common() -> ConfigDict:
         "keep_latents": False,
         # (width, height) in pixels.
         "size": (448, 256),
-        # (frames, fps, weight): paper, 1:1:1:5 over frames and 1:2:4:1 over
-        # rates, here as their product for more than one frame.
+        # (frames, fps, weight) or (frames, fps, weight, (width, height)), for
+        # steps of another size or shape than `size`. A clip is drawn by the
+        # buckets of the ratio nearest to its own, if it is long enough for
+        # them. Paper, 1:1:1:5 over frames and 1:2:4:1 over rates, here as
+        # their product for more than one frame.
         "buckets": _paper_buckets(),
+        "augmentation": {
+          # Smallest share of each side that a random crop keeps; 1 is off.
+          "min_crop": 1.0,
+          # Chance of the mirror image, unless the caption names a side or a
+          # sense of turning. Writing is mirrored too, hence 0.
+          "flip": 0.0,
+        },
       },
       # All devices along data; -1 takes what the other axes leave.
       "mesh": {"data": -1, "fsdp": 1, "frames": 1},

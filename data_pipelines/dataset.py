@@ -7,21 +7,25 @@ rate; a picture is JPEG.
 """
 
 import bisect
+import copy
 import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Bool
 
 from data_pipelines import records
 from data_pipelines.records import Record
 from i2vgen_jax.errors import InputError
 
 Kind = Literal["text_video", "text_image"]
+# Rows of a sidecar -> which of their records are meant.
+Choice = Callable[[records.Index], Bool[np.ndarray, "n"]]
 VERSION = "1.0.0"
 
 # What was measured of a clip or picture, each NaN where nothing was; see
@@ -177,22 +181,45 @@ class Dataset:
       shard for directory in directories for shard in _shards(Path(directory))
     ]
     self._indices = [records.read_index(shard) for shard in self._shards]
+    self._choice: Choice | None = None
     self._ends = list(itertools.accumulate(map(len, self._indices)))
+
+  def where(self, choice: Choice) -> "Dataset":
+    """The chosen records alone, in the same order.
+
+    Remembers how many there are per shard, and chooses again when one is
+    asked for: a list of them would not fit for millions of clips.
+    """
+    chosen = copy.copy(self)
+    chosen._choice = choice
+    counts = (int(choice(index).sum()) for index in self._indices)
+    chosen._ends = list(itertools.accumulate(counts))
+    return chosen
 
   def __len__(self) -> int:
     return self._ends[-1]
 
   def __getitem__(self, number: int) -> dict[str, Any]:
+    return self.read(self.place(number))
+
+  def place(self, number: int) -> tuple[int, int]:
+    """Shard and row of a record: its name in all that `where` returns."""
     shard = bisect.bisect_right(self._ends, number)
-    start = self._ends[shard] - len(self._indices[shard])
-    entry = records.Entry(*self._indices[shard][number - start].tolist())
+    row = number - (self._ends[shard - 1] if shard else 0)
+    if self._choice is not None:
+      row = int(np.flatnonzero(self._choice(self._indices[shard]))[row])
+    return shard, row
+
+  def read(self, place: tuple[int, int]) -> dict[str, Any]:
+    """The record at a place.
+
+    Raises:
+      InputError: it is damaged, or the shard cannot be read.
+    """
+    shard, row = place
+    entry = records.Entry(*self._indices[shard][row].tolist())
     raw = records.read_record(self._shards[shard], entry.offset, entry.length)
     return records.decode_example(raw, _LISTS)
-
-  def too_short(self, num_frames: int) -> int:
-    """How many records hold fewer frames than that."""
-    counts = ((index[:, 2] < num_frames).sum() for index in self._indices)
-    return int(sum(counts))
 
 
 def _shards(directory: Path) -> list[Path]:

@@ -1,25 +1,32 @@
 """Deterministic batches from indexed shards; the position is one integer.
 
 Example number n = step * batch_size + row counts through an endless row of
-epochs, each shuffled anew. Which example that is, which frames of it are
-taken and how many frames the whole step has are functions of (seed, n) and
-(seed, step) alone: not of the number of hosts, threads or restarts.
+epochs, each shuffled anew. Which example that is, which of its captions, which
+frames and which part of them are taken, and what kind of step it is are
+functions of (seed, n) and (seed, step) alone: not of the number of hosts,
+threads or restarts.
 """
 
-import collections
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 
 from data_pipelines import images, video
-from data_pipelines.dataset import Dataset
-from data_pipelines.sampling import Bucket, Window, draw_window, nearest_frames
+from data_pipelines.augmentation import Augmentation, View
+from data_pipelines.cache import Cache, Views
+from data_pipelines.sampling import (
+  Bucket,
+  Window,
+  draw_window,
+  make_buckets,
+  nearest_frames,
+)
+from data_pipelines.sources import Directories, EndlessRow, Source, deal
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.types import Batch
@@ -29,100 +36,70 @@ CACHE_BYTES = 1 << 30
 _NUM_THREADS, _STEPS_AHEAD = 2, 4
 
 
-class _Item(NamedTuple):
+class _Example(NamedTuple):
   """One row of a batch."""
 
-  frames: UInt8[np.ndarray, "f h w 3"]
-  clip_image: Float[np.ndarray, "s s 3"]
+  views: Views
   token_ids: Int[np.ndarray, "n"]
   fps: float | int
 
-  @property
-  def num_bytes(self) -> int:
-    return self.frames.nbytes + self.clip_image.nbytes + self.token_ids.nbytes
-
-
-class _Cache:
-  """Least recently used items up to a number of bytes, for several threads."""
-
-  def __init__(self, max_bytes: int):
-    self._items: collections.OrderedDict[Hashable, _Item] = (
-      collections.OrderedDict()
-    )
-    self._room = max_bytes
-    self._lock = threading.Lock()
-
-  def get(self, key: Hashable) -> _Item | None:
-    with self._lock:
-      if key in self._items:
-        self._items.move_to_end(key)
-      return self._items.get(key)
-
-  def put(self, key: Hashable, item: _Item) -> None:
-    with self._lock:
-      if key in self._items:
-        return
-      self._items[key] = item
-      self._room -= item.num_bytes
-      while self._room < 0:
-        _, oldest = self._items.popitem(last=False)
-        self._room += oldest.num_bytes
-
-
-class _Shuffled:
-  """Datasets of one kind behind one endless row of shuffled epochs."""
-
-  def __init__(self, directories: Sequence[str | Path], seed: int):
-    self.dataset = Dataset(directories)
-    length = len(self.dataset)
-    self._order = grain.MapDataset.range(length).shuffle(seed=seed).repeat()
-
-  def place(self, number: int) -> int:
-    """Which record is example `number` of the endless row."""
-    return int(self._order[number])
-
 
 class Reader:
-  """Batches of clips and pictures for a training step."""
+  """Batches of clips and pictures for a training step.
+
+  Attributes:
+    captions_read: of the examples that this process has prepared so far.
+    captions_cut: those among them that were too long for the text tower.
+    report: lines that say how many clips each bucket draws from, and how many
+      fit none.
+  """
 
   def __init__(
     self,
-    video_dirs: Sequence[str | Path],
-    image_dirs: Sequence[str | Path] = (),
+    video_dirs: Directories,
+    image_dirs: Directories = (),
     *,
     batch_size: int,
     size: tuple[int, int],
-    buckets: Sequence[tuple[int, float | int, float | int]],
+    buckets: Sequence[Sequence],
     clip_size: int,
     tokenizer: Callable[[list[str]], Any],
     seed: int,
+    augmentation: Augmentation | None = None,
   ):
-    """Opens the datasets; reads nothing yet.
+    """Opens the datasets; reads no record yet.
 
     Args:
-      video_dirs: text_video directories, `<data_dir>/text_video/1.0.0`.
-      image_dirs: text_image directories, for buckets of one frame; without
-        any, those take single frames of the clips.
+      video_dirs: text_video directories, `<data_dir>/text_video/1.0.0`, or
+        pairs of such a directory and its weight; see `Source`.
+      image_dirs: text_image directories likewise, for buckets of one frame;
+        without any, those take single frames of the clips.
       batch_size: rows of the global batch.
-      size: (width, height) of the frames.
-      buckets: (num_frames, fps, weight) each; one is drawn per step, with
-        chances in proportion to the weights.
+      size: (width, height) of the frames where a bucket names none.
+      buckets: (num_frames, fps, weight) or (num_frames, fps, weight, (width,
+        height)) each; one is drawn per step, with chances in proportion to
+        the weights. It draws from the clips that `sampling.fits` gives it.
       clip_size: side of the CLIP view.
-      tokenizer: an `i2vgen_jax.tokenizer.Tokenizer`: captions to `.ids`.
+      tokenizer: an `i2vgen_jax.tokenizer.Tokenizer`: captions to `.ids` and
+        how many tokens were `.cut`.
       seed: of the order and of every draw.
+      augmentation: None shows every picture as it is.
 
     Raises:
-      InputError: no such dataset, no buckets or wrong ones, or clips shorter
-        than the longest bucket.
+      InputError: no such dataset, wrong buckets or weights, or a bucket that
+        no clip fits.
     """
-    self._buckets = [Bucket(*bucket) for bucket in buckets]
-    _check_buckets(self._buckets)
-    self._videos = _Shuffled(video_dirs, seed) if video_dirs else None
-    self._images = _Shuffled(image_dirs, seed) if image_dirs else None
-    self._check_sources(video_dirs)
-    self._batch_size, self._size, self._clip_size = batch_size, size, clip_size
+    self._buckets = make_buckets(buckets, size)
+    self._videos = Source(video_dirs) if video_dirs else None
+    self._images = Source(image_dirs) if image_dirs else None
+    self._batch_size, self._clip_size = batch_size, clip_size
     self._tokenizer, self._seed = tokenizer, seed
-    self._cache, self._token_lock = _Cache(CACHE_BYTES), threading.Lock()
+    self._augmentation = augmentation or Augmentation()
+    self._cache, self._token_lock = Cache(CACHE_BYTES), threading.Lock()
+    self.captions_read = self.captions_cut = 0
+    self.report: list[str] = []
+    self._rows: dict[Bucket, EndlessRow] = {}
+    self._deal()
 
   def bucket(self, step: int) -> Bucket:
     """The bucket of a step; its shapes are those of the step's batch."""
@@ -144,12 +121,12 @@ class Reader:
     rows = range(self._batch_size) if rows is None else rows
     numbers = [step * self._batch_size + int(row) for row in rows]
     bucket = self.bucket(step)
-    items = [self._item(number, bucket) for number in numbers]
+    examples = [self._example(number, bucket) for number in numbers]
     return Batch(
-      frames=np.stack([item.frames for item in items]),
-      clip_images=np.stack([item.clip_image for item in items]),
-      token_ids=np.stack([item.token_ids for item in items]),
-      fps=np.array([item.fps for item in items], np.float32),
+      frames=np.stack([example.views.frames for example in examples]),
+      clip_images=np.stack([example.views.clip_image for example in examples]),
+      token_ids=np.stack([example.token_ids for example in examples]),
+      fps=np.array([example.fps for example in examples], np.float32),
       index=np.array(numbers, np.int64).astype(np.int32),
     )
 
@@ -164,24 +141,45 @@ class Reader:
     batches = steps.map(lambda step: self.batch(int(step), rows))
     return iter(batches.to_iter_dataset(options))
 
-  def _item(self, number: int, bucket: Bucket) -> _Item:
-    still = bucket.num_frames == 1 and self._images is not None
-    source = self._images if still else self._videos
-    place = source.place(number)
-    record = source.dataset[place]
-    if still:
+  def _deal(self) -> None:
+    """Finds out what each bucket draws from."""
+    stills = [b for b in self._buckets if b.num_frames == 1 and self._images]
+    moving = [b for b in self._buckets if b not in stills]
+    if moving and self._videos is None:
+      raise InputError(
+        f"no clips for the bucket of {moving[0]}; name a text_video dataset"
+      )
+    for source, noun, buckets in (
+      (self._videos, "clips", moving),
+      (self._images, "pictures", stills),
+    ):
+      if source is not None:
+        rows, report = deal(source, noun, buckets, self._seed)
+        self._rows |= rows
+        self.report += report
+
+  def _example(self, number: int, bucket: Bucket) -> _Example:
+    row = self._rows[bucket]
+    place = row.place(number)
+    record = row.read(place)
+    rng = np.random.default_rng((self._seed, 1, number))
+    if "image" in record:
       window = Window(0, 1, 1, bucket.fps)
     else:
-      rng = np.random.default_rng((self._seed, 1, number))
       window = draw_window(record["num_frames"], record["fps"], bucket, rng)
-    key = (still, place, window)
-    item = self._cache.get(key)
-    if item is None:
-      item = self._load(record, window)
-      self._cache.put(key, item)
-    return item
+    captions = record["captions"]
+    caption = captions[rng.integers(len(captions))].decode()
+    view = self._augmentation.draw(caption, rng)
+    key = ("image" in record, place, window, view, bucket.size)
+    views = self._cache.get(key)
+    if views is None:
+      views = self._load(record, window, view, bucket.size)
+      self._cache.put(key, views)
+    return _Example(views, self._token_ids(caption), window.fps)
 
-  def _load(self, record: dict, window: Window) -> _Item:
+  def _load(
+    self, record: dict, window: Window, view: View, size: tuple[int, int]
+  ) -> Views:
     name = record["id"].decode()
     if "image" in record:
       frames = images.decode_image(record["image"], name)[None]
@@ -189,44 +187,20 @@ class Reader:
       frames, _ = video.decode_mp4(
         record["video"],
         lambda times: nearest_frames(times, window, record["fps"]),
+        until=window.seconds(record["fps"])[-1],
         name=name,
       )
-    width, height = self._size
+    frames = view.of(frames)
+    width, height = size
     crops = [
       preprocessing.center_crop_wide(frame, width, height) for frame in frames
     ]
-    return _Item(
-      np.stack(crops),
-      preprocessing.clip_view(frames[0], width, self._clip_size),
-      self._token_ids(record["captions"][0].decode()),
-      window.fps,
-    )
+    first = preprocessing.clip_view(frames[0], width, self._clip_size)
+    return Views(np.stack(crops), first)
 
   def _token_ids(self, caption: str) -> Int[np.ndarray, "n"]:
     with self._token_lock:  # the tokenizer must not run in two threads at once
-      return np.asarray(self._tokenizer([caption]).ids[0])
-
-  def _check_sources(self, video_dirs: Sequence[str | Path]) -> None:
-    longest = max(bucket.num_frames for bucket in self._buckets)
-    if self._videos is None:
-      if self._images is None or longest > 1:
-        raise InputError(
-          f"no clips to take {longest} frames from; name a text_video dataset"
-        )
-      return
-    count = self._videos.dataset.too_short(longest)
-    if count:
-      raise InputError(
-        f"{count} of {len(self._videos.dataset)} clips in"
-        f" {', '.join(map(str, video_dirs))} have fewer than {longest} frames;"
-        " ask for fewer frames or build with a higher min_frames"
-      )
-
-
-def _check_buckets(buckets: Sequence[Bucket]) -> None:
-  positive = all(min(bucket) > 0 for bucket in buckets)
-  if not buckets or not positive:
-    raise InputError(
-      f"cannot draw from buckets {[tuple(b) for b in buckets]}; give at least"
-      " one of (num_frames, fps, weight), all positive"
-    )
+      ids, (cut,) = self._tokenizer([caption])
+      self.captions_read += 1
+      self.captions_cut += cut > 0
+    return np.asarray(ids[0])

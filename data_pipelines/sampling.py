@@ -1,9 +1,13 @@
-"""Which frames of a clip a training step sees."""
+"""Which clips, and which frames of them, a training step sees."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+
+from data_pipelines.records import Entry, Index
+from i2vgen_jax.errors import InputError
 
 
 class Bucket(NamedTuple):
@@ -15,6 +19,16 @@ class Bucket(NamedTuple):
   num_frames: int
   fps: float | int
   weight: float | int
+  size: tuple[int, int]
+
+  @property
+  def ratio(self) -> float:
+    """Width to height."""
+    return self.size[0] / self.size[1]
+
+  def __str__(self) -> str:
+    width, height = self.size
+    return f"{self.num_frames} frames, {self.fps:g} fps, {width}x{height}"
 
 
 class Window(NamedTuple):
@@ -24,6 +38,65 @@ class Window(NamedTuple):
   stride: int
   num_frames: int
   fps: float | int
+
+  def seconds(self, native_fps: float | int) -> Float[np.ndarray, "n"]:
+    """When its frames are due, from the first frame of the clip."""
+    steps = self.start + self.stride * np.arange(self.num_frames)
+    return steps / native_fps
+
+
+def make_buckets(given: Sequence, size: tuple[int, int]) -> list[Bucket]:
+  """Buckets from a config's tuples.
+
+  Args:
+    given: (num_frames, fps, weight) or (num_frames, fps, weight, (width,
+      height)) each.
+    size: (width, height) of those that name none.
+
+  Raises:
+    InputError: no buckets, or values that are missing or not positive.
+  """
+  try:
+    buckets = [_bucket(size, *numbers) for numbers in given]
+    positive = all(min(*b[:3], *b.size) > 0 for b in buckets)
+  except (TypeError, ValueError):
+    buckets, positive = [], False
+  if not buckets or not positive:
+    raise InputError(
+      f"cannot draw from buckets {tuple(given)}; give at least one of"
+      " (num_frames, fps, weight) or (num_frames, fps, weight, (width,"
+      " height)), all positive"
+    )
+  return buckets
+
+
+def _bucket(
+  default: tuple[int, int],
+  num_frames: int,
+  fps: float | int,
+  weight: float | int,
+  size: Sequence[int] | None = None,
+) -> Bucket:
+  width, height = default if size is None else size
+  return Bucket(num_frames, fps, weight, (width, height))
+
+
+def fits(
+  bucket: Bucket, ratios: Sequence[float], index: Index
+) -> Bool[np.ndarray, "n"]:
+  """Which clips a bucket takes: those of its shape that are long enough.
+
+  Args:
+    bucket: what is asked for.
+    ratios: width to height of all buckets that draw from the same clips. A
+      clip has the shape of the one that is nearest, as a factor.
+    index: rows of a sidecar.
+  """
+  clips = Entry(*index.T)
+  shapes = np.log(clips.width / clips.height)
+  distances = np.abs(shapes[:, None] - np.log(ratios))
+  nearest = np.asarray(ratios)[distances.argmin(1)]
+  return (nearest == bucket.ratio) & (clips.num_frames >= bucket.num_frames)
 
 
 def draw_window(
@@ -53,6 +126,5 @@ def nearest_frames(
   times: Float[np.ndarray, "f"], window: Window, native_fps: float
 ) -> list[int]:
   """The frames whose times come nearest to the window's even ones."""
-  steps = window.start + window.stride * np.arange(window.num_frames)
-  wanted = times[0] + steps / native_fps
+  wanted = times[0] + window.seconds(native_fps)
   return np.abs(times[:, None] - wanted).argmin(0).tolist()

@@ -168,6 +168,7 @@ def decode_mp4(
   source: bytes | str | Path,
   select: Callable[[Times], Sequence[int]] | None = None,
   *,
+  until: float | int | None = None,
   short_side: int | None = None,
   name: str | None = None,
 ) -> tuple[Frames, Times]:
@@ -177,6 +178,8 @@ def decode_mp4(
     source: the file's path, or its bytes.
     select: chooses frames by the times of all of them; the others are not
       converted. None keeps all.
+    until: seconds from the first frame; the first frame after that is the
+      last that is decoded. None goes to the end.
     short_side: scale down, by area, until the shorter side is at most this.
     name: what messages call it; the path when absent.
 
@@ -187,7 +190,8 @@ def decode_mp4(
     InputError: missing, empty, damaged, too long, or without a video in it.
   """
   name = _called(source, name)
-  times, frames = zip(*_within_limit(_decode(source, name), name), strict=True)
+  decoded = _within_limit(_decode(source, name), until, name)
+  times, frames = zip(*decoded, strict=True)
   times = np.array(times, np.float64)
   chosen = list(range(len(times)) if select is None else select(times))
   size = _scaled(frames[0], short_side)
@@ -237,8 +241,11 @@ def _called(source: bytes | str | Path, name: str | None) -> str:
 
 
 def _within_limit(
-  decoded: Iterator[tuple[float, av.VideoFrame]], name: str
+  decoded: Iterator[tuple[float, av.VideoFrame]],
+  until: float | int | None,
+  name: str,
 ) -> Iterator[tuple[float, av.VideoFrame]]:
+  """As much as memory may hold, up to the first frame after `until`."""
   num_bytes = 0
   for time, frame in decoded:
     num_bytes += 3 * frame.width * frame.height
@@ -249,6 +256,8 @@ def _within_limit(
         " cut it into short clips first",
       )
     yield time, frame
+    if until is not None and time > until:
+      return
 
 
 def _scaled(frame: av.VideoFrame, short_side: int | None) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines.augmentation import Augmentation
 from data_pipelines.reader import Reader
 from i2vgen_jax import interop, networks, sharding
 from i2vgen_jax.errors import InputError
@@ -23,6 +24,7 @@ from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training import tasks
 from i2vgen_jax.training.checkpoint import load_params
 from i2vgen_jax.training.loop import train
+from i2vgen_jax.training.metrics import say
 from i2vgen_jax.types import Batch, Params
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string=__doc__)
@@ -50,6 +52,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
       "config.frozen is not set; name the cascade folder with the tokenizer "
       "and the networks that stay frozen: --config.frozen=DIR"
     )
+  augmentation = Augmentation(**config.data.augmentation)
+  if config.data.keep_latents and augmentation != Augmentation():
+    raise InputError(
+      "config.data.keep_latents would keep every view that is drawn of a clip;"
+      " turn it off, or leave config.data.augmentation at 1.0 and 0.0"
+    )
   mesh = sharding.make_mesh(**config.mesh)
   tokenizer = Tokenizer.load(
     Path(config.frozen) / "tokenizer", max_length=tasks.text_length(config)
@@ -64,7 +72,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     clip_size=tasks.clip_image_size(config),
     tokenizer=tokenizer,
     seed=config.train.seed,
+    augmentation=augmentation,
   )
+  for line in reader.report:
+    say(line)
   to_show = _moving_batch(reader)
   state = train(
     init_params_fn=task.init_params,
@@ -78,6 +89,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     and (lambda params, _: task.picture(params, to_show)),
     initial_params=_initial_params(config),
   )
+  _say_cut(reader, config)
   if int(state.step) == config.train.num_steps and jax.process_index() == 0:
     # From the files: no process holds the whole of a sharded state.
     params = jax.tree.map(
@@ -110,7 +122,19 @@ def _batches(
   batches = reader.iterate(start, rows)
   if config.data.keep_latents and task.encode:
     batches = map(tasks.LatentsMemory(task.encode), batches)
-  return enumerate(batches, start)
+  for step, batch in enumerate(batches, start):
+    yield step, batch
+    if (step + 1) % config.train.log_every == 0:
+      _say_cut(reader, config)
+
+
+def _say_cut(reader: Reader, config: ConfigDict) -> None:
+  # Begin and end alone remain of a caption that no network reads.
+  if reader.captions_cut and tasks.text_length(config) > 2:
+    say(
+      f"{reader.captions_cut} of {reader.captions_read} captions read so far"
+      " are longer than the text tower; their ends were cut"
+    )
 
 
 def _moving_batch(reader: Reader) -> Batch:

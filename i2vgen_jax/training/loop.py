@@ -149,8 +149,9 @@ def train(
     # ---- Train ----
     done, pending, window = start, None, Window()
     missing = max(c.num_steps - start, 0)
-    for step, batch in itertools.islice(batches(start), missing):
-      state, metrics = train_step(state, frozen, to_global(batch, mesh))
+    to_do = itertools.islice(batches(start), missing)
+    for step, batch in _placed_ahead(to_do, mesh):
+      state, metrics = train_step(state, frozen, batch)
       done = step + 1
       # The device works on this step while the host reads the one before.
       if pending is not None:
@@ -188,6 +189,20 @@ def train(
           "must go round for ever"
         )
   return state
+
+
+def _placed_ahead(
+  batches: Iterator[tuple[int, Batch]], mesh: Mesh
+) -> Iterator[tuple[int, Batch]]:
+  """Puts each batch on the devices while the step before it has its turn."""
+  waiting = None
+  for step, batch in batches:
+    placed = step, to_global(batch, mesh)
+    if waiting is not None:
+      yield waiting
+    waiting = placed
+  if waiting is not None:
+    yield waiting
 
 
 def check_counts(c: Any) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from data_pipelines import images, video
 from data_pipelines.dataset import Dataset, dataset_dir
+from data_pipelines.records import Entry
 from i2vgen_jax.errors import InputError
 
 
@@ -59,10 +60,19 @@ def test_datasets_follow_one_another(procedural_dir):
     one[24]
 
 
-def test_short_clips_are_counted_without_decoding(procedural_dir):
-  dataset = Dataset([dataset_dir(procedural_dir, "text_video")])
-  assert dataset.too_short(8) == 0
-  assert dataset.too_short(9) == 24
+def test_chosen_records_keep_their_order_and_their_places(mixed):
+  dataset = Dataset([mixed["wide"], mixed["tall"]])
+  ids = [dataset[number]["id"] for number in range(14)]
+  brief = dataset.where(lambda index: Entry(*index.T).num_frames == 3)
+  assert [brief[n]["id"] for n in range(len(brief))] == ids[6:9]
+  assert [brief.place(n) for n in range(3)] == [(1, 2), (1, 3), (2, 0)]
+  assert dataset.read(brief.place(2))["id"] == b"brief2"
+  tall = dataset.where(lambda index: Entry(*index.T).height == 48)
+  assert [tall[n]["id"] for n in range(len(tall))] == ids[9:]
+  assert len(dataset.where(lambda index: index[:, 0] < 0)) == 0
+  assert len(dataset) == 14  # as it was
+  with pytest.raises(IndexError):
+    brief[3]
 
 
 def test_what_is_no_dataset_is_named(tmp_path, procedural_dir):

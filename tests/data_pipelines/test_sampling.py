@@ -3,14 +3,24 @@
 import numpy as np
 import pytest
 
-from data_pipelines.sampling import Bucket, Window, draw_window, nearest_frames
+from data_pipelines.sampling import (
+  Bucket,
+  Window,
+  draw_window,
+  fits,
+  make_buckets,
+  nearest_frames,
+)
+from i2vgen_jax.errors import InputError
+
+SIZE = (16, 16)
 
 
 @pytest.mark.parametrize("available", [8, 9, 15, 30, 100])
 @pytest.mark.parametrize("native_fps", [8.0, 24.0, 29.97])
 @pytest.mark.parametrize("fps", [4, 8, 16])
 def test_windows_lie_inside_the_clip(available, native_fps, fps):
-  bucket = Bucket(8, fps, 1.0)
+  bucket = Bucket(8, fps, 1.0, SIZE)
   starts = set()
   for seed in range(50):
     window = draw_window(
@@ -37,10 +47,62 @@ def test_frames_are_chosen_by_time():
 
 
 def test_single_frames_come_from_anywhere_and_keep_their_label():
-  bucket = Bucket(1, 1, 1.0)
+  bucket = Bucket(1, 1, 1.0, SIZE)
   windows = [
     draw_window(5, 24.0, bucket, np.random.default_rng(seed))
     for seed in range(60)
   ]
   assert {window.start for window in windows} == set(range(5))
   assert {window[1:] for window in windows} == {(1, 1, 1)}
+
+
+def test_frames_past_the_window_change_nothing():
+  """Decoding may stop at the first frame that is later than the last due."""
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    times = np.cumsum(rng.uniform(0.01, 0.3, 40))
+    window = draw_window(30, 8.0, Bucket(6, 4.0, 1.0, SIZE), rng)
+    last = window.seconds(8.0)[-1]
+    stop = int((times - times[0] <= last).sum()) + 1
+    expected = nearest_frames(times, window, 8.0)
+    assert nearest_frames(times[:stop], window, 8.0) == expected
+
+
+def index(*clips):
+  return np.array([(0, 0, *clip) for clip in clips], np.int64)
+
+
+def test_shapes_are_compared_as_factors():
+  clips = index((9, 20, 10), (9, 10, 20), (9, 13, 10), (9, 15, 10), (7, 20, 10))
+  (wide,) = make_buckets([(8, 8.0, 1.0)], (448, 224))
+  taken = fits(wide, [0.5, 1.0, 2.0], clips)
+  # 1.3 is nearer to 1 than to 2, 1.5 nearer to 2: 2 / 1.5 < 1.5 / 1.
+  assert taken.tolist() == [True, False, False, True, False]
+  assert fits(wide, [2.0], clips).tolist() == [True] * 4 + [False]
+
+
+def test_buckets_have_the_default_size_or_their_own():
+  plain, own = make_buckets([(8, 8.0, 1.0), (4, 4, 2, (24, 40))], (32, 16))
+  assert plain == Bucket(8, 8.0, 1.0, (32, 16))
+  assert own == Bucket(4, 4, 2, (24, 40))
+  assert own.ratio == 0.6
+  assert str(own) == "4 frames, 4 fps, 24x40"
+
+
+@pytest.mark.parametrize(
+  "buckets",
+  [
+    (),
+    ((8, 8.0, 0.0),),
+    ((0, 8.0, 1.0),),
+    ((8, 8.0),),
+    ((8, 8.0, 1.0, 32),),
+    ((8, 8.0, 1.0, (32, 0)),),
+    ((8, 8.0, 1.0, (32,)),),
+    ((8, 8.0, 1.0, 32, 16),),
+    (8, 8.0, 1.0),
+  ],
+)
+def test_wrong_buckets_are_refused(buckets):
+  with pytest.raises(InputError, match="cannot draw from buckets"):
+    make_buckets(buckets, (32, 16))

@@ -1,0 +1,50 @@
+"""Decoded examples in memory."""
+
+import collections
+import threading
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+class Views(NamedTuple):
+  """What a step sees of one clip."""
+
+  frames: UInt8[np.ndarray, "f h w 3"]
+  clip_image: Float[np.ndarray, "s s 3"]
+
+  @property
+  def num_bytes(self) -> int:
+    """In memory."""
+    return self.frames.nbytes + self.clip_image.nbytes
+
+
+class Cache:
+  """Least recently used views up to a number of bytes, for several threads."""
+
+  def __init__(self, max_bytes: int):
+    self._items: collections.OrderedDict[Hashable, Views] = (
+      collections.OrderedDict()
+    )
+    self._room = max_bytes
+    self._lock = threading.Lock()
+
+  def get(self, key: Hashable) -> Views | None:
+    """What was put there, if it still is."""
+    with self._lock:
+      if key in self._items:
+        self._items.move_to_end(key)
+      return self._items.get(key)
+
+  def put(self, key: Hashable, item: Views) -> None:
+    """Remembers it, and forgets what does not fit any longer."""
+    with self._lock:
+      if key in self._items:
+        return
+      self._items[key] = item
+      self._room -= item.num_bytes
+      while self._room < 0:
+        _, oldest = self._items.popitem(last=False)
+        self._room += oldest.num_bytes
