@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def begin(output_dir: Path, identity: dict) -> Built | None:
     )
   try:
     started.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(started, {"identity": identity})
+    write_json(started, {"identity": identity})
   except OSError as error:
     raise InputError(
       f"cannot make {output_dir}: {error.strerror}; give a writable directory"
@@ -103,14 +103,15 @@ def finish(
       sorted(collections.Counter(drop.reason for drop in drops).items())
     ),
   )
-  _write_json(
+  write_json(
     output_dir / "build.json", {"identity": identity, **built._asdict()}
   )
   shutil.rmtree(work_dir(output_dir))
   return built
 
 
-def _write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: Any) -> None:
+  """Writes a JSON file, which appears by rename."""
   unfinished = path.with_name(path.name + ".tmp")
   unfinished.write_text(json.dumps(value, indent=2) + "\n")
   unfinished.replace(path)
@@ -148,12 +149,18 @@ def build_procedural(
     progress: called after every shard.
 
   Raises:
-    InputError: nothing to write, or a directory that cannot be made.
+    InputError: nothing to write, an odd size, or a directory that cannot be
+      made.
   """
   if num_clips < 1 or num_frames < 1:
     raise InputError(
       f"cannot build {num_clips} clips of {num_frames} frames;"
       " both must be at least 1"
+    )
+  if size[0] % 2 or size[1] % 2:
+    raise InputError(
+      f"cannot build clips of {size[0]}x{size[1]}; H.264 needs an even width"
+      " and height"
     )
   output_dir = Path(output_dir)
   identity = {

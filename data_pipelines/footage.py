@@ -137,7 +137,7 @@ def _scan(
     listing = _listing_of(path)
     if not listing.exists():
       group = sources[number * GROUP : (number + 1) * GROUP]
-      listing.write_text(json.dumps([row._asdict() for row in group]))
+      build.write_json(listing, [row._asdict() for row in group])
   task = functools.partial(_scan_task, work, settings)
   _run(run, task, paths, "scan", progress)
   return paths

@@ -3,6 +3,7 @@
 Files of strangers make decoders hang, crash and ask for all memory there is.
 """
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -79,19 +80,21 @@ class _Child:
 
 def _serve(pipe: connection.Connection) -> None:
   """Answers until the parent is gone."""
-  while True:
-    try:
+  with contextlib.suppress(EOFError, ConnectionError):
+    while True:
       fn, args = pipe.recv()
-    except EOFError:
-      return
-    try:
-      answer = fn(*args), None
-    except MemoryError:
-      text = f"needs more than {MAX_MEMORY >> 30} GiB of memory"
-      answer = None, Unusable("too-large", text)
-    except Exception as error:
-      answer = None, error
-    pipe.send(answer)
+      pipe.send(_answer(fn, args))
+
+
+def _answer(fn: Callable[..., Any], args: tuple) -> tuple[Any, Any]:
+  """The result, or what was raised."""
+  try:
+    return fn(*args), None
+  except MemoryError:
+    text = f"needs more than {MAX_MEMORY >> 30} GiB of memory"
+    return None, Unusable("too-large", text)
+  except Exception as error:
+    return None, error
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
-import time
 
 import av
 import numpy as np
@@ -234,50 +234,52 @@ def test_the_order_is_that_of_neither_manifest_nor_runner(hostile, tmp_path):
 
 
 BUILD = """
-import sys
-from pathlib import Path
+import os, pathlib, signal, sys
 from data_pipelines import footage
 from data_pipelines.scan import ScanSettings
+
 footage.GROUP = 2
-footage.build_footage(
-  Path(sys.argv[1]),
-  Path(sys.argv[2]),
-  footage.Settings(
-    scan=ScanSettings(split_shots=False, min_frames=8), shard_size=3
-  ),
+renamed, last = 0, int(sys.argv[3])
+
+def counted(rename):
+  def replace(*args):
+    global renamed
+    renamed += 1
+    if renamed == last:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return rename(*args)
+  return replace
+
+os.replace = counted(os.replace)
+pathlib.Path.replace = counted(pathlib.Path.replace)
+settings = footage.Settings(
+  scan=ScanSettings(split_shots=False, min_frames=8), shard_size=3
 )
+footage.build_footage(pathlib.Path(sys.argv[1]), sys.argv[2], settings)
+print(renamed)
 """
 
 
 def test_a_killed_build_goes_on(hostile, tmp_path):
-  """Killed after each of five times, which spread over the whole build."""
+  """Killed five times, each before another file gets its final name."""
   folder, bad, good = hostile
   listed = listing(folder, sorted({*good, *bad} - {"huge.mp4"}))
 
-  def start(name):
-    return subprocess.Popen(
-      [sys.executable, "-c", BUILD, str(listed), str(tmp_path / name)]
+  def start(name, last):
+    return subprocess.run(
+      [sys.executable, "-c", BUILD, listed, tmp_path / name, str(last)],
+      stdout=subprocess.PIPE,
+      text=True,
+      check=False,
     )
 
-  def files(name):
-    return sum(p.suffix != ".tmp" for p in (tmp_path / name).rglob("*"))
-
-  whole = start("whole")
-  most = 0
-  while whole.poll() is None:
-    most = max(most, files("whole"))
-    time.sleep(0.01)
+  whole = start("whole", 0)
   assert whole.returncode == 0
-  kills = 0
-  for part in (0.1, 0.3, 0.5, 0.7, 0.9):
-    process = start("killed")
-    while process.poll() is None and files("killed") < part * most:
-      time.sleep(0.01)
-    kills += process.poll() is None
-    process.kill()
-    process.wait()
-  assert kills >= 4
-  assert start("killed").wait() == 0
+  total = int(whole.stdout)
+  # What is left to do shrinks with every kill.
+  for last in np.random.default_rng().integers(1, total // 6, 5).tolist():
+    assert start("killed", last).returncode == -signal.SIGKILL
+  assert start("killed", 0).returncode == 0
   assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
@@ -309,9 +311,10 @@ def test_limits_leave_out_by_name(hostile, tmp_path):
   still = np.repeat(render(1)[:1], 12, axis=0)
   video.write_mp4(tmp_path / "still.mp4", still, 12)
   video.write_mp4(tmp_path / "black.mp4", np.zeros_like(still), 12)
-  names = [str(tmp_path / n) for n in ("still.mp4", "black.mp4")]
-  names += [str(folder / n) for n in ("good0.mp4", "good.png")]
-  limits = Limits(min_motion=0.002, min_brightness=0.05)
+  video.write_mp4(tmp_path / "moving.mp4", render(6), 12)
+  names = [str(tmp_path / f"{n}.mp4") for n in ("still", "black", "moving")]
+  names.append(str(folder / "good.png"))
+  limits = Limits(min_motion=0.01, min_brightness=0.05)
   out = tmp_path / "out"
   build_footage(
     listing(tmp_path, names), out,

@@ -28,7 +28,8 @@ def test_procedural(run, tmp_path):
 
 def test_manifest(run, tmp_path):
   Image.fromarray(skimage.data.coffee()).save(tmp_path / "coffee.jpg")
-  clip = np.zeros((9, 32, 48, 3), np.uint8)
+  scene = procedural.numbered_scene(0, 6, "train")
+  clip = procedural.render(scene, (48, 32), 9)
   video.write_mp4(tmp_path / "clip.mp4", clip, 8)
   video.write_mp4(tmp_path / "short.mp4", clip[:3], 8)
   names = ["coffee.jpg", "clip.mp4", "short.mp4", "absent.mp4", "gone.mp4"]
@@ -36,13 +37,25 @@ def test_manifest(run, tmp_path):
   rows = [{"path": name, "caption": "something"} for name in names]
   manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
   output = tmp_path / "shards"
-  status, lines = run("data", "build", "manifest", manifest, "--output", output)
+  argv = ("data", "build", "manifest", manifest, "--output", output)
+  argv += ("--whole", "--min-frames=8")
+  status, lines = run(*argv)
   assert status == 0
   [summary] = [line for line in lines if "wrote" in line]
   assert "1 clips and 1 pictures" in summary and "left out: 3" in summary
-  assert any("left out 2: cannot read video FILE" in line for line in lines)
-  assert any("left out 1: video FILE has only 3" in line for line in lines)
+  assert any("left out 2, missing: " in line for line in lines)
+  assert any("left out 1, few-frames: " in line for line in lines)
   assert str(output / "quarantine.jsonl") in lines[-1]
+  assert any(line.startswith("scan: ") for line in lines)
+  before = {p: p.stat().st_mtime_ns for p in output.rglob("*")}
+  assert run(*argv)[0] == 0
+  assert {p: p.stat().st_mtime_ns for p in output.rglob("*")} == before
+  # What stands behind the dashes is Beam's.
+  status, lines = run(
+    *argv[:4], f"--output={tmp_path / 'b'}", "--", "--runner=NoSuchRunner"
+  )
+  assert status == 2
+  assert "NoSuchRunner" in lines[-1]
 
 
 def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
@@ -92,5 +105,6 @@ def test_odd_size_leaves_nothing(run, tmp_path):
 
 
 def test_folder_that_exists(refused, tmp_path):
+  (tmp_path / "mine.txt").touch()
   argv = ["build", "procedural", f"--output={tmp_path}", "--num-clips=1"]
   assert "exists already" in refused("data", *argv)
