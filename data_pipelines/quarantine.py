@@ -24,6 +24,7 @@ REASONS = {
   "too-long": "a longer film than is allowed",
   "stalled": "decoding did not come to an end in time",
   "crashed": "decoding killed its process",
+  "no-shot": "black, a fade, a dissolve or cuts too close: no single shot",
   "few-frames": "a shot of fewer frames than is asked for",
   "duplicate": "looks like another that is kept",
   "changed": "the file is no longer what was scanned",

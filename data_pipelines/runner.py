@@ -6,6 +6,8 @@ nothing when that is there: it may be run twice, anywhere, in any order.
 
 from collections.abc import Callable, Sequence
 
+from i2vgen_jax.errors import InputError
+
 Task = Callable[[int], None]
 # (task, its numbers)
 Runner = Callable[[Task, Sequence[int]], None]
@@ -24,6 +26,9 @@ def beam_runner(flags: Sequence[str]) -> Runner:
     flags: of Beam's pipeline options, such as `--runner=FlinkRunner`. By
       default its local runner, with a thread per core. Every worker must see
       the files under the same paths.
+
+  Returns:
+    A runner that raises InputError when the pipeline fails.
   """
   import os
 
@@ -39,12 +44,19 @@ def beam_runner(flags: Sequence[str]) -> Runner:
   def run(task: Task, numbers: Sequence[int]) -> None:
     if not numbers:
       return
-    with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
-      _ = (
-        pipeline
-        | beam.Create(list(numbers))
-        | beam.Reshuffle()
-        | beam.Map(task)
-      )
+    try:
+      with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
+        _ = (
+          pipeline
+          | beam.Create(list(numbers))
+          | beam.Reshuffle()
+          | beam.Map(task)
+        )
+    except Exception as error:  # Runners raise what they like.
+      said = str(error).strip().splitlines() or [type(error).__name__]
+      raise InputError(
+        f"the Beam pipeline failed: {said[-1]}; what is done stays, the same"
+        " command goes on from there"
+      ) from error
 
   return run

@@ -130,6 +130,11 @@ def _film(source: Source, file: Path, settings: ScanSettings) -> Scanned:
     raise Unusable("no-frames", f"no frame of {source.path} from start to end")
   if len(times) > 1 and not (np.diff(times) > 0).all():
     raise Unusable("no-times", f"the frame times of {source.path} do not rise")
+  if not found:
+    raise Unusable("no-shot", f"no single shot in {source.path}")
+  for gap in _gaps(found, len(times)):
+    text = f"{gap.stop - gap.start} frames that are no single shot"
+    drops.append(_drop(source, times[gap.start], "no-shot", text))
   for shot in found:
     if shot.stop - shot.start < settings.min_frames:
       text = f"a shot of {shot.stop - shot.start} frames"
@@ -184,6 +189,14 @@ def _short(
         f"{source.path} is longer than {settings.max_film_seconds:g} seconds",
       )
     yield time, frame
+
+
+def _gaps(found: list[Shot], count: int) -> list[Shot]:
+  """What lies between shots and is more than the trim of a cut."""
+  stops = [0, *(shot.stop for shot in found)]
+  starts = [*(shot.start for shot in found), count]
+  pairs = zip(stops, starts, strict=True)
+  return [Shot(a, b) for a, b in pairs if b - a > 2 * shots.TRIM]
 
 
 def _pieces(

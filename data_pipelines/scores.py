@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from i2vgen_jax.errors import InputError
 
@@ -77,10 +77,8 @@ def score(frames: Frames, times: Times) -> Scores:
 
   Args:
     frames: of one shot, of any size.
-    times: of the frames, in seconds, rising.
-
-  Raises:
-    InputError: no two frames that follow each other within a quarter second.
+    times: of the frames, in seconds, rising. Where none follow each other
+      within a quarter second, as of a picture, motion is NaN.
   """
   pairs = np.flatnonzero((gaps := np.diff(times)) <= _LONGEST_GAP)
   if not len(pairs):
@@ -150,13 +148,16 @@ def _flow(first: Gray, second: Gray) -> Float[np.ndarray, "y x 2"]:
 
 
 def _sharpness(gray: Gray) -> float:
-  return cv2.Laplacian(_resized(gray, _SHARPNESS_SIDE), cv2.CV_32F).var()
+  small = _resized(gray, _SHARPNESS_SIDE)
+  return float(cv2.Laplacian(small, cv2.CV_32F).var())
 
 
 # Text.
 
 # Luma by which thin strokes must stand out from what is around them.
 _CONTRAST = 48
+# Luma that letters have; dark ones have it in the negative.
+_BRIGHT = 170
 # Strokes are thinner than this, in pixels at the side they are looked at.
 _STROKE = 13
 # A line of text has at least this many letters.
@@ -180,11 +181,12 @@ def _text_mask(first: Gray, second: Gray) -> Mask:
   """Boxes of lines of letters that are at one place in both frames."""
   kernel = np.ones((_STROKE, _STROKE), np.uint8)
   mask = np.zeros(first.shape, bool)
-  for strokes in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
-    standing = np.minimum(
-      *(cv2.morphologyEx(gray, strokes, kernel) for gray in (first, second))
-    )
-    for left, top, right, bottom in _lines(standing > _CONTRAST, first):
+  # Dark letters are bright ones of the negative.
+  for pair in ((first, second), (255 - first, 255 - second)):
+    darker = np.minimum(*pair)
+    strokes = [cv2.morphologyEx(p, cv2.MORPH_TOPHAT, kernel) for p in pair]
+    bright = (np.minimum(*strokes) > _CONTRAST) & (darker > _BRIGHT)
+    for left, top, right, bottom in _lines(bright, darker):
       mask[top:bottom, left:right] = True
   return mask
 
@@ -211,13 +213,30 @@ def _lines(strokes: Mask, gray: Gray) -> Iterator[tuple[int, ...]]:
     previous = group
     group = np.where(beside, group, len(group)).min(1)
   for number in np.unique(group):
-    line = boxes[group == number]
-    if len(line) >= _LETTERS:
-      yield (*line[:, :2].min(0), *line[:, 2:].max(0))
+    members = group == number
+    if _is_line(boxes[members], lumas[members]):
+      yield (*boxes[members, :2].min(0), *boxes[members, 2:].max(0))
 
 
-def _letters(strokes: Mask, gray: Gray):
-  """Boxes [n 4] of what may be letters, and their luma [n]."""
+def _is_line(
+  boxes: Int[np.ndarray, "n 4"], lumas: Float[np.ndarray, "n"]
+) -> bool:
+  """Whether letters share a base line, a size and a colour."""
+  if len(boxes) < _LETTERS:
+    return False
+  _, top, _, bottom = boxes.T
+  height = np.median(bottom - top)
+  on_base = np.abs(bottom - np.median(bottom)) < 0.15 * height + 1
+  thickness = bottom.max() - top.min()
+  return bool(
+    on_base.mean() > 0.6 and thickness < 2.2 * height and lumas.std() < 15
+  )
+
+
+def _letters(
+  strokes: Mask, gray: Gray
+) -> tuple[Int[np.ndarray, "n 4"], Float[np.ndarray, "n"]]:
+  """Boxes (left, top, right, bottom) of what may be letters; their luma."""
   _, labels, stats, _ = cv2.connectedComponentsWithStats(
     strokes.astype(np.uint8), connectivity=8
   )
@@ -254,7 +273,7 @@ def _subject_share(
   levels = np.rint(cv2.GaussianBlur(oddness, (0, 0), 2) * 127).astype(np.uint8)
   _, mask = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
   _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
-  return stats[1:, cv2.CC_STAT_AREA].max(initial=0) / mask.size
+  return float(stats[1:, cv2.CC_STAT_AREA].max(initial=0) / mask.size)
 
 
 def _unlike_border(

@@ -398,3 +398,6 @@ def test_an_edited_film_becomes_its_shots(footage, tmp_path):
     assert any(a <= start < stop <= b for a, b in itertools.pairwise(cuts))
     assert stop - start <= 31
   assert sum(stop - start for start, stop in spans) > 190
+  # The last shot has 8 frames.
+  last = [d for d in quarantine(out) if d.reason == "no-shot"]
+  assert [round(d.start * 25) for d in last] == [240]

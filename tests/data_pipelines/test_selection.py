@@ -1,0 +1,112 @@
+"""What is alike is found, the order is fixed, and little is held in memory."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines import fingerprint, selection
+from data_pipelines.scan import Candidate
+from data_pipelines.selection import Limits, first_alike, select
+
+
+def candidate(row, look=None, kind="text_video", **scores):
+  rng = np.random.default_rng(row)
+  look = int(rng.integers(2**63)) if look is None else look
+  return Candidate(
+    kind, row, f"{row}.mp4", f"/x/{row}.mp4", ("a",), 0.5, 1.5, 12, look, scores
+  )
+
+
+def selected(folder, candidates, limits=None, seed=0, parts=2):
+  """The rows that are left of each kind, in order, and the drops."""
+  files = [folder / f"{n}.jsonl" for n in range(parts)]
+  for path, some in zip(
+    files, np.array_split(np.arange(len(candidates)), parts), strict=True
+  ):
+    selection.write_candidates(path, [candidates[n] for n in some])
+  found = select(files, limits or Limits(), seed)
+  rows = {
+    kind: [
+      selection.read_candidate(files[f], at).row for f, at in places.tolist()
+    ]
+    for kind, places in found.places.items()
+  }
+  return rows, found.drops
+
+
+def flipped(look, count, rng):
+  for bit in rng.choice(63, count, replace=False).tolist():
+    look ^= 1 << bit
+  return look
+
+
+def test_near_copies_are_found_and_others_are_not():
+  rng = np.random.default_rng(0)
+  looks = rng.integers(2**63, size=3000).tolist()
+  copies = {}
+  for number in rng.choice(3000, 300, replace=False).tolist():
+    copies[len(looks)] = number
+    count = int(rng.integers(fingerprint.SAME + 1))
+    looks.append(flipped(looks[number], count, rng))
+  first = first_alike(np.array(looks, np.uint64))
+  expected = [copies.get(n, n) for n in range(len(looks))]
+  assert first.tolist() == expected
+
+
+def test_what_differs_in_more_bits_is_kept():
+  rng = np.random.default_rng(1)
+  look = int(rng.integers(2**63))
+  other = flipped(look, fingerprint.SAME + 1, rng)
+  assert first_alike(np.array([look, other], np.uint64)).tolist() == [0, 1]
+
+
+def test_no_candidates(tmp_path):
+  assert first_alike(np.zeros(0, np.uint64)).tolist() == []
+  assert selected(tmp_path, []) == ({"text_video": [], "text_image": []}, [])
+
+
+def test_the_first_of_two_copies_stays(tmp_path):
+  some = [candidate(1, 0), candidate(2), candidate(3, 1)]
+  rows, drops = selected(tmp_path, some)
+  assert sorted(rows["text_video"]) == [1, 2]
+  [drop] = drops
+  assert (drop.row, drop.reason, drop.start) == (3, "duplicate", 0.5)
+  assert "row 1, 1.mp4 at 0.50 s" in drop.detail
+
+
+def test_a_clip_is_no_copy_of_a_picture(tmp_path):
+  some = [candidate(1, 0), candidate(2, 0, "text_image")]
+  assert selected(tmp_path, some) == (
+    {"text_video": [1], "text_image": [2]},
+    [],
+  )
+
+
+def test_the_order_depends_on_the_seed_alone(tmp_path):
+  some = [candidate(row) for row in range(40)]
+  rows, _ = selected(tmp_path, some)
+  assert sorted(rows["text_video"]) == list(range(40)) != rows["text_video"]
+  assert selected(tmp_path, some[::-1], parts=7)[0] == rows
+  assert selected(tmp_path, some, seed=1)[0] != rows
+
+
+@pytest.mark.parametrize(
+  ("limits", "reason", "scores"),
+  [
+    (Limits(min_motion=0.1), "min_motion", {"motion": 0.05}),
+    (Limits(max_motion=1), "max_motion", {"motion": 1.5}),
+    (Limits(min_sharpness=50), "min_sharpness", {"sharpness": 49.9}),
+    (Limits(max_text_share=0.1), "max_text_share", {"text_share": 0.2}),
+    (Limits(min_subject_share=0.1), "min_subject_share", {"subject_share": 0}),
+    (Limits(min_aesthetics=5), "min_aesthetics", {"aesthetics": 4}),
+    (Limits(min_brightness=0.1), "min_brightness", {"brightness": 0.01}),
+  ],
+)
+def test_limits(tmp_path, limits, reason, scores):
+  unmeasured = dict.fromkeys(scores, float("nan"))
+  some = [candidate(1, **scores), candidate(2), candidate(3, **unmeasured)]
+  rows, drops = selected(tmp_path, some, limits)
+  assert sorted(rows["text_video"]) == [2, 3]
+  assert [drop.reason for drop in drops] == [reason]
+  assert json.dumps(drops[0]._asdict())
