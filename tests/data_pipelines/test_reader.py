@@ -200,6 +200,14 @@ def test_memory_changes_nothing(opened, monkeypatch):
     assert_equal(remembering.batch(step), first[step])
 
 
+def test_memory_tells_sizes_apart(with_everything):
+  sizes = ((3, 4.0, 1.0), (3, 4.0, 1.0, (48, 32)))
+  clips = with_everything(buckets=sizes, augmentation=None)
+  for step in range(12):
+    width, height = clips.bucket(step).size
+    assert clips.batch(step).frames.shape == (8, 3, height, width, 3)
+
+
 def test_real_footage_is_sampled_at_the_wanted_rate(
   footage, tmp_path, tokenizer
 ):

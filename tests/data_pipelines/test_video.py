@@ -88,6 +88,22 @@ def test_only_selected_frames_come_back(clip):
   np.testing.assert_array_equal(chosen, times[[7, 2, 2]])
 
 
+@pytest.mark.parametrize("last", [0, 4, 11])
+def test_decoding_stops_after_the_last_frame_that_may_be_chosen(
+  clip, monkeypatch, last
+):
+  data = video.encode_mp4(clip, 8)
+  everything, _ = video.decode_mp4(data)
+  # Room for the frames up to the one after `last`, and none more.
+  monkeypatch.setattr(video, "MAX_BYTES", 3 * 96 * 64 * min(last + 2, 12))
+  seen = []
+  frames, _ = video.decode_mp4(
+    data, lambda times: seen.append(len(times)) or [last], until=last / 8
+  )
+  assert seen == [min(last + 2, 12)]
+  np.testing.assert_array_equal(frames, everything[[last]])
+
+
 def test_large_videos_are_scaled_down_by_area(clip):
   data = video.encode_mp4(clip, 8, crf=6, full_colour=True)
   frames, _ = video.decode_mp4(data, short_side=32)

@@ -112,3 +112,22 @@ def test_an_error_while_training_is_no_flag_error(trained, monkeypatch):
   monkeypatch.setattr(train, "run", fail)
   with pytest.raises(ValueError, match="inside"):
     train_flags.main([CONFIG, "--workdir=run"])
+
+
+@pytest.mark.parametrize(
+  ("key", "text", "value"),
+  [
+    ("video_dirs", "('a/text_video/1.0.0',)", ("a/text_video/1.0.0",)),
+    ("video_dirs", "(('a', 3.0), ('b', 1))", (("a", 3.0), ("b", 1))),
+    ("image_dirs", "()", ()),
+    ("buckets", "((8, 8.0, 1.0),)", ((8, 8.0, 1.0),)),
+    ("buckets", "((8, 8.0, 1, (32, 64)),)", ((8, 8.0, 1, (32, 64)),)),
+  ],
+)
+def test_data_are_set_from_the_command_line(run, trained, key, text, value):
+  argv = [CONFIG, "--workdir=x", f"--config.data.{key}={text}"]
+  argv.append("--config.data.augmentation.flip=0.5")
+  assert run("train", *argv) == (0, [])
+  [(config, _)] = trained
+  assert config.data[key] == value
+  assert config.data.augmentation.to_dict() == {"min_crop": 1.0, "flip": 0.5}

@@ -111,6 +111,24 @@ class TestResume:
     run(tmp_path, counting, num_steps=5)
     assert asked == [3, 4]
 
+  def test_each_batch_is_on_the_devices_a_step_ahead(self, tmp_path, log):
+    """And no further: what is read is read for a step to come."""
+    events = []
+
+    def telling(start):
+      for step, batch in batches(start):
+        events.append(f"read {step}")
+        yield step, batch
+
+    def sample(params, done):
+      events.append(f"done {done}")
+      return np.zeros((2, 2, 3), np.uint8)
+
+    run(tmp_path, telling, num_steps=3, sample_every=1, sample_fn=sample)
+    assert events == [
+      "read 0", "read 1", "done 1", "read 2", "done 2", "done 3",
+    ]  # fmt: skip
+
   def test_a_finished_run_stays_as_it_is(self, tmp_path, log):
     first = run(tmp_path, num_steps=3)
     log.clear()
@@ -132,7 +150,7 @@ class TestStop:
 
     def interrupted(start):
       for step, batch in batches(start):
-        if step == 3:
+        if step == 4:  # read while step 3 is still to be done
           os.kill(os.getpid(), signal.SIGTERM)
         yield step, batch
 
