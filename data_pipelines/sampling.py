@@ -88,15 +88,15 @@ def fits(
 
   Args:
     bucket: what is asked for.
-    ratios: width to height of all buckets that draw from the same clips. A
-      clip has the shape of the one that is nearest, as a factor.
+    ratios: width to height of all buckets that draw from the same clips,
+      rising. A clip has the shape of the one that is nearest, as a factor.
     index: rows of a sidecar.
   """
   clips = Entry(*index.T)
-  shapes = np.log(clips.width / clips.height)
-  distances = np.abs(shapes[:, None] - np.log(ratios))
-  nearest = np.asarray(ratios)[distances.argmin(1)]
-  return (nearest == bucket.ratio) & (clips.num_frames >= bucket.num_frames)
+  between = np.sqrt(np.multiply(ratios[:-1], ratios[1:]))
+  nearest = np.searchsorted(between, clips.width / clips.height)
+  same_shape = nearest == ratios.index(bucket.ratio)
+  return same_shape & (clips.num_frames >= bucket.num_frames)
 
 
 def draw_window(
