@@ -47,8 +47,12 @@ class _Child:
     self._process = subprocess.Popen(
       [sys.executable, "-m", __name__, str(theirs.fileno())],
       pass_fds=[theirs.fileno()],
-      # What can be imported here can be imported there.
-      env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+      # It imports what we can; workers are many, and one thread each is best.
+      env=os.environ
+      | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OPENCV_FOR_THREADS_NUM": "1",
+      },
       stdin=subprocess.DEVNULL,
     )
     theirs.close()

@@ -38,11 +38,17 @@ class Scores(NamedTuple):
 
   Attributes:
     motion: mean speed over all pixels, in shorter sides of the frame per
-      second; camera motion counts too. Above about 2 it is too small.
+      second; camera motion counts too. Right within a few percent on panned
+      photos up to 0.6; much of what is faster than 1 is lost, and the score
+      then no longer rises.
     sharpness: variance of the Laplacian of the luma (0 to 255) once the
-      shorter side is 256 pixels; below about 50 a photo looks blurred.
+      shorter side is 256 pixels. Photos have 200 to 1700, and 7 to 130 once
+      they are out of focus by two pixels.
     text_share: share of the frame under lines of text that stand still, 0 to
-      1: captions, titles, logos in letters.
+      1: captions, titles, logos in letters. One caption line has 0.014 or
+      more, a scene without text 0. Bold titles whose letters touch, script
+      and the small print of credits are missed; rows of bright pickets are
+      taken for letters.
     subject_share: share of the frame that its main subject covers, 0 to 1. An
       estimate: what differs in colour from the frame's border or moves unlike
       the rest; it knows nothing of objects.
@@ -132,7 +138,9 @@ def load_hook(spec: str) -> Callable[[Frames], float]:
   return hook
 
 
-def _resized(picture: UInt8[np.ndarray, "..."], short_side: int):
+def _resized(
+  picture: UInt8[np.ndarray, "..."], short_side: int
+) -> UInt8[np.ndarray, "..."]:
   height, width = picture.shape[:2]
   scale = short_side / min(height, width)
   size = round(width * scale), round(height * scale)

@@ -22,7 +22,7 @@ TRIM = 2
 MIN_SECONDS = 0.5
 
 # Mean luma, of 255, below which a frame is black. Fades end at 0; the darkest
-# frames of Big Buck Bunny that show anything have 23.
+# frames of Big Buck Bunny outside of its fades have 23.
 _BLACK = 5
 # A fade brightens or darkens by at least this factor from frame to frame.
 _FADES_BY = 1.01
