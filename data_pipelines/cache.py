@@ -10,35 +10,51 @@ from jaxtyping import Float, UInt8
 
 
 class Views(NamedTuple):
-  """What a step sees of one clip."""
+  """What a step sees of one clip; the names are those of `Batch`."""
 
   frames: UInt8[np.ndarray, "f h w 3"]
-  clip_image: Float[np.ndarray, "s s 3"]
+  clip_images: Float[np.ndarray, "s s 3"]
 
   @property
   def num_bytes(self) -> int:
     """In memory."""
-    return self.frames.nbytes + self.clip_image.nbytes
+    return self.frames.nbytes + self.clip_images.nbytes
+
+
+class Latents(NamedTuple):
+  """What frozen networks made of one clip beforehand, likewise."""
+
+  moments: Float[np.ndarray, "f h w c2"]
+  image_embeds: Float[np.ndarray, "e"] | None
+
+  @property
+  def num_bytes(self) -> int:
+    """In memory."""
+    embeds = 0 if self.image_embeds is None else self.image_embeds.nbytes
+    return self.moments.nbytes + embeds
+
+
+Kept = Views | Latents
 
 
 class Cache:
   """Least recently used views up to a number of bytes, for several threads."""
 
   def __init__(self, max_bytes: int):
-    self._items: collections.OrderedDict[Hashable, Views] = (
+    self._items: collections.OrderedDict[Hashable, Kept] = (
       collections.OrderedDict()
     )
     self._room = max_bytes
     self._lock = threading.Lock()
 
-  def get(self, key: Hashable) -> Views | None:
+  def get(self, key: Hashable) -> Kept | None:
     """What was put there, if it still is."""
     with self._lock:
       if key in self._items:
         self._items.move_to_end(key)
       return self._items.get(key)
 
-  def put(self, key: Hashable, item: Views) -> None:
+  def put(self, key: Hashable, item: Kept) -> None:
     """Remembers it, and forgets what does not fit any longer."""
     with self._lock:
       if key in self._items:

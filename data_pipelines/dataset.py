@@ -1,9 +1,9 @@
-"""The two kinds of dataset on disk, laid out so that TFDS opens them.
+"""The kinds of dataset on disk, laid out so that TFDS opens them.
 
 A dataset lies in `<data_dir>/<kind>/1.0.0/`: TFRecord shards with their
 sidecars, and features.json and dataset_info.json for
 `tfds.builder_from_directory`. A video is H.264 in mp4 at its native frame
-rate; a picture is JPEG.
+rate; a picture is JPEG; `latents` makes the other two kinds of these.
 """
 
 import bisect
@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from data_pipelines import records
 from data_pipelines.records import Record
 from i2vgen_jax.errors import InputError
 
-Kind = Literal["text_video", "text_image"]
+Kind = Literal["text_video", "text_image", "latent_video", "latent_image"]
 # Rows of a sidecar -> which of their records are meant.
 Choice = Callable[[records.Index], Bool[np.ndarray, "n"]]
 VERSION = "1.0.0"
@@ -38,7 +38,7 @@ SCORES = (
   "subject_share",
   "aesthetics",
 )
-_LISTS = ("captions",)
+_LISTS = ("captions", "times")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,15 +149,23 @@ def _features(kind: Kind):
     "height": scalar(np.int64),
   }
   features |= {name: scalar(np.float32) for name in SCORES}
+  raw = tfds.features.Tensor(shape=(), dtype=np.object_)
+  if kind.startswith("latent"):
+    sizes = ("num_frames", "latent_width", "latent_height", "latent_channels")
+    features |= {name: scalar(np.int64) for name in sizes}
+    features |= {
+      "moments": raw,
+      "image_embeds": raw,
+      "times": tfds.features.Sequence(scalar(np.float32)),
+    }
+  if kind == "latent_image":
+    return tfds.features.FeaturesDict(features)
   if kind == "text_image":
     image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
     return tfds.features.FeaturesDict(features | {"image": image})
-  features |= {
-    "video": tfds.features.Tensor(shape=(), dtype=np.object_),
-    "num_frames": scalar(np.int64),
-    "fps": scalar(np.float32),
-    "start": scalar(np.float32),
-  }
+  features |= {"fps": scalar(np.float32), "start": scalar(np.float32)}
+  if kind == "text_video":
+    features |= {"video": raw, "num_frames": scalar(np.int64)}
   return tfds.features.FeaturesDict(features)
 
 
@@ -165,6 +173,10 @@ class Dataset:
   """Random access to the records of one or more directories, without TFDS.
 
   Indices are memory-mapped, so that only pages in use take memory.
+
+  Attributes:
+    kind: of the first directory, as of all.
+    split: of the first directory.
   """
 
   def __init__(self, directories: Sequence[str | Path]):
@@ -180,6 +192,13 @@ class Dataset:
     self._shards = [
       shard for directory in directories for shard in _shards(Path(directory))
     ]
+    self.kind, self.split = _kind_and_split(self._shards[0])
+    for shard in self._shards:
+      if _kind_and_split(shard)[0] != self.kind:
+        raise InputError(
+          f"{shard.parent} is not {self.kind}, as {self._shards[0].parent} is;"
+          " read one kind at a time"
+        )
     self._indices = [records.read_index(shard) for shard in self._shards]
     self._choice: Choice | None = None
     self._ends = list(itertools.accumulate(map(len, self._indices)))
@@ -195,6 +214,16 @@ class Dataset:
     counts = (int(choice(index).sum()) for index in self._indices)
     chosen._ends = list(itertools.accumulate(counts))
     return chosen
+
+  @property
+  def num_shards(self) -> int:
+    """Of all directories together."""
+    return len(self._shards)
+
+  def shard(self, number: int) -> Iterator[dict[str, Any]]:
+    """The records of one shard, one after the other."""
+    for row in range(len(self._indices[number])):
+      yield self.read((number, row))
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -220,6 +249,11 @@ class Dataset:
     entry = records.Entry(*self._indices[shard][row].tolist())
     raw = records.read_record(self._shards[shard], entry.offset, entry.length)
     return records.decode_example(raw, _LISTS)
+
+
+def _kind_and_split(shard: Path) -> tuple[Kind, str]:
+  kind, split = shard.name.split(".tfrecord")[0].split("-", 1)
+  return kind, split
 
 
 def _shards(directory: Path) -> list[Path]:

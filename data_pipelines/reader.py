@@ -16,9 +16,9 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines import images, video
+from data_pipelines import images, latents, video
 from data_pipelines.augmentation import Augmentation, View
-from data_pipelines.cache import Cache, Views
+from data_pipelines.cache import Cache, Kept, Latents, Views
 from data_pipelines.sampling import (
   Bucket,
   Window,
@@ -39,7 +39,7 @@ _NUM_THREADS, _STEPS_AHEAD = 2, 4
 class _Example(NamedTuple):
   """One row of a batch."""
 
-  views: Views
+  views: Kept
   token_ids: Int[np.ndarray, "n"]
   fps: float | int
 
@@ -123,8 +123,7 @@ class Reader:
     bucket = self.bucket(step)
     examples = [self._example(number, bucket) for number in numbers]
     return Batch(
-      frames=np.stack([example.views.frames for example in examples]),
-      clip_images=np.stack([example.views.clip_image for example in examples]),
+      **_stacked([example.views for example in examples]),
       token_ids=np.stack([example.token_ids for example in examples]),
       fps=np.array([example.fps for example in examples], np.float32),
       index=np.array(numbers, np.int64).astype(np.int32),
@@ -163,17 +162,18 @@ class Reader:
     place = row.place(number)
     record = row.read(place)
     rng = np.random.default_rng((self._seed, 1, number))
-    if "image" in record:
+    if "fps" not in record:  # of a picture
       window = Window(0, 1, 1, bucket.fps)
     else:
       window = draw_window(record["num_frames"], record["fps"], bucket, rng)
     captions = record["captions"]
     caption = captions[rng.integers(len(captions))].decode()
     view = self._augmentation.draw(caption, rng)
-    key = ("image" in record, place, window, view, bucket.size)
+    key = ("fps" in record, place, window, view, bucket.size)
     views = self._cache.get(key)
     if views is None:
-      views = self._load(record, window, view, bucket.size)
+      load = self._load if "moments" not in record else _load_latents
+      views = load(record, window, view, bucket.size)
       self._cache.put(key, views)
     return _Example(views, self._token_ids(caption), window.fps)
 
@@ -204,3 +204,35 @@ class Reader:
       self.captions_read += 1
       self.captions_cut += cut > 0
     return np.asarray(ids[0])
+
+
+def _load_latents(
+  record: dict, window: Window, view: View, size: tuple[int, int]
+) -> Latents:
+  name = record["id"].decode()
+  encoded = record["width"], record["height"]
+  if encoded != tuple(size) or view != View():
+    raise InputError(
+      f"{name} is kept as latents of {encoded[0]}x{encoded[1]}, and"
+      f" {size[0]}x{size[1]} is asked for, or a part of it; encode it at the"
+      " buckets' size, and leave data.augmentation at 1.0 and 0.0"
+    )
+  times = np.array(record["times"])
+  chosen = [0]
+  if window.num_frames > 1 or len(times) > 1:
+    chosen = nearest_frames(times, window, record["fps"])
+  embeds = latents.embeds_of(record)
+  return Latents(
+    latents.moments_of(record)[chosen],
+    None if embeds is None else embeds[chosen[0]],
+  )
+
+
+def _stacked(views: Sequence[Kept]) -> dict[str, np.ndarray | None]:
+  """Members of a batch by name."""
+  return {
+    name: None if column[0] is None else np.stack(column)
+    for name, column in zip(
+      views[0]._fields, zip(*views, strict=True), strict=True
+    )
+  }

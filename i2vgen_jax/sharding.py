@@ -6,6 +6,7 @@ frames of a clip. Models know none of this: the objective pins the latents and
 the compiler carries the layout through the network.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -125,15 +126,14 @@ def frames_sharding(mesh: Mesh, num_frames: int) -> NamedSharding:
 def batch_shardings(mesh: Mesh, batch: Batch) -> Batch:
   """A sharding per member of a batch; `frames_sharding` for those with f."""
   rows = rows_sharding(mesh)
-  frames = frames_sharding(mesh, batch.frames.shape[1])
-  return Batch(
-    frames=frames,
-    clip_images=rows,
-    token_ids=rows,
-    fps=rows,
-    index=rows,
-    moments=None if batch.moments is None else frames,
-  )
+  frames = frames_sharding(mesh, batch.num_frames)
+  over_frames = ("frames", "moments")
+  places = {
+    field.name: frames if field.name in over_frames else rows
+    for field in dataclasses.fields(batch)
+    if getattr(batch, field.name) is not None
+  }
+  return Batch(**places)
 
 
 def constrain_latents(

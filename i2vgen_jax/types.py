@@ -40,23 +40,34 @@ class Conditioning:
 class Batch:
   """One batch as the reader hands it to a training step.
 
+  It has pixels, or what the frozen networks made of them beforehand, or both.
+
   Attributes:
-    frames: uint8[b f h w 3], pixels of the clips; a still image is a clip of
-      one frame.
-    clip_images: float[b s s 3], the CLIP view of each first frame,
-      normalised.
     token_ids: int[b n], captions, padded to the text tower's length.
     fps: float[b], frames per second of the drawn clip; 1 for still images.
     index: int[b], number of the drawn example in the endless global order;
       every random draw of a row derives from it, so that neither the host
       count nor the mesh changes the noise.
-    moments: float[b f h w 2c], mean and log variance of the latents where
-      they are known beforehand; None has the step encode the frames.
+    frames: uint8[b f h w 3], pixels of the clips; a still image is a clip of
+      one frame.
+    clip_images: float[b s s 3], the CLIP view of each first frame,
+      normalised.
+    moments: float[b f h w 2c], mean and log variance of the latents; None has
+      the step encode the frames.
+    image_embeds: float[b e], CLIP's vector of each first frame; None has the
+      step look at the views.
   """
 
-  frames: Any
-  clip_images: Any
   token_ids: Any
   fps: Any
   index: Any
+  frames: Any = None
+  clip_images: Any = None
   moments: Any = None
+  image_embeds: Any = None
+
+  @property
+  def num_frames(self) -> int:
+    """Of each clip."""
+    known = self.moments if self.frames is None else self.frames
+    return known.shape[1]

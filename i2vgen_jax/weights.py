@@ -12,6 +12,7 @@ under `module`, and beside it what the network needs to be used rightly.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -84,6 +85,16 @@ def _handler(params: Params) -> ocp.PyTreeCheckpointHandler:
     use_ocdbt=size <= _ONE_STORE,
     save_concurrent_gb=1,
   )
+
+
+def digest(params: Params) -> str:
+  """32 hexadecimal digits that any change of a value or a name changes."""
+  whole = hashlib.blake2b(digest_size=16)
+  for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+    array = np.asarray(leaf)
+    whole.update(f"{path} {array.dtype} {array.shape}\n".encode())
+    whole.update(np.ascontiguousarray(array).view(np.uint8).data)
+  return whole.hexdigest()
 
 
 def load_config(folder: Path) -> dict[str, Any]:

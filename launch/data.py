@@ -3,6 +3,8 @@
     i2vgen data build procedural --output DIR --num-clips 10000
     i2vgen data build manifest clips.jsonl --output DIR
     i2vgen data build manifest FOLDER --output DIR -- --runner=FlinkRunner
+    i2vgen data encode DIR/text_video/1.0.0 --output LATENTS --weights W \\
+        --size 448x256
     i2vgen data vocabulary --output DIR
 
 A build that was killed goes on when the same command is given again; one that
@@ -20,8 +22,8 @@ from data_pipelines.scan import ScanSettings
 from data_pipelines.selection import Limits
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
-from launch import arguments
-from launch.progress import Line, note
+from launch import arguments, encode
+from launch.progress import Lines, note
 
 _REASONS = 5
 
@@ -36,6 +38,9 @@ def parser() -> arguments.Parser:
   _procedural_arguments(builds.add_parser("procedural", help="drawn clips"))
   _manifest_arguments(
     builds.add_parser("manifest", help="clips and photos that a list names")
+  )
+  encode.add_arguments(
+    commands.add_parser("encode", help="latents of such shards, beforehand")
   )
   vocabulary = commands.add_parser(
     "vocabulary", help="tokenizer in which each procedural word is one token"
@@ -144,7 +149,7 @@ def main(argv: list[str]) -> None:
 
 
 def _procedural(args: Namespace) -> None:
-  line = _Lines()
+  line = Lines()
   built = build.build_procedural(
     args.output,
     args.num_clips,
@@ -175,7 +180,7 @@ def _manifest(args: Namespace) -> None:
     seed=args.seed,
     stall_seconds=args.stall_seconds,
   )
-  line = _Lines()
+  line = Lines()
   built = footage.build_footage(
     args.manifest,
     args.output,
@@ -185,25 +190,6 @@ def _manifest(args: Namespace) -> None:
   )
   line.end()
   _tell(built, args.output)
-
-
-class _Lines:
-  """Progress of one job after the other."""
-
-  def __init__(self):
-    self._line, self._job = Line(), ""
-
-  def __call__(self, job: str, done: int, total: int) -> None:
-    if job != self._job:
-      self.end()
-      self._line.begin(job, total)
-      self._job = job
-    self._line.update(done)
-
-  def end(self) -> None:
-    if self._job:
-      self._line.end()
-    self._job = ""
 
 
 def _vocabulary(args: Namespace) -> None:

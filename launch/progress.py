@@ -60,6 +60,27 @@ class Line:
       print(text, file=sys.stderr, flush=True)
 
 
+class Lines:
+  """Progress of one job after the other."""
+
+  def __init__(self):
+    self._line, self._job = Line(), ""
+
+  def __call__(self, job: str, done: int, total: int) -> None:
+    """`done` of `total` pieces of a job are finished."""
+    if job != self._job:
+      self.end()
+      self._line.begin(job, total)
+      self._job = job
+    self._line.update(done)
+
+  def end(self) -> None:
+    """The last job is finished."""
+    if self._job:
+      self._line.end()
+    self._job = ""
+
+
 def note(text: str) -> None:
   """One line that a person should read, whatever the progress."""
   print(f"i2vgen: {text}", file=sys.stderr, flush=True)

@@ -16,9 +16,11 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines import latents
 from data_pipelines.augmentation import Augmentation
+from data_pipelines.dataset import Dataset
 from data_pipelines.reader import Reader
-from i2vgen_jax import interop, networks, sharding
+from i2vgen_jax import interop, networks, sharding, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training import tasks
@@ -76,6 +78,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   )
   for line in reader.report:
     say(line)
+  _check_latents(config, task)
   to_show = _moving_batch(reader)
   state = train(
     init_params_fn=task.init_params,
@@ -97,6 +100,25 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     shutil.rmtree(workdir / "export", ignore_errors=True)
     task.export(workdir / "export", params, to_show)
+
+
+def _check_latents(config: ConfigDict, task: tasks.Task) -> None:
+  """Latents of other networks than the frozen ones would train on noise.
+
+  Raises:
+    InputError: a dataset of latents was encoded by others.
+  """
+  for given in (*config.data.video_dirs, *config.data.image_dirs):
+    directory = Path(given if isinstance(given, str) else given[0])
+    if not Dataset([directory]).kind.startswith("latent"):
+      continue
+    told = latents.identity_of(directory)
+    for name in told.keys() & task.frozen.keys():
+      if told[name] != weights.digest(task.frozen[name]):
+        raise InputError(
+          f"{directory} was encoded by another {name} than that in "
+          f"{config.frozen}; encode it again with --weights={config.frozen}"
+        )
 
 
 def _initial_params(config: ConfigDict) -> Params | None:

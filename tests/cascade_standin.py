@@ -26,7 +26,7 @@ def get_config(arg):
   return module.get_config(arg)
 
 
-def write_cascade(folder):
+def write_cascade(folder, seed=0):
   """Writes the bundled cascade's structure at the smallest widths."""
   tokenizer.build_vocabulary([], folder / "tokenizer")
   vae, clip = get_config("tiny_vae"), get_config("tiny_clip")
@@ -61,7 +61,7 @@ def write_cascade(folder):
     weights.save(
       folder / name,
       {"module": values} | notes.get(name, {}),
-      random_params(module, number),
+      random_params(module, 10 * seed + number),
     )
   return folder
 

@@ -87,8 +87,11 @@ def diffusion_objective(
       tower = {"params": frozen["text_encoder"]}
       text = text_encoder.apply(tower, ids).context
     if unet.use_image_embeds:
-      tower = {"params": frozen["image_encoder"]}
-      image = image_encoder.apply(tower, batch.clip_images)
+      image = batch.image_embeds
+      if image is None:
+        tower = {"params": frozen["image_encoder"]}
+        image = image_encoder.apply(tower, batch.clip_images)
+      image = image.astype(jnp.float32)
       image = drop_rows(
         rng_image, batch.index, image_dropout, image, jnp.zeros_like(image)
       )

@@ -1,0 +1,129 @@
+"""`i2vgen data encode`: what the frozen networks make of a dataset, once.
+
+    i2vgen data encode DATA/text_video/1.0.0 --output LATENTS \\
+        --weights CASCADE --size 448x256
+
+A training whose `data.video_dirs` name LATENTS/latent_video/1.0.0 then skips
+the autoencoder and CLIP's picture tower. Shards that are there already stay,
+so that a run that was killed goes on; of several processes each encodes its
+share.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines import latents
+from data_pipelines.latents import Encoded, Encoder
+from i2vgen_jax import encode, sharding, weights
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop import hub, sources
+from i2vgen_jax.networks import Network
+from launch import arguments
+from launch.progress import Lines, note
+
+# Frames on each device at once.
+_CHUNK = 8
+
+
+def add_arguments(made: arguments.Parser) -> None:
+  """Those of the subcommand."""
+  made.set_defaults(run=run)
+  add = made.add_argument
+  add(
+    "source",
+    type=Path,
+    metavar="DATASET",
+    help="DATA_DIR/text_video/1.0.0 or text_image",
+  )
+  add("--output", type=Path, required=True, help="data_dir of the latents")
+  add("--weights", required=True, help="with the autoencoder; any form")
+  add("--size", type=arguments.size, required=True, metavar="WxH")
+  add("--chunk", type=arguments.count, default=_CHUNK, metavar="FRAMES")
+
+
+def run(args: Namespace) -> None:
+  """Encodes this process's share of the shards.
+
+  Raises:
+    InputError: no dataset, no autoencoder, or a size that does not fit it.
+  """
+  found = sources.find(hub.resolve(args.weights))
+  if "vae" not in found:
+    raise InputError(f"no vae in {args.weights}; name weights that have one")
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  towers = {
+    name: found[name].load(mesh=mesh)
+    for name in ("vae", "image_encoder")
+    if name in found
+  }
+  factor = 2 ** (len(towers["vae"].module.block_channels) - 1)
+  if args.size[0] % factor or args.size[1] % factor:
+    raise InputError(
+      f"--size {args.size[0]}x{args.size[1]} does not fit the autoencoder; "
+      f"give multiples of {factor}"
+    )
+  line = Lines()
+  count = latents.encode_dataset(
+    args.source,
+    args.output,
+    make_encoder(towers, mesh, args.chunk),
+    size=args.size,
+    clip_size=clip_size(towers),
+    identity=identity(towers),
+    shards=slice(jax.process_index(), None, jax.process_count()),
+    progress=line,
+  )
+  line.end()
+  if count:
+    note(f"{count} examples are encoded in {args.output}")
+
+
+def clip_size(towers: dict[str, Network]) -> int:
+  """Side of the CLIP view; 1 where nobody looks at it."""
+  tower = towers.get("image_encoder")
+  return tower.module.image_size if tower else 1
+
+
+def identity(towers: dict[str, Network]) -> dict[str, Any]:
+  """What tells these networks from others."""
+  return {name: weights.digest(tower.params) for name, tower in towers.items()}
+
+
+def make_encoder(
+  towers: dict[str, Network], mesh: jax.sharding.Mesh, chunk: int
+) -> Encoder:
+  """Runs the networks over the devices of a mesh, `chunk` frames on each."""
+  rows = sharding.rows_sharding(mesh)
+  vae, tower = towers["vae"], towers.get("image_encoder")
+
+  @jax.jit
+  def run_networks(params, frames, views):
+    pixels = encode.to_unit_range(frames)[:, None]
+    moments = encode.encode_moments(vae.module, params["vae"], pixels, 1)[:, 0]
+    embeds = None
+    if tower:
+      tree = {"params": params["image_encoder"]}
+      embeds = tower.module.apply(tree, views).astype(jnp.float16)
+    return moments.astype(jnp.float16), embeds
+
+  params = {name: network.params for name, network in towers.items()}
+  size = chunk * mesh.devices.size
+
+  def encoder(frames: np.ndarray, views: np.ndarray) -> Encoded:
+    found = []
+    for some, few, count in latents.batches(frames, views, size):
+      placed = jax.device_put((some, few), rows)
+      out = run_networks(params, *placed)
+      found.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], out))
+    moments, embeds = zip(*found, strict=True)
+    return Encoded(
+      np.concatenate(moments),
+      None if embeds[0] is None else np.concatenate(embeds),
+    )
+
+  return encoder
