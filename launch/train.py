@@ -113,7 +113,7 @@ def _check_latents(config: ConfigDict, task: tasks.Task) -> None:
     if not Dataset([directory]).kind.startswith("latent"):
       continue
     told = latents.identity_of(directory)
-    for name in told.keys() & task.frozen.keys():
+    for name in sorted(told.keys() & task.frozen.keys()):
       if told[name] != weights.digest(task.frozen[name]):
         raise InputError(
           f"{directory} was encoded by another {name} than that in "

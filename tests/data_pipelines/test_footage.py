@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -231,6 +232,37 @@ def test_the_order_is_that_of_neither_manifest_nor_runner(hostile, tmp_path):
     for d in (Dataset([dataset_dir(tmp_path / x, "text_video")]) for x in "ac")
   ]
   assert ids[0] != ids[1] and sorted(ids[0]) == sorted(ids[1])
+
+
+@pytest.fixture
+def job_service():
+  """Beam's own, to which Flink's and Spark's submissions go as well."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  module = "apache_beam.runners.portability.local_job_service_main"
+  service = subprocess.Popen([sys.executable, "-m", module, f"-p={port}"])
+  yield f"localhost:{port}"
+  service.kill()
+  service.wait()
+
+
+@pytest.mark.slow
+def test_distributed_runners_give_the_same(hostile, tmp_path, job_service):
+  """A job service with workers of its own, and several processes."""
+  folder, bad, good = hostile
+  listed = listing(folder, sorted({*good, *bad} - {"huge.mp4"}))
+  build_footage(listed, tmp_path / "here", SETTINGS)
+  portable = ["--runner=PortableRunner", f"--job_endpoint={job_service}"]
+  for name, flags in (
+    ("portable", [*portable, "--environment_type=LOOPBACK"]),
+    (
+      "processes",
+      ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+    ),
+  ):
+    build_footage(listed, tmp_path / name, SETTINGS, run=beam_runner(flags))
+    assert digests(tmp_path / name) == digests(tmp_path / "here")
 
 
 BUILD = """

@@ -146,7 +146,7 @@ def training(frozen, encoded):
 def test_a_training_refuses_latents_of_others(encoded, tmp_path):
   other = cascade_standin.write_cascade(tmp_path / "other", seed=1)
   config = training(other, encoded)
-  with pytest.raises(InputError, match="encoded by another vae"):
+  with pytest.raises(InputError, match="encoded by another image_encoder"):
     train.run(config, tmp_path / "run")
 
 
