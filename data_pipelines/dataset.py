@@ -9,6 +9,7 @@ rate; a picture is JPEG; `latents` makes the other two kinds of these.
 import bisect
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -39,6 +40,8 @@ SCORES = (
   "aesthetics",
 )
 _LISTS = ("captions", "times")
+# Sidecars open at a time.
+_OPEN = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +175,8 @@ def _features(kind: Kind):
 class Dataset:
   """Random access to the records of one or more directories, without TFDS.
 
-  Indices are memory-mapped, so that only pages in use take memory.
+  Indices are memory-mapped, so that only pages in use take memory, and few
+  are open at a time: a process may hold no more than some hundred files.
 
   Attributes:
     kind: of the first directory, as of all.
@@ -199,9 +203,10 @@ class Dataset:
           f"{shard.parent} is not {self.kind}, as {self._shards[0].parent} is;"
           " read one kind at a time"
         )
-    self._indices = [records.read_index(shard) for shard in self._shards]
+    self._index = functools.lru_cache(_OPEN)(records.read_index)
     self._choice: Choice | None = None
-    self._ends = list(itertools.accumulate(map(len, self._indices)))
+    lengths = (len(self._index(shard)) for shard in self._shards)
+    self._ends = list(itertools.accumulate(lengths))
 
   def where(self, choice: Choice) -> "Dataset":
     """The chosen records alone, in the same order.
@@ -211,7 +216,7 @@ class Dataset:
     """
     chosen = copy.copy(self)
     chosen._choice = choice
-    counts = (int(choice(index).sum()) for index in self._indices)
+    counts = (int(choice(self._index(s)).sum()) for s in self._shards)
     chosen._ends = list(itertools.accumulate(counts))
     return chosen
 
@@ -222,7 +227,7 @@ class Dataset:
 
   def shard(self, number: int) -> Iterator[dict[str, Any]]:
     """The records of one shard, one after the other."""
-    for row in range(len(self._indices[number])):
+    for row in range(len(self._index(self._shards[number]))):
       yield self.read((number, row))
 
   def __len__(self) -> int:
@@ -236,7 +241,8 @@ class Dataset:
     shard = bisect.bisect_right(self._ends, number)
     row = number - (self._ends[shard - 1] if shard else 0)
     if self._choice is not None:
-      row = int(np.flatnonzero(self._choice(self._indices[shard]))[row])
+      chosen = self._choice(self._index(self._shards[shard]))
+      row = int(np.flatnonzero(chosen)[row])
     return shard, row
 
   def read(self, place: tuple[int, int]) -> dict[str, Any]:
@@ -246,8 +252,9 @@ class Dataset:
       InputError: it is damaged, or the shard cannot be read.
     """
     shard, row = place
-    entry = records.Entry(*self._indices[shard][row].tolist())
-    raw = records.read_record(self._shards[shard], entry.offset, entry.length)
+    path = self._shards[shard]
+    entry = records.Entry(*self._index(path)[row].tolist())
+    raw = records.read_record(path, entry.offset, entry.length)
     return records.decode_example(raw, _LISTS)
 
 

@@ -1,10 +1,14 @@
 """Datasets on disk, opened by TFDS and by our own random access."""
 
+import json
+import os
+import resource
+
 import numpy as np
 import pytest
 
-from data_pipelines import images, video
-from data_pipelines.dataset import Dataset, dataset_dir
+from data_pipelines import images, records, video
+from data_pipelines.dataset import Dataset, dataset_dir, shard_path
 from data_pipelines.records import Entry
 from i2vgen_jax.errors import InputError
 
@@ -73,6 +77,35 @@ def test_chosen_records_keep_their_order_and_their_places(mixed):
   assert len(dataset) == 14  # as it was
   with pytest.raises(IndexError):
     brief[3]
+
+
+@pytest.fixture
+def few_files():
+  """Lets the process open 160 files more than it has open now."""
+  before = resource.getrlimit(resource.RLIMIT_NOFILE)
+  limit = len(os.listdir("/proc/self/fd")) + 160
+  resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+  yield
+  resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_shards_than_a_process_may_have_files(tmp_path, few_files):
+  count = 200
+  for number in range(count):
+    path = shard_path(tmp_path, "text_image", "train", number, count)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    example = records.encode_example({"captions": [str(number)]})
+    records.write_shard(path, [records.Record(example, 1, number, 2)])
+  split = {"name": "train", "shardLengths": ["1"] * count}
+  directory = dataset_dir(tmp_path, "text_image")
+  info = directory / "dataset_info.json"
+  info.write_text(json.dumps({"splits": [split]}))
+  dataset = Dataset([directory])
+  assert len(dataset) == count
+  for number in (199, 0, 199):
+    assert dataset[number]["captions"] == [b"%d" % number]
+  wide = dataset.where(lambda index: Entry(*index.T).width >= 150)
+  assert wide[0]["captions"] == [b"150"] and len(wide) == 50
 
 
 def test_what_is_no_dataset_is_named(tmp_path, procedural_dir):
