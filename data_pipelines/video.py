@@ -200,6 +200,17 @@ def decode_mp4(
   return np.stack(pictures), times[chosen]
 
 
+def count_frames(source: bytes | str | Path, *, until: float | int) -> int:
+  """Decodes as `decode_mp4` does, converts nothing: what decoding costs.
+
+  Raises:
+    InputError: missing, empty, damaged, too long, or without a video in it.
+  """
+  name = _called(source, None)
+  decoded = _within_limit(_decode(source, name), until, name)
+  return sum(1 for _ in decoded)
+
+
 def stream(
   source: bytes | str | Path,
   *,

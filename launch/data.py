@@ -5,6 +5,8 @@
     i2vgen data build manifest FOLDER --output DIR -- --runner=FlinkRunner
     i2vgen data encode DIR/text_video/1.0.0 --output LATENTS --weights W \\
         --size 448x256
+    i2vgen data inspect DIR --output inspection
+    i2vgen data benchmark DIR
     i2vgen data vocabulary --output DIR
 
 A build that was killed goes on when the same command is given again; one that
@@ -41,6 +43,12 @@ def parser() -> arguments.Parser:
   )
   encode.add_arguments(
     commands.add_parser("encode", help="latents of such shards, beforehand")
+  )
+  _inspect_arguments(
+    commands.add_parser("inspect", help="a page that shows a dataset")
+  )
+  _benchmark_arguments(
+    commands.add_parser("benchmark", help="how fast a dataset is read")
   )
   vocabulary = commands.add_parser(
     "vocabulary", help="tokenizer in which each procedural word is one token"
@@ -133,6 +141,48 @@ def _manifest_arguments(made: arguments.Parser) -> None:
   )
 
 
+def _inspect_arguments(made: arguments.Parser) -> None:
+  made.set_defaults(run=_inspect)
+  add = made.add_argument
+  add("data_dir", type=Path, metavar="DIR", help="what `data build` wrote")
+  add(
+    "--output",
+    type=Path,
+    default=Path("inspection"),
+    help="folder for index.html and its pictures; default: %(default)s",
+  )
+  add(
+    "--count",
+    type=arguments.count,
+    default=12,
+    metavar="N",
+    help="clips, and pictures, to show; default: %(default)s",
+  )
+  add("--seed", type=arguments.seed, default=0, help="of the draw")
+
+
+def _benchmark_arguments(made: arguments.Parser) -> None:
+  made.set_defaults(run=_benchmark)
+  add = made.add_argument
+  add("data_dir", type=Path, metavar="DIR", help="what `data build` wrote")
+  add(
+    "--count",
+    type=arguments.count,
+    default=8,
+    metavar="N",
+    help="examples of each pass, fewer where the dataset has fewer;"
+    " default: %(default)s",
+  )
+  add(
+    "--repeats",
+    type=arguments.count,
+    default=5,
+    metavar="R",
+    help="passes, of which the median counts; default: %(default)s",
+  )
+  add("--seed", type=arguments.seed, default=0, help="of the draw")
+
+
 def main(argv: list[str]) -> None:
   """Builds what the arguments say.
 
@@ -190,6 +240,18 @@ def _manifest(args: Namespace) -> None:
   )
   line.end()
   _tell(built, args.output)
+
+
+def _inspect(args: Namespace) -> None:
+  from launch import inspection  # matplotlib is slow to import
+
+  inspection.inspect(args.data_dir, args.output, args.count, args.seed)
+
+
+def _benchmark(args: Namespace) -> None:
+  from launch import benchmark
+
+  print(benchmark.benchmark(args.data_dir, args.count, args.repeats, args.seed))
 
 
 def _vocabulary(args: Namespace) -> None:
