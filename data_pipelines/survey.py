@@ -187,7 +187,9 @@ def left_out(data_dir: Path, dropped: Mapping[str, int]) -> list[LeftOut]:
   try:
     lines = read_drops(path) if path.exists() else iter(())
     for drop in itertools.islice(lines, _LINES):
-      examples.setdefault(drop.reason, f"row {drop.row}: {drop.detail}")
+      at = "" if drop.start is None else f" at {drop.start:.2f} s"
+      text = f"row {drop.row}{at}: {drop.detail}"
+      examples.setdefault(drop.reason, text)
       if examples.keys() >= dropped.keys():
         break
   except (OSError, ValueError, TypeError) as error:

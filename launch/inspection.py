@@ -107,7 +107,7 @@ def _section(
     what = f"{drawn:,} of {sample.total:,} {noun}, drawn at random, seed {seed}"
   text = f"Counted over {what}."
   if missing := [name for name in figures if name not in measured]:
-    text += f" Not measured: {', '.join(missing)}."
+    text += f" Not measured: {'; '.join(missing)}."
   strips = [
     (_captions(row), _facts(row), sheets.strip(frames))
     for row, frames in sample.shown

@@ -1,0 +1,96 @@
+"""`i2vgen data benchmark`: complete tables and right arithmetic; no times."""
+
+import math
+
+import pytest
+
+from data_pipelines import build, video
+from data_pipelines.sampling import Bucket
+from launch import benchmark, demand
+from launch.demand import Case
+
+SIZE = (64, 32)
+CASES = (
+  Case("text_video", Bucket(8, 8, 1, SIZE), 4.0, 1.0),
+  Case("text_video", Bucket(1, 1, 1, SIZE), 1.0, 1.0),
+  Case("text_video", Bucket(99, 8, 1, SIZE), 9.0, 9.0),
+  Case("text_image", Bucket(1, 1, 1, SIZE), 1.0, 1.0),
+)
+LATER = ["JPEG q95, this size", "raw, this size", "latents (stand-in)"]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("benchmark") / "set"
+  build.build_procedural(folder, 3, "train", size=(48, 32), num_frames=12)
+  return folder
+
+
+def test_tables_are_complete(data_dir, capsys):
+  text = benchmark.benchmark(data_dir, 4, 2, 0, CASES)
+  assert "99 frames, 8 fps, 64x32: left out" in capsys.readouterr().err
+  blocks = text.split("\n\n")
+  titles = [block.splitlines()[0].partition(";")[0] for block in blocks]
+  assert titles[1:4] == [str(CASES[n]) for n in (0, 1, 3)]
+  for block, case in zip(blocks[1:4], (CASES[0], *CASES[1::2]), strict=True):
+    frames = case.bucket.num_frames
+    rows = {line[2:26].strip(): line[26:].split() for line in lines_of(block)}
+    h264 = ["H.264 crf 18, this size"] if frames > 1 else []
+    assert list(rows) == ["as built", demand.ALONE, *h264, *LATER]
+    for way, cells in rows.items():
+      assert len(cells) == (4 if way == demand.ALONE else 7)
+      assert float(cells[0]) > 0 and float(cells[2]) > 0
+    kb, psnr, *_ = rows["raw, this size"]
+    assert psnr == "inf"
+    assert float(kb) == pytest.approx(frames * 64 * 32 * 3 / 1e3, abs=0.1)
+    kb, psnr, *_ = rows["latents (stand-in)"]
+    assert psnr == "-"
+    assert float(kb) == pytest.approx(frames * 8 * 4 * 8 * 2 / 1e3, abs=0.1)
+    assert float(rows["JPEG q95, this size"][1]) > 35
+    assert rows["decoder alone"][3] == "1.00"
+  built = blocks[4].splitlines()
+  assert built[2].split()[:2] == ["text_video", "12.0"]
+  assert built[3].split()[:2] == ["text_image", "1.0"]
+  assert all(float(cell) > 0 for cell in built[3].split()[1:])
+
+
+def lines_of(block):
+  return block.splitlines()[2:]
+
+
+def test_what_a_host_wants():
+  host = 4 * 459 * 0.45
+  case = demand.CASES[0]
+  assert case.wanted(False) == pytest.approx(host / (3 * 8.744 + 7.68))
+  assert case.wanted(True) == pytest.approx(host / (3 * 8.744))
+  speeds = [
+    demand.Speed(case, "as built", 2e5, math.nan, 10.0),
+    demand.Speed(case, demand.ALONE, 2e5, math.nan, 40.0),
+  ]
+  row = demand.tables(speeds, []).splitlines()[6]
+  assert row.split()[2:] == ["200.0", "-", "10.0", "0.25", "24.4", "2.4", "4.9"]
+
+
+def test_reader_and_decoder_see_the_same_frames(data_dir):
+  case, counted = CASES[0], []
+  tokenizer = benchmark.Tokenizer.load(benchmark.BUNDLED / "tokenizer")
+  directory = benchmark.dataset_dir(data_dir, case.kind)
+  reader = benchmark._reader(directory, case, tokenizer, 0)
+  benchmark._read(reader, 3)
+  assert len({item.record["id"] for item in reader.decoded}) == 3
+  for record, window, _ in reader.decoded:
+    until = window.seconds(record["fps"])[-1]
+    counted.append(video.count_frames(record["video"], until=until))
+    last = window.start + (window.num_frames - 1) * window.stride
+    assert counted[-1] in (last + 1, last + 2)
+
+
+def test_nothing_to_measure(refused, tmp_path):
+  assert "no dataset to measure" in refused("data", "benchmark", tmp_path)
+  assert "--count" in refused("data", "benchmark", tmp_path, "--count=0")
+
+
+@pytest.mark.slow
+def test_command(run, data_dir, capsys):
+  argv = ("data", "benchmark", data_dir, "--count=1", "--repeats=1")
+  assert run(*argv)[0] == 0
