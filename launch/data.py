@@ -131,6 +131,14 @@ def _manifest_arguments(made: arguments.Parser) -> None:
       metavar="X",
       help=f"left out: {REASONS[field.name]}",
     )
+  add(
+    "--shard-size",
+    type=arguments.count,
+    default=footage.Settings.shard_size,
+    metavar="N",
+    help="examples of a shard; default: %(default)s, which suits clips: give"
+    " thousands for pictures",
+  )
   add("--seed", type=arguments.seed, default=0, help="of the order")
   add(
     "--stall-seconds",
@@ -227,6 +235,7 @@ def _manifest(args: Namespace) -> None:
     ),
     limits=Limits(**limits),
     short_side=args.short_side,
+    shard_size=args.shard_size,
     seed=args.seed,
     stall_seconds=args.stall_seconds,
   )

@@ -58,6 +58,18 @@ def test_manifest(run, tmp_path):
   assert "NoSuchRunner" in lines[-1]
 
 
+def test_shard_size(run, tmp_path):
+  for number in range(3):
+    noise = np.random.default_rng(number).integers(0, 255, (40, 40, 3))
+    picture = Image.fromarray(noise.astype(np.uint8))
+    picture.resize((400, 400)).save(tmp_path / f"{number}.png")
+    (tmp_path / f"{number}.txt").write_text("something")
+  output = tmp_path / "shards"
+  argv = ("data", "build", "manifest", tmp_path, "--output", output)
+  assert run(*argv, "--shard-size=2")[0] == 0
+  assert len(list(output.rglob("*.tfrecord-?????-of-00002"))) == 2
+
+
 def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
   output = tmp_path / "tokenizer"
   status, _ = run("data", "vocabulary", "--output", output)
