@@ -1,4 +1,8 @@
-"""A look into what a build wrote, at a cost that does not grow with it."""
+"""A look into what a build wrote: a random sample, and what was left out.
+
+However large a dataset is, a bounded number of its records is read; of the
+others only that their sidecars count them.
+"""
 
 import collections
 import itertools

@@ -1,7 +1,7 @@
 """`i2vgen data inspect`: pictures and one page that show a dataset.
 
 The page holds everything it needs, so that it can be sent to somebody or
-opened without a network. It costs the same whatever the dataset's size.
+opened without a network.
 """
 
 import base64
