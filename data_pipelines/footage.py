@@ -34,8 +34,8 @@ from data_pipelines.scores import load_hook
 from data_pipelines.selection import Limits
 from i2vgen_jax.errors import InputError
 
-# Files of one task of the scan.
-GROUP = 16
+# Files of one task of the scan; fewer where there are few.
+GROUP, _TASKS = 16, 64
 _WATCH_SECONDS = 1.0
 # Of x264: visually lossless.
 _CRF = 18
@@ -131,12 +131,13 @@ def _scan(
 ) -> list[Path]:
   """Files of candidates, in the manifest's order."""
   sources = [row for row in rows if isinstance(row, Source)]
-  count = math.ceil(len(sources) / GROUP)
+  size = min(max(len(sources) // _TASKS, 1), GROUP)
+  count = math.ceil(len(sources) / size)
   paths = [work / f"scan-{number:06d}.jsonl" for number in range(count)]
   for number, path in enumerate(paths):
     listing = _listing_of(path)
     if not listing.exists():
-      group = sources[number * GROUP : (number + 1) * GROUP]
+      group = sources[number * size : (number + 1) * size]
       build.write_json(listing, [row._asdict() for row in group])
   task = functools.partial(_scan_task, work, settings)
   _run(run, task, paths, "scan", progress)

@@ -83,7 +83,8 @@ def read_candidate(path: Path, offset: int) -> Candidate:
 def select(files: Sequence[Path], limits: Limits, seed: int) -> Selected:
   """Applies limits, drops what looks alike, shuffles.
 
-  Of candidates that look alike the first one stays. The order is that of
+  Of candidates that look alike the first one stays; the pieces of one calm
+  shot may look alike. The order is that of
   hashes of seed and id, so that it depends neither on the runner nor on the
   manifest's order. Some 60 bytes are held of each candidate, whatever its
   captions.
@@ -94,7 +95,7 @@ def select(files: Sequence[Path], limits: Limits, seed: int) -> Selected:
     seed: of the order.
   """
   places: dict[str, list[Place]] = {"text_video": [], "text_image": []}
-  hashes: dict[str, list[tuple[int, int]]] = {k: [] for k in places}
+  hashes: dict[str, list[tuple[int, int, int]]] = {k: [] for k in places}
   drops: list[Drop] = []
   for place, candidate in _lines(files):
     broken = limits.broken(candidate)
@@ -104,12 +105,12 @@ def select(files: Sequence[Path], limits: Limits, seed: int) -> Selected:
     places[candidate.kind].append(place)
     key = hashlib.blake2b(f"{seed}\n{candidate.id}".encode(), digest_size=8)
     order = int.from_bytes(key.digest(), "big")
-    hashes[candidate.kind].append((candidate.fingerprint, order))
+    hashes[candidate.kind].append((candidate.fingerprint, candidate.row, order))
   chosen = {}
   for kind, found in places.items():
     at = np.array(found, np.int64).reshape(-1, 2)
-    looks, order = np.array(hashes[kind], np.uint64).reshape(-1, 2).T
-    first = first_alike(looks)
+    looks, rows, order = np.array(hashes[kind], np.uint64).reshape(-1, 3).T
+    first = first_alike(looks, rows)
     alone = first == np.arange(len(first))
     for number in np.flatnonzero(~alone).tolist():
       candidate, kept = (
@@ -123,8 +124,10 @@ def select(files: Sequence[Path], limits: Limits, seed: int) -> Selected:
   return Selected(chosen, drops)
 
 
-def first_alike(looks: UInt64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
-  """The number of the first fingerprint that each one is alike to.
+def first_alike(
+  looks: UInt64[np.ndarray, "n"], rows: UInt64[np.ndarray, "n"]
+) -> Int64[np.ndarray, "n"]:
+  """The number of the first one of another row that each one is alike to.
 
   Two that differ in few bits agree in one of several parts, so that only
   those that share a part are compared. Up to 65,000 fingerprints this misses
@@ -145,7 +148,9 @@ def first_alike(looks: UInt64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
       for place, number in enumerate(group[1:].tolist(), 1):
         before = group[:place]
         differ = np.bitwise_count(looks[before] ^ looks[number])
-        alike = before[differ <= fingerprint.SAME]
+        alike = before[
+          (differ <= fingerprint.SAME) & (rows[before] != rows[number])
+        ]
         if len(alike):
           first[number] = min(first[number], alike[0])
   return first

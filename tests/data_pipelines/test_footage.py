@@ -270,7 +270,6 @@ import os, pathlib, signal, sys
 from data_pipelines import footage
 from data_pipelines.scan import ScanSettings
 
-footage.GROUP = 2
 renamed, last = 0, int(sys.argv[3])
 
 def counted(rename):

@@ -49,7 +49,8 @@ def test_near_copies_are_found_and_others_are_not():
     copies[len(looks)] = number
     count = int(rng.integers(fingerprint.SAME + 1))
     looks.append(flipped(looks[number], count, rng))
-  first = first_alike(np.array(looks, np.uint64))
+  rows = np.arange(len(looks), dtype=np.uint64)
+  first = first_alike(np.array(looks, np.uint64), rows)
   expected = [copies.get(n, n) for n in range(len(looks))]
   assert first.tolist() == expected
 
@@ -58,11 +59,21 @@ def test_what_differs_in_more_bits_is_kept():
   rng = np.random.default_rng(1)
   look = int(rng.integers(2**63))
   other = flipped(look, fingerprint.SAME + 1, rng)
-  assert first_alike(np.array([look, other], np.uint64)).tolist() == [0, 1]
+  both = np.array([look, other], np.uint64)
+  assert first_alike(both, np.arange(2, dtype=np.uint64)).tolist() == [0, 1]
+
+
+def test_pieces_of_one_film_may_look_alike(tmp_path):
+  piece = candidate(1, 0)
+  some = [piece, piece._replace(start=4.0), candidate(2, 0)]
+  rows, drops = selected(tmp_path, some)
+  assert rows["text_video"] == [1, 1]
+  assert [drop.row for drop in drops] == [2]
 
 
 def test_no_candidates(tmp_path):
-  assert first_alike(np.zeros(0, np.uint64)).tolist() == []
+  none = np.zeros(0, np.uint64)
+  assert first_alike(none, none).tolist() == []
   assert selected(tmp_path, []) == ({"text_video": [], "text_image": []}, [])
 
 
