@@ -59,6 +59,8 @@ def common() -> ConfigDict:
         # drawn from by weight.
         "video_dirs": ("data/text_video/1.0.0",),
         "image_dirs": ("data/text_image/1.0.0",),
+        # Clips kept apart, whose loss is told beside that of the training.
+        "unseen_dirs": (),
         # Encode each clip once and keep its latents in host memory: for sets
         # that are small beside the run.
         "keep_latents": False,

@@ -8,7 +8,7 @@ in DIR/export/NETWORK, as a cascade folder holds them.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -30,6 +30,8 @@ from i2vgen_jax.training.metrics import say
 from i2vgen_jax.types import Batch, Params
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string=__doc__)
+# Whose loss is told; few enough to cost little beside the steps between.
+_UNSEEN_BATCHES = 8
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
@@ -65,17 +67,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Path(config.frozen) / "tokenizer", max_length=tasks.text_length(config)
   )
   task = tasks.make_task(config, mesh, tokenizer)
-  reader = Reader(
-    config.data.video_dirs,
-    config.data.image_dirs,
-    batch_size=config.train.batch_size,
-    size=tuple(config.data.size),
-    buckets=config.data.buckets,
-    clip_size=tasks.clip_image_size(config),
-    tokenizer=tokenizer,
-    seed=config.train.seed,
-    augmentation=augmentation,
-  )
+  reader = _reader(config, tokenizer, augmentation)
   for line in reader.report:
     say(line)
   _check_latents(config, task)
@@ -90,6 +82,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     mesh=mesh,
     sample_fn=task.picture
     and (lambda params, _: task.picture(params, to_show)),
+    unseen=_unseen(config, mesh, tokenizer),
     initial_params=_initial_params(config),
   )
   _say_cut(reader, config)
@@ -148,6 +141,38 @@ def _batches(
     yield step, batch
     if (step + 1) % config.train.log_every == 0:
       _say_cut(reader, config)
+
+
+def _reader(
+  config: ConfigDict,
+  tokenizer: Tokenizer,
+  augmentation: Augmentation,
+  unseen: bool = False,
+) -> Reader:
+  """Of the clips and pictures to train on, or of the clips kept apart."""
+  data = config.data
+  return Reader(
+    data.unseen_dirs if unseen else data.video_dirs,
+    () if unseen else data.image_dirs,
+    batch_size=config.train.batch_size,
+    size=tuple(data.size),
+    buckets=data.buckets,
+    clip_size=tasks.clip_image_size(config),
+    tokenizer=tokenizer,
+    seed=config.train.seed,
+    augmentation=augmentation,
+  )
+
+
+def _unseen(
+  config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer
+) -> Callable[[], Iterator[Batch]] | None:
+  """The first batches of the datasets that are kept apart, if any are."""
+  if not config.data.unseen_dirs:
+    return None
+  apart = _reader(config, tokenizer, Augmentation(), unseen=True)
+  rows = sharding.process_rows(mesh, config.train.batch_size)
+  return lambda: (apart.batch(n, rows) for n in range(_UNSEEN_BATCHES))
 
 
 def _say_cut(reader: Reader, config: ConfigDict) -> None:

@@ -28,6 +28,7 @@ from i2vgen_jax.training.state import (
   abstract_state,
   init_state,
   state_from,
+  step_key,
 )
 from i2vgen_jax.training.step import Objective, make_train_step
 from i2vgen_jax.types import Batch, Params
@@ -72,6 +73,7 @@ def train(
   workdir: Path,
   mesh: Mesh,
   sample_fn: SampleFn | None = None,
+  unseen: Callable[[], Iterator[Batch]] | None = None,
   initial_params: Params | None = None,
 ) -> TrainState:
   """Trains until `config.train.num_steps`, resuming whatever workdir holds.
@@ -91,6 +93,9 @@ def train(
     workdir: checkpoints, TensorBoard files and samples of this run.
     mesh: from `sharding.make_mesh`.
     sample_fn: (ema_params, steps done) -> uint8[h w 3] to look at.
+    unseen: gives the same few batches of clips that nothing trains on; their
+      mean loss under the averaged weights, with the same noise each time, is
+      reported as `unseen_loss` whenever a sample is.
     initial_params: weights to start from instead of a random draw.
 
   Returns:
@@ -127,6 +132,7 @@ def train(
     metrics_sharding=replicated(mesh),
   )
   frozen = jax.device_put(frozen, param_shardings(frozen, mesh))
+  loss_fn = jax.jit(lambda *args: objective(*args)[0])
 
   with (
     Checkpoints(workdir, c.keep_checkpoints) as checkpoints,
@@ -180,7 +186,16 @@ def train(
       if stopping:
         say(f"stopped at step {done}; the same command goes on from there")
         break
-      if sample_fn is not None and (last or done % c.sample_every == 0):
+      looking = last or done % c.sample_every == 0
+      if looking and unseen is not None:
+        losses = [
+          loss_fn(state.ema_params, frozen, batch, step_key(c.seed))
+          for _, batch in _placed_ahead(enumerate(unseen()), mesh)
+        ]
+        value = float(np.mean(jax.device_get(losses)))
+        writer.scalars(done, {"unseen_loss": value})
+        say(f"step {done}/{c.num_steps}  loss on unseen clips {value:.4f}")
+      if looking and sample_fn is not None:
         writer.picture(done, sample_fn(state.ema_params, done))
     else:
       if done < c.num_steps:

@@ -17,6 +17,7 @@ from i2vgen_jax.sharding import make_mesh
 from i2vgen_jax.training import loop
 from i2vgen_jax.training.checkpoint import Checkpoints, load_params
 from i2vgen_jax.training.loop import train
+from i2vgen_jax.training.state import step_key
 
 
 def init(rng):
@@ -65,6 +66,7 @@ def log(monkeypatch):
 
 def run(workdir, batches=batches, objective=objective, **changes):
   sample_fn = changes.pop("sample_fn", None)
+  unseen = changes.pop("unseen", None)
   initial_params = changes.pop("initial_params", None)
   return train(
     init_params_fn=init,
@@ -75,6 +77,7 @@ def run(workdir, batches=batches, objective=objective, **changes):
     workdir=workdir,
     mesh=make_mesh(),
     sample_fn=sample_fn,
+    unseen=unseen,
     initial_params=initial_params,
   )
 
@@ -226,6 +229,29 @@ class TestReports:
     assert (pictures[4] == 4).all()
     np.testing.assert_array_equal(seen[5], state.ema_params["kernel"])
     assert np.abs(seen[5] - state.params["kernel"]).max() > 0
+
+  def test_loss_on_unseen_clips_is_of_the_average(self, tmp_path, log, capfd):
+    """Of the same batches with the same noise, whatever has been trained."""
+
+    def unseen():
+      return iter([make_batch(1000), make_batch(2000)])
+
+    state = run(
+      tmp_path, num_steps=5, sample_every=2, log_every=100, unseen=unseen
+    )
+    told = {
+      step: values["unseen_loss"]
+      for step, values in log
+      if "unseen_loss" in values
+    }
+    assert sorted(told) == [2, 4, 5]
+    frozen, key = {"scale": np.float32(0.1)}, step_key(make_config().train.seed)
+    expected = [
+      objective(state.ema_params, frozen, batch, key)[0] for batch in unseen()
+    ]
+    assert told[5] == pytest.approx(np.mean(expected), rel=1e-5)
+    line = f"step 5/5  loss on unseen clips {told[5]:.4f}"
+    assert line in capfd.readouterr().err
 
   def test_the_resolved_config_is_written(self, tmp_path, log):
     run(tmp_path, num_steps=2, seed=5)
