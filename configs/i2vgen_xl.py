@@ -284,7 +284,7 @@ def tiny() -> ConfigDict:
   # shows its motion through the noise, and the text, which says it too, is
   # not learned.
   config.diffusion.schedule = "logsnr_cosine_interp"
-  config.diffusion.timestep_shift = 2.0
+  config.diffusion.timestep_shift = 3.0
   config.sampling.update(
     {
       "size": (64, 64),
@@ -297,7 +297,7 @@ def tiny() -> ConfigDict:
       "decode_chunk": 8,
     }
   )
-  config.train.num_steps = 5000
+  config.train.num_steps = 10_000
   config.train.beta2 = 0.99
   config.train.batch_size = 8
   config.train.learning_rate = 1e-3
