@@ -77,38 +77,33 @@ class Cascade:
     # Before anything large is read.
     for name in names:
       _check_notes(name, weights.load_config(folder / name), folder)
-    _check_stages(names, folder)
+    check_stages(names, folder)
     found = {name: networks.load(folder / name, dtype) for name in names}
     return cls.assemble(folder, folder / "tokenizer", found)
 
   @classmethod
   def assemble(
-    cls, folder: Path, tokenizer: Path, found: dict[str, Network]
+    cls, folder: Path, tokenizer: Path | None, found: dict[str, Network]
   ) -> "Cascade":
     """Of networks that are loaded.
 
     Args:
       folder: where they come from, for messages.
       tokenizer: a folder with `vocab.json` and `merges.txt`; read if there is
-        a text tower.
+        a text tower, and not asked for otherwise.
       found: the networks by name.
 
     Raises:
-      InputError: no stage among them, no tokenizer, or a config that lacks
-        what a cascade needs.
+      InputError: no stage among them, no tokenizer or one of another text
+        tower, or a config that lacks what a cascade needs.
     """
     for name, network in found.items():
       _check_notes(name, network.config, folder)
-    _check_stages(found, folder)
+    check_stages(found, folder)
     text = found.get("text_encoder")
     return cls(
       folder=folder,
-      tokenizer=text
-      and Tokenizer.load(
-        tokenizer,
-        max_length=text.module.max_length,
-        pad_token_id=text.config.get("pad_token_id", 0),
-      ),
+      tokenizer=text and _tokenizer_of(text, tokenizer),
       **{name: found.get(name) for name in networks.TYPES},
     )
 
@@ -315,10 +310,7 @@ class Cascade:
         "clip, as only a refine stage does; use those of a base stage"
       )
     for tower, network in self._towers(name).items():
-      if network is None:
-        raise InputError(
-          f"stage {name} needs {tower}, missing in {self.folder}; add it"
-        )
+      check_tower(name, tower, network, self.folder)
     networks.check_fit(unet, self._towers(name))
 
   def _fits(self, name: str, width: int, height: int) -> bool:
@@ -373,9 +365,32 @@ class Cascade:
     )
 
 
-def _check_stages(names: Collection[str], folder: Path) -> None:
+def check_stages(names: Collection[str], folder: Path) -> None:
+  """Raises InputError unless there is a stage among the names."""
   if not {"base", "refine"} & set(names):
     raise InputError(f"neither base nor refine in {folder}; it needs one")
+
+
+def check_tower(name: str, tower: str, found: Any, folder: Path) -> None:
+  """Raises InputError if a tower that stage `name` needs was not found."""
+  if found is None:
+    raise InputError(f"stage {name} needs {tower}, missing in {folder}; add it")
+
+
+def _tokenizer_of(text: Network, folder: Path) -> Tokenizer:
+  """Whose tokens the text tower knows, every one."""
+  made = Tokenizer.load(
+    folder,
+    max_length=text.module.max_length,
+    pad_token_id=text.config.get("pad_token_id", 0),
+  )
+  largest = max(made.bpe.eos_token_id, made.pad_token_id)
+  if largest >= text.module.vocab_size:
+    raise InputError(
+      f"token {largest} of {folder} is none of the {text.module.vocab_size} "
+      "that the text tower knows; use the tokenizer that came with it"
+    )
+  return made
 
 
 def _check_notes(name: str, config: dict[str, Any], folder: Path) -> None:

@@ -141,8 +141,8 @@ def build(module_type: type, fields: dict[str, Any], where: Path) -> Any:
   return module_type(**fields)
 
 
-def load_dtypes(folder: Path) -> dict[str, np.dtype]:
-  """Stored types of the arrays of one network, by path ("a/b/kernel").
+def load_types(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and types of the stored arrays, by path ("a/b/kernel").
 
   Raises:
     InputError: damaged files.
@@ -150,7 +150,10 @@ def load_dtypes(folder: Path) -> dict[str, np.dtype]:
   with _reading(folder) as (reader, path):
     tree = reader.metadata(path).item_metadata.tree
   leaves = traverse_util.flatten_dict(tree, sep="/")
-  return {name: np.dtype(leaf.dtype) for name, leaf in leaves.items()}
+  return {
+    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    for name, leaf in leaves.items()
+  }
 
 
 def load_params(

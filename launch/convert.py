@@ -10,6 +10,8 @@ anything is written; a file that does not fit entirely is refused.
 
 import dataclasses
 import itertools
+import os
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -72,6 +74,10 @@ def main(argv: list[str]) -> None:
   with guards.memory("convert one network of the source at a time"):
     _write(args, folder, watched)
   note(f"wrote {args.target}")
+  if args.to == "diffusers":
+    words = sources.tokenizer_folder(folder)
+    if missing := targets.missing_parts(found, words):
+      note(f"no whole repository: it lacks {', '.join(missing)}")
 
 
 def _unet_alone(found: dict, form: str) -> dict:
@@ -84,9 +90,14 @@ def _unet_alone(found: dict, form: str) -> dict:
 def _report(found: dict[str, sources.Source]) -> None:
   """All keys on standard output, a summary beside it; then what is wrong."""
   reports = {name: source.report() for name, source in found.items()}
-  for name, report in reports.items():
-    for line in report.lines():
-      print(f"{name}  {line}")
+  try:
+    for name, report in reports.items():
+      for line in report.lines():
+        print(f"{name}  {line}")
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # `| head` has read enough. Python would stumble over the rest at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   for name, report in reports.items():
     source = found[name]
     kind = source.form + (f", {source.variant}" if source.variant else "")

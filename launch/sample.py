@@ -68,8 +68,7 @@ def parser() -> arguments.Parser:
   add(
     "--stage",
     choices=list(_STAGES),
-    default="cascade",
-    help="what to run; default: %(default)s",
+    help="what to run; default: all that the weights have",
   )
   add(
     "--size",
@@ -122,10 +121,12 @@ def main(argv: list[str]) -> None:
   args = parser().parse_args(argv)
   LINE.silent = args.no_progress
   outputs.check(args.output, args.image)
+  opened = _open(args.weights)
+  args.stage = _stage(args.stage, opened)
   source = _read(args)
   seconds: dict[str, float] = {}
   with _timed(seconds, "load"):
-    cascade = _load(args.weights)
+    cascade = opened.load(_STAGES[args.stage])
   plan = _plan(cascade, args, source)
   evaluations = {name: cascade.check(name, s) for name, s in plan.items()}
   cut = _cut_tokens(cascade, plan, args.prompt)
@@ -154,13 +155,26 @@ def _read(args: Namespace) -> Source:
   return Source.of_photo(args.image)
 
 
-def _load(weights: str | None) -> Cascade:
+def _open(weights: str | None) -> interop.Opened:
   if weights is None:
     note(
       "no --weights: using the small cascade of this package, trained on "
       "drawn shapes that move; it does not know the real world"
     )
-  return interop.load_cascade(weights or BUNDLED)
+  return interop.open_cascade(weights or BUNDLED)
+
+
+def _stage(asked: str | None, opened: interop.Opened) -> str:
+  """What is asked for, or all that the weights have."""
+  here = set(opened.stages)
+  most = [name for name, some in _STAGES.items() if here.issuperset(some)][-1]
+  missing = [name for name in _STAGES[asked or most] if name not in here]
+  if missing:
+    raise InputError(
+      f"no {' and no '.join(missing)} stage in {opened.folder}; use --stage "
+      f"{most}, or other weights"
+    )
+  return asked or most
 
 
 def _tell_choices(cascade: Cascade) -> None:

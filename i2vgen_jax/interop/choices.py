@@ -6,7 +6,9 @@ the networks, under these names.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from i2vgen_jax.errors import InputError
@@ -64,20 +66,30 @@ class Choices:
       taken["reference_start"] = sampling.get("reference_start", False)
     return taken
 
-  def replace(self, values: Mapping[str, Any]) -> "Choices":
-    """With other values, given as such or as texts.
+  @classmethod
+  def read(
+    cls, values: Mapping[str, Any], where: Path | None = None
+  ) -> dict[str, Any]:
+    """Checked values, given as such or as texts.
+
+    Args:
+      values: by name.
+      where: the file that says them, for messages.
 
     Raises:
-      InputError: an unknown name, or a value of the wrong kind.
+      InputError: an unknown name, or a value that cannot be.
     """
-    known = {field.name: field for field in dataclasses.fields(self)}
+    known = {field.name: field.type for field in dataclasses.fields(cls)}
     for name in values:
       if name not in known:
         raise InputError(
           f"unknown choice {name!r}; known are {', '.join(known)}"
         )
-    read = {n: _read(n, v, known[n].type) for n, v in values.items()}
-    return dataclasses.replace(self, **read)
+    return {n: _read(n, v, known[n], where) for n, v in values.items()}
+
+  def replace(self, values: Mapping[str, Any]) -> "Choices":
+    """With other values; errors as `read`."""
+    return dataclasses.replace(self, **self.read(values))
 
 
 # What the code of each form does; VGen's is the default of every field.
@@ -86,14 +98,42 @@ DEFAULTS = {
   "vgen": Choices(),
 }
 
+# Where the `config.json` of which networks keeps each of them.
+_PLACES = {
+  "concat_gain": (("base", "refine"), "module"),
+  "scaling_factor": (("vae",), None),
+  "pad_token_id": (("text_encoder",), None),
+  "to_clean": (("base", "refine"), "sampling"),
+  "reference_start": (("refine",), "sampling"),
+  "black_edge": (("base", "refine"), "sampling"),
+}
 
-def _read(name: str, value: Any, kind: type) -> Any:
-  flags = {"true": True, "false": False, "1": True, "0": False}
+
+def put(config: dict[str, Any], network: str, values: Mapping) -> None:
+  """Writes into a network's config those of the values that concern it."""
+  for name, value in values.items():
+    networks, part = _PLACES[name]
+    place = config.get(part) if part else config
+    if network in networks and place is not None:
+      place[name] = value
+
+
+_FLAGS = {"true": True, "false": False, "1": True, "0": False}
+# Of each kind: how it is read, what it may be, and how that is called.
+_KINDS = {
+  bool: (lambda x: _FLAGS[str(x).lower()], lambda x: True, "true or false"),
+  int: (int, lambda x: x >= 0, "a whole number from 0 on"),
+  float: (float, lambda x: 0 < x < math.inf, "a number above 0"),
+}
+
+
+def _read(name: str, value: Any, kind: type, where: Path | None) -> Any:
+  read, fits, called = _KINDS[kind]
   try:
-    if kind is bool:
-      return value if isinstance(value, bool) else flags[str(value).lower()]
-    return kind(value)
-  except (KeyError, TypeError, ValueError) as e:
-    raise InputError(
-      f"choice {name} cannot be {value!r}; give a {kind.__name__}"
-    ) from e
+    known = read(value)
+  except (KeyError, TypeError, ValueError, OverflowError):
+    known = None
+  if known is None or not fits(known):
+    there = f", in {where}" if where else ""
+    raise InputError(f"choice {name} cannot be {value!r}{there}; give {called}")
+  return known

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -170,17 +169,6 @@ def to_torch(leaves: Tensors, table: Table) -> Tensors:
   )
 
 
-def from_torch(
-  tensors: Tensors, table: Table, abstract_params: Params
-) -> Params:
-  """The parameters themselves, numpy arrays in the dtypes of the file.
-
-  Raises:
-    InputError: as `to_flax`.
-  """
-  return materialise(to_flax(tensors, table, abstract_params))
-
-
 def materialise(
   leaves: Tensors,
   put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
@@ -198,20 +186,30 @@ def materialise(
   )
 
 
-def leaves_of(params: Params, *, keep: bool = True) -> Tensors:
-  """Our parameters, in memory, keyed by path.
+def with_gain(leaves: Tensors, unet: Any, gain: float) -> Tensors:
+  """The weights of a U-Net as one with another `concat_gain` has them.
+
+  The factor on the extra channels moves into the first convolution: exact for
+  powers of two, as the public gains are.
 
   Args:
-    params: nested dict of arrays, on the host or on devices.
-    keep: False lets each array go when it is read, so that a copy in another
-      layout needs no memory beside it; every path can then be read once, and
-      the caller must hold no reference.
+    leaves: our parameters, keyed by path.
+    unet: the module that they belong to.
+    gain: of the other.
   """
-  flat = traverse_util.flatten_dict(params, sep="/")
-  take = flat.__getitem__ if keep else flat.pop
-  return dataclasses.replace(
-    Tensors.of(flat), read=lambda path: np.asarray(jax.device_get(take(path)))
-  )
+  factor = unet.concat_gain / gain
+  if unet.local_image != "concat" or factor == 1:
+    return leaves
+  scale = np.ones((2 * unet.latent_channels, 1), np.float32)
+  scale[unet.latent_channels :] = factor
+
+  def read(path: str) -> np.ndarray:
+    array = leaves.read(path)
+    if path != "conv_in/kernel":
+      return array
+    return array * scale.astype(array.dtype)
+
+  return dataclasses.replace(leaves, read=read)
 
 
 def _rows_by_path(table: Table, leaves: Iterable[str]) -> dict[str, Row]:

@@ -21,6 +21,17 @@ _CLASSES = {
 }
 _SCHEDULES = {"squaredcos_cap_v2": "cosine", "scaled_linear": "linear_sd"}
 _PREDICTIONS = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
+_SPACINGS = {"leading": "ddim", "trailing": "trailing"}
+# What the scheduler must say, and what diffusers takes if it says nothing.
+_FIXED = {
+  "_class_name": ("DDIMScheduler", "DDIMScheduler"),
+  "num_train_timesteps": (1000, 1000),
+  "trained_betas": (None, None),
+  "clip_sample": (False, True),
+  "thresholding": (False, False),
+}
+_LEADING = {"steps_offset": (1, 0)}
+_LINEAR_SD = {"beta_start": (0.00085, 0.0001), "beta_end": (0.012, 0.02)}
 
 
 # ---- Reading ----
@@ -60,26 +71,49 @@ def read_choices(folder: Path) -> dict[str, Any]:
   return choices
 
 
-def read_diffusion(folder: Path) -> dict[str, Any]:
-  """What the scheduler says that the weights were trained to.
+def read_scheduler(folder: Path) -> dict[str, dict[str, Any]]:
+  """What the scheduler says, as parts of a U-Net's config.
+
+  Returns:
+    `diffusion`, which the weights were trained to, and the part of `sampling`
+    that is not among `Choices`.
 
   Raises:
-    InputError: a schedule or a prediction that we do not have.
+    InputError: it says what we do not have.
   """
   path = folder / "scheduler" / "scheduler_config.json"
   config = read_json(path)
-  schedule = config.get("beta_schedule", "linear")
-  prediction = config.get("prediction_type", "epsilon")
-  if schedule not in _SCHEDULES or prediction not in _PREDICTIONS:
-    raise InputError(
-      f"schedule {schedule!r} with prediction {prediction!r} is none of "
-      f"I2VGen-XL, in {path}; use the scheduler that came with the weights"
-    )
+
+  def one_of(known: dict[str, str], name: str, default: str) -> str:
+    value = config.get(name, default)
+    if not isinstance(value, str) or value not in known:
+      raise _none_of_ours(path, name, value, " or ".join(known))
+    return known[value]
+
+  schedule = one_of(_SCHEDULES, "beta_schedule", "linear")
+  spacing = one_of(_SPACINGS, "timestep_spacing", "leading")
+  fixed = _FIXED | (_LEADING if spacing == "ddim" else {})
+  for name, (ours, default) in (
+    fixed | (_LINEAR_SD if schedule == "linear_sd" else {})
+  ).items():
+    if (value := config.get(name, default)) != ours:
+      raise _none_of_ours(path, name, value, ours)
+  prediction = one_of(_PREDICTIONS, "prediction_type", "epsilon")
   return {
-    "schedule": _SCHEDULES[schedule],
-    "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
-    "prediction_type": _PREDICTIONS[prediction],
+    "diffusion": {
+      "schedule": schedule,
+      "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
+      "prediction_type": prediction,
+    },
+    "sampling": {"spacing": spacing},
   }
+
+
+def _none_of_ours(path: Path, name: str, value: Any, ours: Any) -> InputError:
+  return InputError(
+    f"{name} {value!r} is none of I2VGen-XL, in {path}; it can be {ours}, use "
+    "the scheduler that came with the weights"
+  )
 
 
 def _pad_token(folder: Path) -> str:
@@ -140,7 +174,11 @@ def write_rest(
     folder / "scheduler" / "scheduler_config.json", _scheduler(config)
   )
   vocab, merges = tokenizer.read_vocabulary(words)
-  pad = next(t for t, number in vocab.items() if number == pad_token_id)
+  pad = next((t for t, i in vocab.items() if i == pad_token_id), None)
+  if pad is None:
+    raise InputError(
+      f"pad_token_id {pad_token_id} is no token of {words}; choose another"
+    )
   tokenizer.write_vocabulary(folder / "tokenizer", vocab, merges, pad)
   _write_json(
     folder / "feature_extractor" / "preprocessor_config.json",
@@ -233,7 +271,7 @@ def _scheduler(config: dict[str, Any]) -> dict[str, Any]:
         return name
     raise InputError(f"diffusers has no {ours!r} for this pipeline")
 
-  diffusion = config["diffusion"]
+  diffusion, sampling = config["diffusion"], config["sampling"]
   return {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
@@ -242,10 +280,10 @@ def _scheduler(config: dict[str, Any]) -> dict[str, Any]:
     "beta_schedule": theirs(_SCHEDULES, diffusion["schedule"]),
     "rescale_betas_zero_snr": diffusion["zero_terminal_snr"],
     "prediction_type": theirs(_PREDICTIONS, diffusion["prediction_type"]),
-    "set_alpha_to_one": config["sampling"].get("to_clean", False),
+    "set_alpha_to_one": sampling.get("to_clean", False),
     "clip_sample": False,
     "steps_offset": 1,
-    "timestep_spacing": "leading",
+    "timestep_spacing": theirs(_SPACINGS, sampling.get("spacing", "ddim")),
   }
 
 

@@ -1,14 +1,17 @@
 """Public weights, in any form, as modules and parameters of ours."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from i2vgen_jax.cascade import Cascade
+from i2vgen_jax import networks
+from i2vgen_jax.cascade import Cascade, check_stages, check_tower
+from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import hub, sources
+from i2vgen_jax.interop.tensors import weight_dtype
 from i2vgen_jax.types import Params
 
 Loaded = tuple[Any, Params]
@@ -78,21 +81,90 @@ def load_cascade(
   Raises:
     InputError: as `load_unet`; or what a stage needs is not there.
   """
+  return open_cascade(path, dtype, choices=choices).load(mesh=mesh)
+
+
+def open_cascade(
+  path: str | Path,
+  dtype: Any = None,
+  *,
+  choices: Mapping[str, Any] | None = None,
+) -> "Opened":
+  """What a cascade can be loaded from, before anything large is read.
+
+  Arguments as `load_unet`.
+
+  Raises:
+    InputError: as `load_unet`, or there is no stage.
+  """
   folder = hub.resolve(path, half=_is_half(dtype))
-  found = sources.find(folder, choices)
-  loaded = {name: source.load(dtype, mesh) for name, source in found.items()}
-  tokenizer = sources.tokenizer_folder(folder) or folder / "tokenizer"
-  return Cascade.assemble(folder, tokenizer, loaded)
+  opened = Opened(folder, sources.find(folder, choices), dtype)
+  check_stages(opened.stages, folder)
+  return opened
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """The networks at a path, not yet read.
+
+  Attributes:
+    folder: where they lie on this machine.
+    found: each by name.
+    dtype: of weights and computation; None keeps what is stored.
+  """
+
+  folder: Path
+  found: dict[str, sources.Source]
+  dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Those of `base` and `refine` that are there, in order."""
+    return tuple(name for name in ("base", "refine") if name in self.found)
+
+  def load(
+    self, stages: Sequence[str] | None = None, mesh: Mesh | None = None
+  ) -> Cascade:
+    """Reads the stages, and of the other networks those that they need.
+
+    Args:
+      stages: some of those that are there; None takes all.
+      mesh: splits large weights over its devices.
+
+    Raises:
+      InputError: a network or the tokenizer that a stage needs is not there.
+    """
+    stages = self.stages if stages is None else stages
+    needed = {
+      tower: name
+      for name in stages
+      for tower in networks.towers_of(self.found[name].module)
+    }
+    for tower, name in needed.items():
+      check_tower(name, tower, self.found.get(tower), self.folder)
+    words = sources.tokenizer_folder(self.folder)
+    if "text_encoder" in needed and words is None:
+      raise InputError(
+        f"no tokenizer in {self.folder}, which the text of stage "
+        f"{needed['text_encoder']} needs; put CLIP's vocab.json and merges.txt "
+        "there"
+      )
+    loaded = {
+      name: self.found[name].load(self.dtype, mesh)
+      for name in (*needed, *stages)
+    }
+    return Cascade.assemble(self.folder, words, loaded)
 
 
 def _load(name, path, dtype, mesh, choices) -> Loaded:
   folder = hub.resolve(path, half=_is_half(dtype))
   part = folder / name
-  if (folder / "model_index.json").is_file() and part.is_dir():
+  if (part / "config.json").is_file():
     folder = part
   network = sources.one(folder, name, choices).load(dtype, mesh)
   return network.module, network.params
 
 
 def _is_half(dtype: Any) -> bool:
-  return dtype is not None and jnp.dtype(dtype).itemsize == 2
+  dtype = weight_dtype(dtype)
+  return dtype is not None and dtype.itemsize == 2

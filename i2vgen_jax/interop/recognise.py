@@ -26,6 +26,7 @@ class Found:
     form: whose spelling the keys have: diffusers, vgen, ldm, transformers or
       openclip. ModelScope spells as VGen does.
     variant: of a U-Net, a key of `variants.VARIANTS`; None elsewhere.
+    prefix: of its keys in the file.
     tensors: those of this network, without the prefix.
     fields: fields of its module that the shapes decide.
   """
@@ -33,6 +34,7 @@ class Found:
   network: str
   form: str
   variant: str | None
+  prefix: str
   tensors: Tensors
   fields: dict[str, Any]
 
@@ -70,14 +72,19 @@ def recognise(tensors: Tensors) -> list[Found]:
         f"these are weights of {name}, in {tensors.where}; use those of "
         "I2VGen-XL"
       )
+  # Of torch's wrapper for training on many devices.
+  outer = "module."
+  if not all(key.startswith(outer) for key in tensors.shapes):
+    outer = ""
   found: dict[str, Found] = {}
   for sign in _SIGNS:
-    inside = tensors.under(sign.prefix)
+    inside = tensors.under(outer + sign.prefix)
     if sign.network not in found and _matches(sign, inside):
       found[sign.network] = Found(
         network=sign.network,
         form=sign.form,
         variant=_variant(inside) if sign.network == "unet" else None,
+        prefix=outer + sign.prefix,
         tensors=_own(inside, sign),
         fields=sign.fields(inside.shapes),
       )

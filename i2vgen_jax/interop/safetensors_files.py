@@ -8,7 +8,7 @@ Reading it ourselves leaves nothing in memory that nobody asked for.
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,8 +65,12 @@ def read(path: Path) -> Tensors:
   )
 
 
-def read_index(path: Path) -> Tensors:
-  """The tensors of all shards that a `*.safetensors.index.json` names.
+def read_index(path: Path, read: Callable[[Path], Tensors] = read) -> Tensors:
+  """The tensors of all shards that a `*.index.json` names.
+
+  Args:
+    path: of the index.
+    read: opens one shard.
 
   Raises:
     InputError: no index, or index and shards do not fit each other.
@@ -96,15 +100,12 @@ def read_index(path: Path) -> Tensors:
   )
 
 
-def metadata(path: Path) -> dict[str, str]:
-  """The texts that a file carries beside its tensors; often none."""
-  header, _ = _header(path)
-  texts = header.get("__metadata__", {})
-  if not isinstance(texts, dict) or not all(
-    isinstance(text, str) for text in texts.values()
-  ):
-    raise _broken(path, "its __metadata__ is not a dict of texts")
-  return texts
+def is_whole(path: Path) -> bool:
+  """Whether all shards are there, if it is an index; else True."""
+  if path.suffix != ".json":
+    return True
+  names = set(_weight_map(path).values())
+  return all((path.parent / name).is_file() for name in names)
 
 
 def write(

@@ -7,6 +7,7 @@ tensors, not yet read. `find` looks at what a path holds:
 |---|---|
 | a cascade folder of ours, or one network of it | all that are there |
 | a diffusers folder with `model_index.json` | unet, vae, both towers |
+| a part of such a folder | those that are there |
 | one component of such a folder | that one |
 | a .safetensors, .pth, .bin or .ckpt file | what its keys say |
 | any other folder | those of every such file in it |
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh
 
@@ -32,15 +32,16 @@ from i2vgen_jax.interop import (
   vae_keys,
   vgen_keys,
 )
-from i2vgen_jax.interop.choices import DEFAULTS
+from i2vgen_jax.interop.choices import DEFAULTS, Choices, put
 from i2vgen_jax.interop.diffusers_folder import (
   read_choices,
-  read_diffusion,
   read_json,
+  read_scheduler,
 )
+from i2vgen_jax.interop.layouts import PLAIN
 from i2vgen_jax.interop.recognise import Found, recognise
-from i2vgen_jax.interop.table import Table
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.table import Row, Table
+from i2vgen_jax.interop.tensors import Tensors, weight_dtype
 from i2vgen_jax.networks import Network
 from i2vgen_jax.sharding import param_shardings
 from i2vgen_jax.types import Params
@@ -48,6 +49,7 @@ from i2vgen_jax.variants import VARIANTS, variant_of
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 NATIVE = "orbax"
+PARTS = ("unet", "vae", "text_encoder", "image_encoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Source:
     config: what `config.json` of a cascade holds for it.
     abstract_params: shapes and dtypes of its parameters.
     tensors: of the file, or our parameters by path where the form is ours.
-    table: between the two; None where the form is ours.
+    table: between the two.
+    rest: keys of the file that belong to no network of ours.
   """
 
   name: str
@@ -70,7 +73,8 @@ class Source:
   config: dict[str, Any]
   abstract_params: Params
   tensors: Tensors
-  table: Table | None
+  table: Table
+  rest: tuple[str, ...] = ()
 
   @property
   def variant(self) -> str | None:
@@ -79,23 +83,24 @@ class Source:
 
   def report(self) -> convert.Report:
     """The fate of every key of the file."""
-    if self.table is None:
-      shapes = self.tensors.shapes
-      same = {path: (path,) for path in shapes}
-      return convert.Report(self.tensors.where, same, (), (), (), {})
-    return convert.compare(self.tensors, self.table, self.abstract_params)
+    same = convert.compare(self.tensors, self.table, self.abstract_params)
+    return dataclasses.replace(same, ignored=(*same.ignored, *self.rest))
 
-  def leaves(self) -> Tensors:
+  def leaves(self, dtype: Any = None) -> Tensors:
     """Our parameters by path, read from the file one at a time.
 
+    Args:
+      dtype: to convert to; None keeps what is stored.
+
     Raises:
-      InputError: the file does not fit the network; or, when it is read, a
-        value is NaN or infinite.
+      InputError: the file does not fit the network, or no weights have such a
+        dtype; or, when it is read, a value is no finite number of it.
     """
-    tensors = files.finite(self.tensors)
-    if self.table is None:
-      return tensors
-    return convert.to_flax(tensors, self.table, self.abstract_params)
+    dtype = weight_dtype(dtype)
+    tensors = self.tensors if dtype is None else self.tensors.cast(dtype)
+    return convert.to_flax(
+      files.checked(tensors), self.table, self.abstract_params
+    )
 
   def load(self, dtype: Any = None, mesh: Mesh | None = None) -> Network:
     """Reads the weights, each straight to where it shall live.
@@ -107,10 +112,9 @@ class Source:
     Raises:
       InputError: as `leaves`.
     """
-    leaves = self.leaves()
+    dtype = weight_dtype(dtype)
+    leaves = self.leaves(dtype)
     module = self.module if dtype is None else self.module.clone(dtype=dtype)
-    if dtype is not None:
-      leaves = leaves.cast(jnp.dtype(dtype))
     places: dict[str, Any] = {}
     if mesh is not None:
       shardings = param_shardings(self.abstract_params, mesh)
@@ -138,14 +142,16 @@ def find(
     raise InputError(f"no weights at {path}; check the path")
   if path.is_file():
     return _of_weights(path, choices)
-  if (path / "model_index.json").is_file():
-    return _of_repository(path, choices)
   if (path / "params").is_dir():
-    return {path.name: _native(path)}
+    source = _native(path, choices)
+    return {source.name: source}
   native = [n for n in networks.TYPES if (path / n / "params").is_dir()]
   if native:
-    return {name: _native(path / name) for name in native}
-  if (path / "config.json").is_file():
+    return {name: _native(path / name, choices) for name in native}
+  whole = (path / "model_index.json").is_file()
+  if whole or any((path / part / "config.json").is_file() for part in PARTS):
+    return _of_repository(path, choices, whole)
+  if files.weights_in(path):
     return _of_weights(path, choices)
   return _of_files(path, choices)
 
@@ -181,19 +187,36 @@ def tokenizer_folder(path: Path) -> Path | None:
 # ---- Folders ----
 
 
-def _of_repository(path: Path, choices: Mapping) -> dict[str, Source]:
-  index = read_json(path / "model_index.json")
-  if (name := index.get("_class_name")) != "I2VGenXLPipeline":
-    raise InputError(
-      f"{path} is a pipeline of class {name}; use one of I2VGenXLPipeline"
-    )
+def _of_repository(
+  path: Path, choices: Mapping, whole: bool
+) -> dict[str, Source]:
+  """All parts of a folder of diffusers, or those that are there."""
+  if whole:
+    index = read_json(path / "model_index.json")
+    if (name := index.get("_class_name")) != "I2VGenXLPipeline":
+      raise InputError(
+        f"{path} is a pipeline of class {name}; use one of I2VGenXLPipeline"
+      )
   choices = {**read_choices(path), **choices}
   found: dict[str, Source] = {}
-  for part in ("unet", "vae", "text_encoder", "image_encoder"):
-    if not (path / part).is_dir():
+  for part in PARTS:
+    if (path / part).is_dir():
+      found |= _of_component(path / part, choices)
+    elif whole:
       raise InputError(f"no {part} in {path}; copy the folder anew")
-    found |= _of_weights(path / part, choices)
-  found["base"].config["diffusion"] = read_diffusion(path)
+  if "base" in found and (whole or (path / "scheduler").is_dir()):
+    for name, values in read_scheduler(path).items():
+      found["base"].config[name] |= values
+  return found
+
+
+def _of_component(path: Path, choices: Mapping) -> dict[str, Source]:
+  found = _of_weights(path, choices)
+  name = "base" if path.name == "unet" else path.name
+  if list(found) != [name]:
+    raise InputError(
+      f"weights of {', '.join(found)} in {path}; copy the folder anew"
+    )
   return found
 
 
@@ -207,7 +230,8 @@ def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
     )
   found: dict[str, Source] = {}
   for file in some:
-    for name, source in _of_weights(file, choices).items():
+    # A config.json beside them is of none of them in particular.
+    for name, source in _of_file(file, choices, {}).items():
       if name in found:
         raise InputError(
           f"two files with a {name} in {path}: {found[name].tensors.where} and "
@@ -219,11 +243,14 @@ def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
 
 def _of_weights(path: Path, choices: Mapping) -> dict[str, Source]:
   """A file, or a component's folder, where its config.json lies as well."""
+  config = (path if path.is_dir() else path.parent) / "config.json"
+  given = read_json(config) if config.is_file() else {}
+  return _of_file(path, choices, given)
+
+
+def _of_file(path: Path, choices: Mapping, given: Mapping) -> dict[str, Source]:
+  """`given` is the config.json that came with the weights, if any."""
   tensors = files.open_tensors(path)
-  folder = path if path.is_dir() else path.parent
-  given = {}
-  if (folder / "config.json").is_file():
-    given = read_json(folder / "config.json")
   found = recognise(tensors)
   ours = [one for one in found if one.network != "image_unet"]
   if not ours:
@@ -232,27 +259,51 @@ def _of_weights(path: Path, choices: Mapping) -> dict[str, Source]:
       "makes no video; use weights of I2VGen-XL"
     )
   sources = [_source(one, choices, given) for one in ours]
+  used = {one.prefix + key for one in ours for key in one.tensors.shapes}
+  rest = tuple(sorted(tensors.shapes.keys() - used))
+  sources[0] = dataclasses.replace(sources[0], rest=rest)
   return {source.name: source for source in sources}
 
 
-def _native(path: Path) -> Source:
+def _native(path: Path, choices: Mapping) -> Source:
   config = weights.load_config(path)
-  module = networks.build(path.name, config["module"], path / "config.json")
-  abstract_params = networks.abstract_params(module)
+  name = _native_name(path, config)
+  put(config, name, Choices.read(choices))
+  module, abstract_params = _built(name, config, choices, path / "config.json")
+  paths = traverse_util.flatten_dict(abstract_params, sep="/")
   return Source(
-    name=path.name,
+    name=name,
     form=NATIVE,
     module=module,
     config=config,
     abstract_params=abstract_params,
     tensors=_native_tensors(path, abstract_params),
-    table=None,
+    table=Table(tuple(Row(key, (key,), PLAIN) for key in paths)),
+  )
+
+
+def _native_name(path: Path, config: Mapping[str, Any]) -> str:
+  """The folder's, or if it was renamed that of the network it describes."""
+  if (name := path.resolve().name) in networks.TYPES:
+    return name
+  module, sampling = config["module"], config.get("sampling")
+  if sampling is not None:
+    refines = sampling.get("start_timestep") is not None
+    return "refine" if refines else "base"
+  if "patch_size" in module:
+    return "image_encoder"
+  if "vocab_size" in module:
+    return "text_encoder"
+  if "scaling_factor" in config:
+    return "vae"
+  raise InputError(
+    f"{path} does not say which network it is; name the folder as one of "
+    f"{', '.join(networks.TYPES)}"
   )
 
 
 def _native_tensors(path: Path, abstract_params: Params) -> Tensors:
   """Read whole at the first call; each array goes when it has been taken."""
-  abstract = traverse_util.flatten_dict(abstract_params, sep="/")
   held: dict[str, Any] = {}
 
   def read(key: str):
@@ -261,11 +312,11 @@ def _native_tensors(path: Path, abstract_params: Params) -> Tensors:
       held.update(traverse_util.flatten_dict(params, sep="/"))
     return held.pop(key)
 
-  dtypes = weights.load_dtypes(path)
+  stored = weights.load_types(path)
   return Tensors(
     where=str(path),
-    shapes={key: tuple(leaf.shape) for key, leaf in abstract.items()},
-    dtypes=dtypes,
+    shapes={key: leaf.shape for key, leaf in stored.items()},
+    dtypes={key: leaf.dtype for key, leaf in stored.items()},
     read=read,
   )
 
@@ -275,40 +326,59 @@ def _native_tensors(path: Path, abstract_params: Params) -> Tensors:
 
 def _source(found: Found, choices: Mapping, given: Mapping[str, Any]) -> Source:
   """`given` is the config.json that came with the weights, if any."""
+  where = Path(found.tensors.where)
   theirs = found.form in ("diffusers", "transformers")
-  chosen = DEFAULTS["diffusers" if theirs else "vgen"]
+  chosen = dataclasses.asdict(DEFAULTS["diffusers" if theirs else "vgen"])
   if "scaling_factor" in given:
-    chosen = chosen.replace({"scaling_factor": given["scaling_factor"]})
-  chosen = chosen.replace(choices)
+    said = {"scaling_factor": given["scaling_factor"]}
+    chosen |= Choices.read(said, where.parent / "config.json")
+  chosen |= Choices.read(choices)
   if found.network == "unet":
     variant = VARIANTS[found.variant]
     name, config = variant.component, variant.config()
-    config["module"] |= found.fields | _said(given, _UNET_FIELDS)
-    config["module"]["concat_gain"] = chosen.concat_gain
-    config["sampling"]["to_clean"] = chosen.to_clean
-    config["sampling"]["black_edge"] = chosen.black_edge
-    config["sampling"]["reference_start"] = (
-      chosen.reference_start and name == "refine"
-    )
+    config["module"] |= found.fields | _said(given, _UNET_FIELDS, where)
   else:
     name = found.network
-    config = {"module": found.fields | _said(given, _TOWER_FIELDS[name])}
-  if name == "vae":
-    config["scaling_factor"] = chosen.scaling_factor
-  if name == "text_encoder":
-    _check_activation(found, given)
-    config["pad_token_id"] = chosen.pad_token_id
+    fields = _said(given, _TOWER_FIELDS[name], where)
+    config = {"module": found.fields | fields}
+  if name in ("text_encoder", "image_encoder"):
+    _check_tower(given, where)
+  put(config, name, chosen)
   config["source"] = {"form": found.form}
-  module = networks.build(name, config["module"], Path(found.tensors.where))
+  module, abstract_params = _built(name, config, choices, where)
   return Source(
     name=name,
     form=found.form,
     module=module,
     config=config,
-    abstract_params=networks.abstract_params(module),
+    abstract_params=abstract_params,
     tensors=found.tensors,
     table=table_of(module, found.form),
   )
+
+
+def _built(
+  name: str, config: dict[str, Any], choices: Mapping, where: Path
+) -> tuple[Any, Params]:
+  """The module of a config and its shapes, if there can be such a network."""
+  module = networks.build(name, config["module"], where)
+  try:
+    shapes = networks.abstract_params(module)
+  except (ArithmeticError, TypeError, ValueError) as e:
+    reason = str(e).strip().partition("\n")[0]
+    raise InputError(
+      f"no {name} can have the sizes in {where}: {reason}; use weights and "
+      "config of one model"
+    ) from e
+  # The default of a form is not for a small vocabulary; a cascade checks it.
+  if name == "text_encoder" and "pad_token_id" in choices:
+    pad = config["pad_token_id"]
+    if pad >= module.vocab_size:
+      raise InputError(
+        f"pad_token_id {pad} is none of the {module.vocab_size} tokens in "
+        f"{where}; choose a smaller one"
+      )
+  return module, shapes
 
 
 # Fields that no shape shows, or that of one tensor alone, by their name in the
@@ -334,21 +404,29 @@ _TOWER_FIELDS = {
 }
 
 
-def _said(given: Mapping, names: Mapping[str, str]) -> dict[str, Any]:
-  return {
+def _said(
+  given: Mapping, names: Mapping[str, str], where: Path
+) -> dict[str, Any]:
+  said = {
     ours: given[theirs]
     for theirs, ours in names.items()
-    if isinstance(given.get(theirs), int)
+    if type(given.get(theirs)) is int
   }
+  for name, value in said.items():
+    if value < 1:
+      raise InputError(
+        f"{name} cannot be {value}, in the config.json of {where}; copy it anew"
+      )
+  return said
 
 
-def _check_activation(found: Found, given: Mapping) -> None:
-  act = given.get("hidden_act", "gelu")
-  if act != "gelu":
-    raise InputError(
-      f"a CLIP tower with activation {act}, in {found.tensors.where}; "
-      "I2VGen-XL uses OpenCLIP ViT-H/14, whose activation is gelu"
-    )
+def _check_tower(given: Mapping, where: Path) -> None:
+  for name, value in {"hidden_act": "gelu", "layer_norm_eps": 1e-5}.items():
+    if given.get(name, value) != value:
+      raise InputError(
+        f"a CLIP tower with {name} {given[name]}, in {where}; I2VGen-XL uses "
+        f"OpenCLIP ViT-H/14, which has {value}"
+      )
 
 
 def table_of(module: Any, form: str) -> Table:

@@ -1,5 +1,6 @@
 """Weights that a training starts from."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from i2vgen_jax.interop import convert, files, hub, sources
 from i2vgen_jax.interop.image_keys import stable_diffusion_table
 from i2vgen_jax.interop.recognise import Found, recognise
 from i2vgen_jax.types import Params
+
+# Fields of a U-Net that its weights do not depend on, or not as they are:
+# those of training, and the gain, which they are rescaled to.
+_FREE = ("dropout", "remat", "dtype", "param_dtype", "concat_gain")
+_FREE += ("parent", "name")  # Of every flax module.
 
 
 def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
@@ -41,18 +47,21 @@ def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
   if image is not None:
     return _from_image_model(image, unet, rng)
   source = sources.one(folder, "unet")
-  params = source.load(jnp.float32).params
-  want, have = (
-    {k: x.shape for k, x in traverse_util.flatten_dict(p, sep="/").items()}
-    for p in (networks.abstract_params(unet), params)
-  )
-  if want != have:
-    some = sorted(k for k in want | have if want.get(k) != have.get(k))[0]
-    raise InputError(
-      f"weights of another U-Net, in {path}: {some} is {have.get(some)} there "
-      f"and {want.get(some)} in config.unet; make them agree"
-    )
-  return params
+  _check_same(source.module, unet, path)
+  leaves = source.leaves(jnp.float32)
+  leaves = convert.with_gain(leaves, source.module, unet.concat_gain)
+  return convert.materialise(leaves, lambda _, array: jnp.asarray(array))
+
+
+def _check_same(theirs: Any, ours: Any, path: str | Path) -> None:
+  """Raises InputError for the first field that must agree and does not."""
+  for field in dataclasses.fields(ours):
+    have, want = getattr(theirs, field.name), getattr(ours, field.name)
+    if have != want and field.name not in _FREE:
+      raise InputError(
+        f"weights of another U-Net, in {path}: {field.name} is {have} there "
+        f"and {want} in config.unet; make them agree"
+      )
 
 
 def _image_unet(folder: Path) -> Found | None:
@@ -80,7 +89,7 @@ def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
     (height, width, unet.latent_channels, features), mouth.dtype
   )
   leaves = convert.to_flax(
-    files.finite(image.tensors),
+    files.checked(image.tensors),
     table,
     traverse_util.unflatten_dict(spatial, sep="/"),
   )

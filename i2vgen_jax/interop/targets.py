@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from i2vgen_jax import tokenizer, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import convert, diffusers_folder, torch_files
@@ -69,8 +66,8 @@ def write_orbax(
       raise InputError(f"{folder / name} exists already; name another folder")
   with _whole(folder) as partial:
     for name, source in found.items():
-      leaves = _cast(source.leaves(), dtype)
-      weights.save(partial / name, source.config, convert.materialise(leaves))
+      params = convert.materialise(source.leaves(dtype))
+      weights.save(partial / name, source.config, params)
     if words and not (folder / "tokenizer").exists():
       vocab, merges = tokenizer.read_vocabulary(words)
       tokenizer.write_vocabulary(partial / "tokenizer", vocab, merges)
@@ -92,13 +89,21 @@ def write_diffusers(
       tensors = _in_form(source, _FORMS.get(name, "diffusers"), dtype)
       config = source.config | {"module": _fields(source.module)}
       diffusers_folder.write_component(partial, part, config, tensors)
-    if words and {"base", "text_encoder"} <= found.keys():
+    if _has_rest(found, words):
       diffusers_folder.write_rest(
         partial,
         found["base"].config,
         words,
         found["text_encoder"].config.get("pad_token_id", 0),
       )
+
+
+def missing_parts(found: dict[str, Source], words: Path | None) -> list[str]:
+  """What `I2VGenXLPipeline` wants beside what `write_diffusers` writes."""
+  missing = [n for n in ("base", *_FORMS) if n not in found]
+  missing = ["unet" if name == "base" else name for name in missing]
+  rest = ("tokenizer", "scheduler", "model_index.json")
+  return missing if _has_rest(found, words) else [*missing, *rest]
 
 
 def write_torch(source: Source, path: Path, form: str, dtype: Any) -> None:
@@ -119,41 +124,21 @@ def write_torch(source: Source, path: Path, form: str, dtype: Any) -> None:
   torch_files.write(path, _in_form(source, "vgen", dtype), step)
 
 
+def _has_rest(found: dict[str, Source], words: Path | None) -> bool:
+  return words is not None and {"base", "text_encoder"} <= found.keys()
+
+
 def _in_form(source: Source, form: str, dtype: Any) -> Tensors:
-  leaves = _cast(source.leaves(), dtype)
-  gain = getattr(source.module, "concat_gain", 1.0)
-  wanted = DEFAULTS[form].concat_gain if form in DEFAULTS else gain
-  if getattr(source.module, "local_image", "none") == "concat":
-    leaves = _with_gain(leaves, source.module.latent_channels, gain / wanted)
+  leaves = source.leaves(dtype)
+  if source.name in ("base", "refine"):
+    gain = DEFAULTS[form].concat_gain
+    leaves = convert.with_gain(leaves, source.module, gain)
   return convert.to_torch(leaves, table_of(source.module, form))
-
-
-def _with_gain(leaves: Tensors, channels: int, factor: float) -> Tensors:
-  """Moves a factor on the extra channels into the first convolution.
-
-  Exact for powers of two, as the public gains are.
-  """
-  if factor == 1:
-    return leaves
-
-  def read(path: str) -> np.ndarray:
-    array = leaves.read(path)
-    if path != "conv_in/kernel":
-      return array
-    scale = np.ones(2 * channels, np.float32)
-    scale[channels:] = factor
-    return (array * scale[:, None].astype(array.dtype)).astype(array.dtype)
-
-  return dataclasses.replace(leaves, read=read)
 
 
 def _fields(module: Any) -> dict[str, Any]:
   """All of them; a config may leave out those that have their defaults."""
   return {f.name: getattr(module, f.name) for f in dataclasses.fields(module)}
-
-
-def _cast(leaves: Tensors, dtype: Any) -> Tensors:
-  return leaves if dtype is None else leaves.cast(jnp.dtype(dtype))
 
 
 def _check_fixed(source: Source, form: str) -> None:

@@ -2,9 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from i2vgen_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +52,13 @@ class Tensors:
       key: dtype if jnp.issubdtype(d, jnp.floating) else d
       for key, d in self.dtypes.items()
     }
-    return dataclasses.replace(
-      self,
-      dtypes=dtypes,
-      read=lambda key: self.read(key).astype(dtypes[key], copy=False),
-    )
 
-  def arrays(self) -> dict[str, np.ndarray]:
-    """All of them, in memory."""
-    return {key: self.read(key) for key in self.shapes}
+    def read(key: str) -> np.ndarray:
+      # What is too large becomes infinity; who minds says so himself.
+      with np.errstate(over="ignore"):
+        return self.read(key).astype(dtypes[key], copy=False)
+
+    return dataclasses.replace(self, dtypes=dtypes, read=read)
 
   def under(self, prefix: str) -> "Tensors":
     """Those whose key starts with the prefix, which is taken away."""
@@ -75,3 +76,24 @@ class Tensors:
       cut(self.dtypes),
       lambda key: self.read(prefix + key),
     )
+
+
+def weight_dtype(dtype: Any) -> np.dtype | None:
+  """Numpy's name for a dtype that weights may have; None stays None.
+
+  Raises:
+    InputError: any other.
+  """
+  if dtype is None:
+    return None
+  try:
+    known = jnp.dtype(dtype)
+  except TypeError:
+    known = None
+  if known not in _WEIGHT_DTYPES:
+    names = ", ".join(str(d) for d in _WEIGHT_DTYPES)
+    raise InputError(f"dtype {dtype!r} is none of weights; use {names}")
+  return known
+
+
+_WEIGHT_DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16")))

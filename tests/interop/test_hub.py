@@ -9,7 +9,7 @@ import huggingface_hub.constants as hub_constants
 import pytest
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import hub
+from i2vgen_jax.interop import files, hub
 
 ID = "some-lab/i2vgen.small_1"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -136,6 +136,32 @@ def test_only_what_is_needed_is_asked_for(cache, monkeypatch, tmp_path):
   files = both + exact + halves + never
   assert taken(files, half=False) == both + exact
   assert taken(files, half=True) == both + halves
+
+
+@pytest.mark.parametrize(
+  ("there", "half", "taken"),
+  [
+    ("model.safetensors", True, "model.safetensors"),
+    ("model.fp16.safetensors", False, "model.fp16.safetensors"),
+    ("pytorch_model.bin", True, "pytorch_model.bin"),
+  ],
+)
+def test_what_the_repository_lacks(
+  cache, monkeypatch, tmp_path, there, half, taken
+):
+  """Other files are asked for, until every part has some."""
+  part = tmp_path / "text_encoder"
+  part.mkdir()
+  (part / "config.json").write_text("{}")
+
+  def download(name, allow_patterns):
+    if any(fnmatch.fnmatch(f"text_encoder/{there}", p) for p in allow_patterns):
+      (part / there).touch()
+    return tmp_path
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+  hub.resolve(ID, half)
+  assert files.weights_in(part) == part / taken
 
 
 def test_environment_alone(tmp_path):

@@ -10,6 +10,7 @@ import public_standin
 import pytest
 import torch
 from public_standin import TOWERS, draw, file_shapes, unet
+from torch_dicts import arrays_of
 
 from i2vgen_jax import weights
 from i2vgen_jax.interop import safetensors_files, sources, targets, torch_files
@@ -76,7 +77,7 @@ def assert_equal_bits(one, other):
 
 def files_of(folder):
   return {
-    str(path.relative_to(folder)): safetensors_files.read(path).arrays()
+    str(path.relative_to(folder)): arrays_of(safetensors_files.read(path))
     for path in sorted(folder.rglob("*.safetensors"))
   }
 
@@ -137,7 +138,7 @@ def test_original_unet_and_back(variant, form, tmp_path):
   name = "refine" if variant == "refine" else "base"
   assert [path.name for path in (tmp_path / "ours").iterdir()] == [name]
   to_torch(tmp_path / "ours" / name, tmp_path / "b.pth", form)
-  assert_equal_bits(arrays, torch_files.read(tmp_path / "b.pth").arrays())
+  assert_equal_bits(arrays, arrays_of(torch_files.read(tmp_path / "b.pth")))
   # As the original code opens it.
   file = torch.load(tmp_path / "b.pth", weights_only=True)
   assert set(file) == {"state_dict"} | ({"step"} if form == "vgen" else set())
@@ -174,7 +175,7 @@ def test_diffusers_to_vgen_and_back(repository, tmp_path):
   (before,) = files_of(repository / "unet").values()
   (after,) = files_of(tmp_path / "back").values()
   assert_equal_bits(before, after)
-  vgen = torch_files.read(tmp_path / "unet.pth").arrays()
+  vgen = arrays_of(torch_files.read(tmp_path / "unet.pth"))
   assert {k: x.shape for k, x in vgen.items()} == file_shapes(unet(), "vgen")
   ours, theirs = vgen[LOCAL], before["conv_in.weight"]
   np.testing.assert_array_equal(ours[:, :4], theirs[:, :4])
@@ -241,7 +242,7 @@ def test_dtype(name, repository, ours, tmp_path):
   to_diffusers(ours, tmp_path / "half", name)
   dtype = jnp.dtype(name)
   for file, arrays in files_of(repository).items():
-    half = safetensors_files.read(tmp_path / "half" / file).arrays()
+    half = arrays_of(safetensors_files.read(tmp_path / "half" / file))
     assert {x.dtype for x in half.values()} == {dtype}
     assert_equal_bits({k: x.astype(dtype) for k, x in arrays.items()}, half)
 
@@ -251,13 +252,13 @@ def test_files_of_half_precision(name, repository, tmp_path):
   """They keep their precision, and every bit of it."""
   dtype = jnp.dtype(name)
   to_torch(repository, tmp_path / "a.pth", "vgen", name)
-  arrays = torch_files.read(tmp_path / "a.pth").arrays()
+  arrays = arrays_of(torch_files.read(tmp_path / "a.pth"))
   assert {x.dtype for x in arrays.values()} == {dtype}
   to_orbax(tmp_path / "a.pth", tmp_path / "ours")
-  stored = weights.load_dtypes(tmp_path / "ours" / "base")
-  assert set(stored.values()) == {dtype}
+  stored = weights.load_types(tmp_path / "ours" / "base")
+  assert {x.dtype for x in stored.values()} == {dtype}
   to_torch(tmp_path / "ours", tmp_path / "b.pth", "vgen")
-  assert_equal_bits(arrays, torch_files.read(tmp_path / "b.pth").arrays())
+  assert_equal_bits(arrays, arrays_of(torch_files.read(tmp_path / "b.pth")))
   to_diffusers(tmp_path / "ours", tmp_path / "theirs")
   (theirs,) = files_of(tmp_path / "theirs").values()
   assert {x.dtype for x in theirs.values()} == {dtype}

@@ -64,7 +64,6 @@ def test_reads_what_the_library_writes(tmp_path):
   path = tmp_path / "a.safetensors"
   save_file(arrays(), path, metadata={"format": "pt"})
   assert_same(safetensors_files.read(path), arrays())
-  assert safetensors_files.metadata(path) == {"format": "pt"}
 
 
 def test_reads_bfloat16_of_torch(tmp_path):
@@ -89,7 +88,6 @@ def test_the_library_reads_what_we_write(tmp_path):
 def test_no_metadata_and_no_tensors(tmp_path):
   safetensors_files.write(tmp_path / "a", Tensors.of({}))
   assert load_file(tmp_path / "a") == {}
-  assert safetensors_files.metadata(tmp_path / "a") == {}
 
 
 def test_every_tensor_is_aligned(tmp_path):
@@ -310,12 +308,6 @@ def test_a_file_that_shrinks_or_goes(tmp_path):
   assert_refused(lambda: tensors.read("a"), "became shorter")
   path.unlink()
   assert_refused(lambda: tensors.read("a"), "cannot read")
-
-
-@pytest.mark.parametrize("texts", [3, {"a": 1}])
-def test_broken_metadata(tmp_path, texts):
-  path = raw(tmp_path / "a", {"__metadata__": texts})
-  assert_refused(lambda: safetensors_files.metadata(path), "not a dict of text")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What lies at a path, and the config and parameters it becomes."""
 
 import shutil
+from pathlib import Path
 
 import cascade_standin
 import jax
@@ -11,6 +12,7 @@ import pytest
 import torch
 from flax import traverse_util
 from public_standin import TEXT, VAE, VISION, draw, rewrite_json, unet
+from torch_dicts import arrays_of
 
 from i2vgen_jax import sharding, weights
 from i2vgen_jax.errors import InputError
@@ -19,6 +21,7 @@ from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.interop.safetensors_files import write
 from i2vgen_jax.interop.tensors import Tensors
 
+UNET_FILE = "diffusion_pytorch_model.safetensors"
 NETWORKS = {"base", "vae", "text_encoder", "image_encoder"}
 
 
@@ -288,9 +291,12 @@ def test_reference_start_is_of_a_refine_stage(tmp_path):
   ("choices", "message"),
   [
     ({"to_clear": 1}, "unknown choice 'to_clear'; known are concat_gain, "),
-    ({"to_clean": "maybe"}, "choice to_clean cannot be 'maybe'; give a bool"),
-    ({"pad_token_id": "x"}, "choice pad_token_id cannot be 'x'; give a int"),
+    ({"to_clean": "maybe"}, "choice to_clean cannot be 'maybe'; give true or"),
+    ({"pad_token_id": "x"}, "choice pad_token_id cannot be 'x'; give a whole"),
+    ({"pad_token_id": -1}, "choice pad_token_id cannot be -1; give a whole"),
     ({"scaling_factor": None}, "choice scaling_factor cannot be None"),
+    ({"scaling_factor": 0}, "scaling_factor cannot be 0; give a number above"),
+    ({"concat_gain": "nan"}, "choice concat_gain cannot be 'nan'; give a n"),
   ],
 )
 def test_bad_choice(original, choices, message):
@@ -313,7 +319,7 @@ def spoiled(folder, part, change):
   """Writes the weights of a component anew."""
   file = next((folder / part).glob("*.safetensors"))
   source = next(iter(sources.find(folder / part).values()))
-  arrays = {k: x.copy() for k, x in source.tensors.arrays().items()}
+  arrays = {k: x.copy() for k, x in arrays_of(source.tensors).items()}
   change(arrays)
   write(file, Tensors.of(arrays), {"format": "pt"})
   return sources.find(folder / part), str(file)
@@ -366,7 +372,17 @@ def test_component_is_missing(copied):
 
 
 @pytest.mark.parametrize(
-  "change", [{"beta_schedule": "linear"}, {"prediction_type": "flow"}]
+  "change",
+  [
+    {"beta_schedule": "linear"},
+    {"prediction_type": "flow"},
+    {"_class_name": "EulerDiscreteScheduler"},
+    {"timestep_spacing": "linspace"},
+    {"num_train_timesteps": 500},
+    {"steps_offset": 0},
+    {"clip_sample": True},
+    {"beta_end": 0.02, "beta_schedule": "scaled_linear"},
+  ],
 )
 def test_unknown_schedule(copied, change):
   path = copied / "scheduler" / "scheduler_config.json"
@@ -377,6 +393,92 @@ def test_unknown_schedule(copied, change):
   assert str(path) in str(raised.value)
 
 
+def test_trailing_steps(copied):
+  rewrite_json(
+    copied / "scheduler" / "scheduler_config.json",
+    lambda c: c.update(timestep_spacing="trailing"),
+  )
+  base = sources.find(copied)["base"]
+  assert base.config["sampling"]["spacing"] == "trailing"
+
+
+def test_parts_of_a_repository(copied):
+  """As a conversion leaves behind that lacked the others."""
+  (copied / "model_index.json").unlink()
+  for part in ("unet", "image_encoder"):
+    shutil.rmtree(copied / part)
+  assert set(sources.find(copied)) == {"vae", "text_encoder"}
+  assert load_vae(copied)[0] == VAE
+
+
+def test_weights_in_the_place_of_others(copied):
+  shutil.copy(copied / "vae" / UNET_FILE, copied / "unet" / UNET_FILE)
+  with pytest.raises(InputError, match=r"weights of vae in .*unet; copy"):
+    sources.find(copied)
+
+
+def test_wrapped_for_many_devices(tmp_path):
+  arrays = draw(unet("refine"), "vgen")
+  save(tmp_path / "a.pth", {f"module.{key}": x for key, x in arrays.items()})
+  (source,) = sources.find(tmp_path / "a.pth").values()
+  report = source.report()
+  report.check()
+  assert report.ignored == ()
+
+
+def test_keys_of_no_network_of_ours_are_named(original, tmp_path):
+  vae = {f"first_stage_model.{k}": x for k, x in draw(VAE, "ldm").items()}
+  others = ["cond_stage_model.x", "model.diffusion_model.x"]
+  save(tmp_path / "a.ckpt", vae | dict.fromkeys(others, np.ones(1)))
+  (source,) = sources.find(tmp_path / "a.ckpt").values()
+  assert source.report().ignored == tuple(others)
+  source.report().check()
+
+
+def test_config_beside_original_files_is_of_none_of_them(original, tmp_path):
+  file = original / "v2-1_512-ema-pruned.ckpt"
+  shutil.copy(file, tmp_path)
+  (tmp_path / "config.json").write_text('{"norm_num_groups": 7}')
+  assert sources.find(tmp_path)["vae"].module == VAE
+
+
+# ---- Ours ----
+
+
+def test_choices_of_ours(cascade):
+  choices = {"pad_token_id": "7", "scaling_factor": 2, "black_edge": True}
+  found = sources.find(cascade, choices)
+  assert found["text_encoder"].config["pad_token_id"] == 7
+  assert found["vae"].config["scaling_factor"] == 2.0
+  assert found["base"].config["sampling"]["black_edge"] is True
+  with pytest.raises(InputError, match="unknown choice 'nonsense'"):
+    sources.find(cascade, {"nonsense": 3})
+  with pytest.raises(InputError, match="pad_token_id 9999 is none of the 514"):
+    sources.find(cascade, {"pad_token_id": 9999})
+
+
+@pytest.mark.parametrize("name", ["base", "refine", "vae", "text_encoder"])
+def test_renamed_folder_of_ours(cascade, tmp_path, name, monkeypatch):
+  renamed = shutil.copytree(cascade / name, tmp_path / "mine")
+  assert set(sources.find(renamed)) == {name}
+  monkeypatch.chdir(cascade / name)
+  assert set(sources.find(Path(""))) == {name}
+
+
+def test_array_that_ours_lacks(cascade, tmp_path):
+  found = sources.find(cascade / "vae")["vae"]
+  params = flat(found.load().params)
+  params.pop(max(params))
+  name = min(params)
+  params[name] = np.zeros((3, 3), "f")
+  tree = traverse_util.unflatten_dict(params, sep="/")
+  weights.save(tmp_path / "vae", found.config, tree)
+  report = sources.find(tmp_path / "vae")["vae"].report()
+  assert len(report.missing) == 1 and set(report.wrong_shapes) == {name}
+  with pytest.raises(InputError, match=r"1 missing: .*1 wrong shapes"):
+    load_vae(tmp_path / "vae")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]"])
 def test_damaged_index(copied, text):
   (copied / "model_index.json").write_text(text)
@@ -384,13 +486,23 @@ def test_damaged_index(copied, text):
     sources.find(copied)
 
 
-def test_another_activation(copied):
-  rewrite_json(
-    copied / "text_encoder" / "config.json",
-    lambda c: c.update(hidden_act="quick_gelu"),
-  )
-  with pytest.raises(InputError, match="activation quick_gelu"):
-    sources.find(copied / "text_encoder")
+@pytest.mark.parametrize(
+  ("part", "change", "message"),
+  [
+    ("text_encoder", {"hidden_act": "quick_gelu"}, "hidden_act quick_gelu"),
+    ("image_encoder", {"hidden_act": "quick_gelu"}, "hidden_act quick_gelu"),
+    ("image_encoder", {"layer_norm_eps": 1e-6}, "layer_norm_eps 1e-06"),
+    ("text_encoder", {"num_attention_heads": 0}, "num_heads cannot be 0"),
+    ("vae", {"norm_num_groups": 0}, "norm_groups cannot be 0"),
+    ("vae", {"norm_num_groups": 7}, "no vae can have the sizes"),
+    ("text_encoder", {"num_attention_heads": 7}, "no text_encoder can have"),
+    ("vae", {"scaling_factor": 0}, "scaling_factor cannot be 0, in .*config"),
+  ],
+)
+def test_config_of_another_network(copied, part, change, message):
+  rewrite_json(copied / part / "config.json", lambda c: c.update(change))
+  with pytest.raises(InputError, match=message):
+    sources.find(copied / part)
 
 
 def test_padding_that_is_no_token(copied):
@@ -474,6 +586,12 @@ def test_without_a_mesh_on_one_device(repository):
   for leaf in flat(params).values():
     assert leaf.devices() == {jax.devices()[0]}
     assert leaf.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["int8", "foo", torch.float16, "float64"])
+def test_dtype_of_no_weights(repository, dtype):
+  with pytest.raises(InputError, match="is none of weights; use float32, "):
+    load_vae(repository, dtype)
 
 
 @pytest.mark.parametrize("of_mesh", [False, True])

@@ -19,6 +19,7 @@ SIZES = {
   "context_dim": 20,
   "input_heads": 8,
 }
+KEY = jax.random.key(0)
 TEXT_ONLY = I2VGenUNet(
   **SIZES, use_image_embeds=False, use_fps=False, local_image="none"
 )
@@ -90,6 +91,33 @@ def test_another_size_is_named(folder):
   unet = TEXT_ONLY.clone(context_dim=24)
   with pytest.raises(InputError, match=r"attn2\.to_k\.weight is"):
     interop.initial_params(folder, unet, jax.random.key(0))
+
+
+@pytest.fixture
+def with_gain(params, folder, tmp_path):
+  """Weights of a U-Net whose picture counts twice, and what they are."""
+  params = interop.initial_params(folder, I2VGenUNet(**SIZES), KEY)
+  kernel = np.arange(3 * 3 * 8 * 16, dtype="f").reshape(3, 3, 8, 16)
+  params["conv_in"]["kernel"] = kernel
+  config = {"module": {**SIZES, "concat_gain": 2.0}}
+  weights.save(tmp_path / "base", config, jax.tree.map(np.asarray, params))
+  return tmp_path / "base", kernel
+
+
+def test_another_gain_goes_into_the_weights(with_gain):
+  path, kernel = with_gain
+  found = interop.initial_params(
+    path, I2VGenUNet(**SIZES, concat_gain=1.0), KEY
+  )
+  new = np.asarray(found["conv_in"]["kernel"])
+  np.testing.assert_array_equal(new[:, :, :4], kernel[:, :, :4])
+  np.testing.assert_array_equal(new[:, :, 4:], 2 * kernel[:, :, 4:])
+
+
+@pytest.mark.parametrize("change", [{"norm_groups": 8}, {"image_grid": 4}])
+def test_a_field_that_no_shape_shows(with_gain, change):
+  with pytest.raises(InputError, match=rf"{next(iter(change))} is .* there"):
+    interop.initial_params(with_gain[0], I2VGenUNet(**SIZES | change), KEY)
 
 
 def test_weights_of_its_own_kind(params, tmp_path):

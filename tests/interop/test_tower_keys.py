@@ -4,10 +4,11 @@ import diffusers
 import numpy as np
 import pytest
 import transformers
+from torch_dicts import arrays_of, from_torch, leaves_of
 
 from i2vgen_jax import networks
 from i2vgen_jax.interop import clip_keys, vae_keys
-from i2vgen_jax.interop.convert import compare, from_torch, leaves_of, to_torch
+from i2vgen_jax.interop.convert import compare, to_torch
 from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.vae import AutoencoderKL
@@ -197,7 +198,7 @@ def test_ldm_autoencoder(
   params = load(file, table, target)
   listed = vae_keys.diffusers_table(channels, layers)
   assert_same(params, load(theirs, listed, target))
-  assert_same(to_torch(leaves_of(params), table).arrays(), file)
+  assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
 
 def test_full_size_autoencoder(state_shapes, hollow_arrays, as_ldm):
@@ -221,7 +222,7 @@ def test_openclip_text(state_shapes, draw_arrays, as_openclip, assert_same):
   params = load(file | unused, table, target)
   listed = clip_keys.transformers_text_table(TEXT["num_layers"])
   assert_same(params, load(theirs, listed, target))
-  assert_same(to_torch(leaves_of(params), table).arrays(), file)
+  assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
 
 def test_openclip_vision(state_shapes, draw_arrays, as_openclip, assert_same):
@@ -232,7 +233,7 @@ def test_openclip_vision(state_shapes, draw_arrays, as_openclip, assert_same):
   params = load(file, table, target)
   listed = clip_keys.transformers_vision_table(VISION["num_layers"])
   assert_same(params, load(theirs, listed, target))
-  assert_same(to_torch(leaves_of(params), table).arrays(), file)
+  assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
 
 def test_full_size_openclip(state_shapes, hollow_arrays, as_openclip):

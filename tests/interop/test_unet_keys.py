@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from flax import traverse_util
+from torch_dicts import arrays_of, from_torch, leaves_of
 
 from i2vgen_jax import networks
-from i2vgen_jax.interop.convert import compare, from_torch, leaves_of, to_torch
+from i2vgen_jax.interop.convert import compare, to_torch
 from i2vgen_jax.interop.image_keys import stable_diffusion_table
 from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.interop.unet_keys import diffusers_table
@@ -203,7 +204,7 @@ def test_vgen_holds_the_same_parameters(
   table = vgen_table(channels, layers, **C)
   params = load(file, table, target)
   assert_same(params, load(theirs, diffusers_table(channels, layers), target))
-  assert_same(to_torch(leaves_of(params), table).arrays(), file)
+  assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
 
 @pytest.mark.parametrize("features", [A, B])
@@ -218,7 +219,7 @@ def test_modelscope_holds_the_same_parameters(
   target = abstract(unet(channels, layers, **features, **WIDTHS))
   table = vgen_table(channels, layers, **features)
   params = load(file, table, target)
-  assert_same(to_torch(leaves_of(params), table).arrays(), file)
+  assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
   theirs["conv_in.weight"] = theirs["conv_in.weight"][:, :4]
   table = diffusers_table(channels, layers, **features)
@@ -299,8 +300,8 @@ def test_stable_diffusion_in_both_forms(
   target = spatial(abstract(unet(channels, layers, **B, **WIDTHS)), listed)
   params = load(file, numbered, target)
   assert_same(params, load(theirs, listed, target))
-  assert_same(to_torch(leaves_of(params), listed).arrays(), theirs)
-  assert_same(to_torch(leaves_of(params), numbered).arrays(), file)
+  assert_same(arrays_of(to_torch(leaves_of(params), listed)), theirs)
+  assert_same(arrays_of(to_torch(leaves_of(params), numbered)), file)
 
 
 def test_stable_diffusion_draws_the_same_image():

@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch_dicts import arrays_of, from_torch, leaves_of
 
 from i2vgen_jax.interop.clip_keys import (
   transformers_text_table,
   transformers_vision_table,
 )
-from i2vgen_jax.interop.convert import (
-  compare,
-  from_torch,
-  leaves_of,
-  to_torch,
-)
+from i2vgen_jax.interop.convert import compare, to_torch
 from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 
@@ -160,9 +156,9 @@ def test_text_keys_with_and_without_prefix(text, state_arrays, prefix):
     Tensors.of(tensors), transformers_text_table(LAYERS), params
   )
   jax.tree.map(np.testing.assert_array_equal, again, params)
-  returned = to_torch(
-    leaves_of(params), transformers_text_table(LAYERS)
-  ).arrays()
+  returned = arrays_of(
+    to_torch(leaves_of(params), transformers_text_table(LAYERS))
+  )
   assert returned.keys() == {"text_model." + key for key in bare}
   for key, value in bare.items():
     np.testing.assert_array_equal(returned["text_model." + key], value)

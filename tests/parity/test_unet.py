@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 import torch
+from torch_dicts import arrays_of, from_torch, leaves_of
 
 from i2vgen_jax import networks
 from i2vgen_jax.interop import convert
-from i2vgen_jax.interop.convert import from_torch, leaves_of, to_torch
+from i2vgen_jax.interop.convert import to_torch
 from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.interop.unet_keys import diffusers_table
 from i2vgen_jax.models.unet import I2VGenUNet
@@ -159,7 +160,7 @@ def test_weights_go_back_unchanged(randomised, state_arrays):
   sizes = {**SMALL, "layers_per_block": 2}
   expected = state_arrays(randomised(reference(**sizes)))
   params = from_torch(Tensors.of(expected), table(sizes), abstract(sizes))
-  returned = to_torch(leaves_of(params), table(sizes)).arrays()
+  returned = arrays_of(to_torch(leaves_of(params), table(sizes)))
   assert returned.keys() == expected.keys()
   for key, value in expected.items():
     np.testing.assert_array_equal(returned[key], value)

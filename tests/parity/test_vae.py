@@ -6,13 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch_dicts import arrays_of, from_torch, leaves_of
 
-from i2vgen_jax.interop.convert import (
-  compare,
-  from_torch,
-  leaves_of,
-  to_torch,
-)
+from i2vgen_jax.interop.convert import compare, to_torch
 from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.interop.vae_keys import diffusers_table
 from i2vgen_jax.models.vae import AutoencoderKL
@@ -112,7 +108,7 @@ def test_decode(theirs, params, relative_error, frames, height, width):
 
 def test_weights_go_back_unchanged(theirs, params, table, state_arrays):
   expected = state_arrays(theirs)
-  returned = to_torch(leaves_of(params), table).arrays()
+  returned = arrays_of(to_torch(leaves_of(params), table))
   assert returned.keys() == expected.keys()
   for key, value in expected.items():
     np.testing.assert_array_equal(returned[key], value)
