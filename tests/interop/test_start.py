@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from i2vgen_jax import interop, weights
+from i2vgen_jax import interop, networks, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.unet import I2VGenUNet
 
@@ -94,13 +94,14 @@ def test_another_size_is_named(folder):
 
 
 @pytest.fixture
-def with_gain(params, folder, tmp_path):
-  """Weights of a U-Net whose picture counts twice, and what they are."""
-  params = interop.initial_params(folder, I2VGenUNet(**SIZES), KEY)
+def with_gain(tmp_path):
+  """Weights of a U-Net whose picture counts twice, and its first kernel."""
+  shapes = networks.abstract_params(I2VGenUNet(**SIZES))
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   kernel = np.arange(3 * 3 * 8 * 16, dtype="f").reshape(3, 3, 8, 16)
   params["conv_in"]["kernel"] = kernel
   config = {"module": {**SIZES, "concat_gain": 2.0}}
-  weights.save(tmp_path / "base", config, jax.tree.map(np.asarray, params))
+  weights.save(tmp_path / "base", config, params)
   return tmp_path / "base", kernel
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import cascade_standin
 import numpy as np
@@ -161,6 +163,42 @@ def test_diffusers(convert, files, tmp_path):
   assert written.shapes == file_shapes(unet(), "diffusers")
 
 
+def test_what_a_whole_repository_lacks_is_said(convert, repository, tmp_path):
+  shutil.copytree(repository, tmp_path / "src")
+  shutil.rmtree(tmp_path / "src" / "tokenizer")
+  status, _, lines = convert(tmp_path / "src", tmp_path / "o", "--to=diffusers")
+  assert status == 0
+  assert lines[-1] == (
+    "i2vgen: no whole repository: it lacks tokenizer, scheduler, "
+    "model_index.json"
+  )
+  (tmp_path / "o" / "vae").rename(tmp_path / "vae")
+  # What is there can be read again.
+  status, _, lines = convert(tmp_path / "o", tmp_path / "p", "--to=orbax")
+  assert status == 0
+  assert {path.name for path in (tmp_path / "p").iterdir()} == {
+    "base",
+    "text_encoder",
+    "image_encoder",
+  }
+
+
+def test_reader_that_has_seen_enough(files, tmp_path):
+  """As `i2vgen convert ... | head -1`: the conversion goes on."""
+  read, write = os.pipe()
+  os.close(read)
+  argv = ["convert", files / "released.pth", tmp_path / "o.pth", "--to=vgen"]
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.cli", *argv],
+    stdout=write,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  os.close(write)
+  assert done.returncode == 0 and "Error" not in done.stderr
+  assert (tmp_path / "o.pth").exists()
+
+
 def test_vgen_takes_the_unet_alone(convert, repository, tmp_path):
   target = tmp_path / "unet.pth"
   status, out, lines = convert(repository, target, "--to=vgen")
@@ -292,6 +330,30 @@ def test_form_that_lacks_the_variant(
 def test_no_unet(refuses, repository, tmp_path, form):
   line = refuses(repository / "vae", tmp_path / "out", f"--to={form}")
   assert f"a file of {form} holds one U-Net, and the source has 0" in line
+
+
+def test_values_that_a_dtype_cannot_hold(refuses, spoiled, tmp_path):
+  def change(arrays):
+    arrays["out.2.bias"][1] = 1e6
+
+  file = spoiled(change)
+  line = refuses(file, tmp_path / "o", "--to=orbax", "--dtype=float16")
+  assert "1 of 4 values of 'out.2.bias'" in line and "as float16" in line
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.bool_])
+def test_weights_that_are_quantised(refuses, spoiled, tmp_path, dtype):
+  def change(arrays):
+    arrays["out.2.bias"] = arrays["out.2.bias"].astype(dtype)
+
+  line = refuses(spoiled(change), tmp_path / "o", "--to=orbax")
+  assert "'out.2.bias' is" in line
+
+
+def test_padding_that_the_tokenizer_lacks(refuses, repository, tmp_path):
+  options = ["--to=diffusers", "--choose=pad_token_id=99999"]
+  line = refuses(repository, tmp_path / "o", *options)
+  assert "pad_token_id 99999 is none of the" in line
 
 
 def test_groups_that_vgen_has_not(refuses, repository, tmp_path):

@@ -1,6 +1,5 @@
 """`i2vgen sample`, from files to files, on a small untrained cascade."""
 
-import functools
 import json
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from PIL import Image
 
 from data_pipelines import video
 from i2vgen_jax import cascade as cascade_module
+from i2vgen_jax.interop import sources
 from launch import sample
 
 PROMPT = "a red disc moves left"
@@ -22,15 +22,6 @@ PROMPT = "a red disc moves left"
 @pytest.fixture(scope="module", autouse=True)
 def quick_compiler():
   with cascade_standin.quick_compiler():
-    yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def load_once():
-  """Most runs read the same folder, and reading takes seconds."""
-  load = functools.cache(cascade_module.Cascade.load)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cascade_module.Cascade, "load", load)
     yield
 
 
@@ -334,13 +325,58 @@ def test_weights_of_another_variant(refuses, weights, tmp_path):
   spoiled = shutil.copytree(weights, tmp_path / "weights")
   shutil.rmtree(spoiled / "base" / "params")
   shutil.copytree(spoiled / "refine" / "params", spoiled / "base" / "params")
-  assert "weights of another variant" in refuses(weights=spoiled)
+  assert "weights do not fit the network" in refuses(weights=spoiled)
 
 
-def test_stage_that_the_weights_lack(refuses, weights, tmp_path):
-  spoiled = shutil.copytree(weights, tmp_path / "weights")
-  shutil.rmtree(spoiled / "refine")
-  assert "no refine stage" in refuses(weights=spoiled)
+@pytest.fixture
+def without(weights, tmp_path):
+  """A copy of the cascade that lacks some of its folders."""
+
+  def without(*names):
+    leave_out = shutil.ignore_patterns(*names)
+    return shutil.copytree(weights, tmp_path / "some", ignore=leave_out)
+
+  return without
+
+
+@pytest.fixture
+def no_load(monkeypatch):
+  """Whatever is missing must be found before large weights are read."""
+
+  def fail(*args, **kwargs):
+    raise AssertionError("weights were read")
+
+  monkeypatch.setattr(sources.Source, "load", fail)
+
+
+@pytest.mark.parametrize("stage", ["refine", "cascade"])
+def test_stage_that_the_weights_lack(refuses, without, no_load, stage):
+  line = refuses(weights=without("refine"), stage=stage)
+  assert "no refine stage in" in line and "use --stage base" in line
+
+
+def test_no_stage_at_all(refuses, without, no_load):
+  line = refuses(weights=without("refine", "base"))
+  assert "neither base nor refine in" in line
+
+
+def test_tower_that_the_weights_lack(refuses, without, no_load):
+  line = refuses(weights=without("image_encoder"))
+  assert "stage base needs image_encoder" in line
+
+
+def test_tokenizer_that_the_weights_lack(refuses, without, no_load):
+  line = refuses(weights=without("tokenizer"), stage="refine")
+  assert "no tokenizer in" in line and "vocab.json and merges.txt" in line
+
+
+def test_weights_of_one_stage_run_it(run, command, without, tmp_path):
+  """The base of this cascade takes no text, and then needs no tokenizer."""
+  folder = without("refine", "text_encoder", "tokenizer")
+  status, _ = run(*command(weights=folder))
+  assert status == 0
+  report = json.loads((tmp_path / "out.json").read_text())
+  assert report["stage"] == "base" and list(report["settings"]) == ["base"]
 
 
 def test_no_memory_is_one_line(refused, command, monkeypatch, tmp_path):
