@@ -14,9 +14,15 @@ from flax import traverse_util
 from public_standin import TEXT, VAE, VISION, draw, rewrite_json, unet
 from torch_dicts import arrays_of
 
-from i2vgen_jax import sharding, weights
+from i2vgen_jax import sharding, tokenizer, weights
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import load_text_encoder, load_unet, load_vae, sources
+from i2vgen_jax.interop import (
+  load_cascade,
+  load_text_encoder,
+  load_unet,
+  load_vae,
+  sources,
+)
 from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.interop.safetensors_files import write
 from i2vgen_jax.interop.tensors import Tensors
@@ -455,6 +461,24 @@ def test_choices_of_ours(cascade):
     sources.find(cascade, {"nonsense": 3})
   with pytest.raises(InputError, match="pad_token_id 9999 is none of the 514"):
     sources.find(cascade, {"pad_token_id": 9999})
+
+
+def test_tokenizer_of_another_text_tower(cascade, tmp_path):
+  copied = shutil.copytree(cascade, tmp_path / "copied")
+  shutil.rmtree(copied / "tokenizer")
+  tokenizer.build_vocabulary(["kite"], copied / "tokenizer")
+  with pytest.raises(InputError, match=r"token \d+ of .* none of the 514 that"):
+    load_cascade(copied)
+
+
+def test_no_text_where_the_unet_takes_none(original, tmp_path):
+  for file in original.iterdir():
+    if file.suffix != ".pth":
+      shutil.copy(file, tmp_path)
+  save(tmp_path / "a.pth", draw(unet("image_to_video"), "vgen"))
+  loaded = load_cascade(tmp_path)
+  assert loaded.tokenizer is None and loaded.text_encoder is None
+  assert loaded.image_encoder.module == VISION
 
 
 @pytest.mark.parametrize("name", ["base", "refine", "vae", "text_encoder"])
