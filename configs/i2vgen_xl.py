@@ -297,7 +297,7 @@ def tiny() -> ConfigDict:
       "decode_chunk": 8,
     }
   )
-  config.train.num_steps = 10_000
+  config.train.num_steps = 12_000
   config.train.beta2 = 0.99
   config.train.batch_size = 8
   config.train.learning_rate = 1e-3
