@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
   args = parser().parse_args(argv)
   LINE.silent = args.no_progress
   outputs.check(args.output, args.image)
-  opened = _open(args.weights)
+  opened = interop.open_cascade(args.weights or BUNDLED)
   args.stage = _stage(args.stage, opened)
   source = _read(args)
   seconds: dict[str, float] = {}
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
   plan = _plan(cascade, args, source)
   evaluations = {name: cascade.check(name, s) for name, s in plan.items()}
   cut = _cut_tokens(cascade, plan, args.prompt)
-  _tell_choices(cascade)
+  _tell_weights(cascade, args.weights is None)
   report = _report(args, cascade, plan, source, cut)
   advice = "ask for a smaller --size or fewer --num-frames"
   with guards.interruptible(), guards.memory(advice):
@@ -155,15 +155,6 @@ def _read(args: Namespace) -> Source:
   return Source.of_photo(args.image)
 
 
-def _open(weights: str | None) -> interop.Opened:
-  if weights is None:
-    note(
-      "no --weights: using the small cascade of this package, trained on "
-      "drawn shapes that move; it does not know the real world"
-    )
-  return interop.open_cascade(weights or BUNDLED)
-
-
 def _stage(asked: str | None, opened: interop.Opened) -> str:
   """What is asked for, or all that the weights have."""
   here = set(opened.stages)
@@ -177,8 +168,13 @@ def _stage(asked: str | None, opened: interop.Opened) -> str:
   return asked or most
 
 
-def _tell_choices(cascade: Cascade) -> None:
-  """For weights that came from a public form."""
+def _tell_weights(cascade: Cascade, bundled: bool) -> None:
+  """Which they are; of those from a public form, what was chosen."""
+  if bundled:
+    note(
+      "no --weights: using the small cascade of this package, trained on "
+      "drawn shapes that move; it does not know the real world"
+    )
   if "source" in cascade.vae.config:
     taken = _choices(cascade)
     note("weights take " + ", ".join(f"{n} {v}" for n, v in taken.items()))
