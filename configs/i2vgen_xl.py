@@ -8,7 +8,7 @@
 | image_to_video | public variant (a): CLIP vector only, 448x256x32 |
 | tiny_vae, tiny_clip, tiny, tiny_refine | the bundled cascade, in order |
 
-    i2vgen train --config=configs/i2vgen_xl.py:tiny --workdir=/tmp/tiny
+    i2vgen train --config=configs/i2vgen_xl.py:tiny --workdir=runs/tiny
 
 The bundled cascade is what `launch/make_tiny.sh` builds; its scores are in
 the README.

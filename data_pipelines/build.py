@@ -12,13 +12,14 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines import images, procedural, records, video
 from data_pipelines.dataset import Example, Kind, describe, shard_path
-from data_pipelines.quarantine import Drop, write_drops
+from data_pipelines.json_files import write_json, write_rows
+from data_pipelines.quarantine import Drop
 from i2vgen_jax.errors import InputError
 
 KINDS: tuple[Kind, ...] = ("text_video", "text_image")
@@ -95,7 +96,7 @@ def finish(
     kind: describe(output_dir, kind, split, count)
     for kind, count in counts.items()
   }
-  write_drops(output_dir / "quarantine.jsonl", drops)
+  write_rows(output_dir / "quarantine.jsonl", drops)
   built = Built(
     num_videos=lengths.get("text_video", 0),
     num_images=lengths.get("text_image", 0),
@@ -108,13 +109,6 @@ def finish(
   )
   shutil.rmtree(work_dir(output_dir))
   return built
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes a JSON file, which appears by rename."""
-  unfinished = path.with_name(path.name + ".tmp")
-  unfinished.write_text(json.dumps(value, indent=2) + "\n")
-  unfinished.replace(path)
 
 
 # ---- The procedural world ----

@@ -258,6 +258,15 @@ class Dataset:
     return records.decode_example(raw, _LISTS)
 
 
+def kind_of(directory: Path) -> Kind:
+  """The kind of a dataset; opens none of its sidecars.
+
+  Raises:
+    InputError: no dataset there.
+  """
+  return _kind_and_split(_shards(directory)[0])[0]
+
+
 def _kind_and_split(shard: Path) -> tuple[Kind, str]:
   kind, split = shard.name.split(".tfrecord")[0].split("-", 1)
   return kind, split

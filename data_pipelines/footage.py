@@ -26,8 +26,9 @@ from data_pipelines import build, images, records, scan, selection, video
 from data_pipelines.build import Built, Progress
 from data_pipelines.dataset import Example, Kind, shard_path
 from data_pipelines.guard import guarded
+from data_pipelines.json_files import write_json, write_rows
 from data_pipelines.manifest import Source, local_file, read_manifest
-from data_pipelines.quarantine import Drop, Unusable, read_drops, write_drops
+from data_pipelines.quarantine import Drop, Unusable, read_drops
 from data_pipelines.runner import Runner, in_order
 from data_pipelines.scan import Candidate, ScanSettings
 from data_pipelines.scores import load_hook
@@ -138,7 +139,7 @@ def _scan(
     listing = _listing_of(path)
     if not listing.exists():
       group = sources[number * size : (number + 1) * size]
-      build.write_json(listing, [row._asdict() for row in group])
+      write_json(listing, [row._asdict() for row in group])
   task = functools.partial(_scan_task, work, settings)
   _run(run, task, paths, "scan", progress)
   return paths
@@ -161,8 +162,8 @@ def _scan_task(work: Path, settings: Settings, number: int) -> None:
       drops += bad
     except InputError as error:
       drops.append(_drop_of(source.row, source.path, None, error))
-  write_drops(_drops_of(path), drops)
-  selection.write_candidates(path, candidates)
+  write_rows(_drops_of(path), drops)
+  write_rows(path, candidates)
 
 
 def _write(
@@ -221,7 +222,7 @@ def _shard_task(
           _drop_of(candidate.row, candidate.path, candidate.start, error)
         )
     # Before the shard, whose presence says that all of it is done.
-    write_drops(_late_drops(output_dir, kind, number), drops)
+    write_rows(_late_drops(output_dir, kind, number), drops)
 
   records.write_shard(path, written())
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float16, UInt8
 
 from data_pipelines import images, records, video
-from data_pipelines.build import Progress, write_json
+from data_pipelines.build import Progress
 from data_pipelines.dataset import (
   SCORES,
   Dataset,
@@ -24,6 +24,7 @@ from data_pipelines.dataset import (
   describe,
   shard_path,
 )
+from data_pipelines.json_files import write_json
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 

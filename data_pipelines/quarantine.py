@@ -1,7 +1,7 @@
 """What a build leaves out, and why: one row each, with a reason to count by."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,17 +72,8 @@ class Drop(NamedTuple):
   detail: str
 
 
-def write_drops(path: Path, drops: Iterable[Drop]) -> None:
-  """Writes JSON lines; the file appears by rename."""
-  unfinished = path.with_name(path.name + ".tmp")
-  with unfinished.open("w") as file:
-    for drop in drops:
-      file.write(json.dumps(drop._asdict()) + "\n")
-  unfinished.replace(path)
-
-
 def read_drops(path: Path) -> Iterator[Drop]:
-  """The rows of such a file."""
+  """The rows of a file with one drop a line."""
   with path.open() as file:
     for line in file:
       yield Drop(**json.loads(line))

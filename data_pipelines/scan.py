@@ -1,5 +1,6 @@
 """One file looked at: its single shots, how they score, what is wrong."""
 
+import bisect
 import dataclasses
 import hashlib
 import io
@@ -221,7 +222,8 @@ class _Looks:
 
   def __init__(self):
     self.times: list[float] = []
-    self._kept: list[tuple[int, bytes]] = []
+    self._numbers: list[int] = []
+    self._jpegs: list[bytes] = []
 
   def watch(self, frames: Iterator) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Passes the frames on."""
@@ -230,7 +232,8 @@ class _Looks:
       if time >= due:
         buffer = io.BytesIO()
         Image.fromarray(frame).save(buffer, "JPEG", quality=95)
-        self._kept.append((len(self.times), buffer.getvalue()))
+        self._numbers.append(len(self.times))
+        self._jpegs.append(buffer.getvalue())
         # A frame early rather than late, whatever the rounding of times.
         due = time + 1 / _LOOKS - 1e-3
       self.times.append(time)
@@ -238,10 +241,11 @@ class _Looks:
 
   def of(self, shot: Shot) -> tuple[UInt8[np.ndarray, "n h w 3"], list[float]]:
     """The frames kept of a shot, at least one, and their times."""
-    inside = [
-      (n, jpeg) for n, jpeg in self._kept if shot.start <= n < shot.stop
-    ]
+    first, last = (
+      bisect.bisect_left(self._numbers, frame)
+      for frame in (shot.start, shot.stop)
+    )
     # None in a shot shorter than the step: then the one before it will do.
-    inside = inside or [max(k for k in self._kept if k[0] <= shot.start)]
-    few = [np.array(Image.open(io.BytesIO(jpeg))) for _, jpeg in inside]
-    return np.stack(few), [self.times[number] for number, _ in inside]
+    first = min(first, last - 1)
+    few = [np.array(Image.open(io.BytesIO(x))) for x in self._jpegs[first:last]]
+    return np.stack(few), [self.times[n] for n in self._numbers[first:last]]

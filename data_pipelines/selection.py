@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,15 +64,6 @@ class Selected(NamedTuple):
   drops: list[Drop]
 
 
-def write_candidates(path: Path, candidates: Iterable[Candidate]) -> None:
-  """One line each; the file appears by rename."""
-  unfinished = path.with_name(path.name + ".tmp")
-  with unfinished.open("w") as file:
-    for candidate in candidates:
-      file.write(json.dumps(candidate._asdict()) + "\n")
-  unfinished.replace(path)
-
-
 def read_candidate(path: Path, offset: int) -> Candidate:
   """The candidate of a line."""
   with path.open("rb") as file:
@@ -90,7 +81,7 @@ def select(files: Sequence[Path], limits: Limits, seed: int) -> Selected:
   captions.
 
   Args:
-    files: what `write_candidates` wrote, in the manifest's order.
+    files: one candidate a line, in the manifest's order.
     limits: bounds on the scores.
     seed: of the order.
   """

@@ -7,6 +7,7 @@ The run resumes from whatever DIR holds. At its end the averaged weights lie
 in DIR/export/NETWORK, as a cascade folder holds them.
 """
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import latents
 from data_pipelines.augmentation import Augmentation
-from data_pipelines.dataset import Dataset
+from data_pipelines.dataset import kind_of
 from data_pipelines.reader import Reader
 from i2vgen_jax import interop, networks, sharding, weights
 from i2vgen_jax.errors import InputError
@@ -101,13 +102,14 @@ def _check_latents(config: ConfigDict, task: tasks.Task) -> None:
   Raises:
     InputError: a dataset of latents was encoded by others.
   """
+  digest = functools.cache(lambda name: weights.digest(task.frozen[name]))
   for given in (*config.data.video_dirs, *config.data.image_dirs):
     directory = Path(given if isinstance(given, str) else given[0])
-    if not Dataset([directory]).kind.startswith("latent"):
+    if not kind_of(directory).startswith("latent"):
       continue
     told = latents.identity_of(directory)
     for name in sorted(told.keys() & task.frozen.keys()):
-      if told[name] != weights.digest(task.frozen[name]):
+      if told[name] != digest(name):
         raise InputError(
           f"{directory} was encoded by another {name} than that in "
           f"{config.frozen}; encode it again with --weights={config.frozen}"

@@ -87,10 +87,6 @@ class Choices:
         )
     return {n: _read(n, v, known[n], where) for n, v in values.items()}
 
-  def replace(self, values: Mapping[str, Any]) -> "Choices":
-    """With other values; errors as `read`."""
-    return dataclasses.replace(self, **self.read(values))
-
 
 # What the code of each form does; VGen's is the default of every field.
 DEFAULTS = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import fingerprint, selection
+from data_pipelines.json_files import write_rows
 from data_pipelines.scan import Candidate
 from data_pipelines.selection import Limits, first_alike, select
 
@@ -24,7 +25,7 @@ def selected(folder, candidates, limits=None, seed=0, parts=2):
   for path, some in zip(
     files, np.array_split(np.arange(len(candidates)), parts), strict=True
   ):
-    selection.write_candidates(path, [candidates[n] for n in some])
+    write_rows(path, [candidates[n] for n in some])
   found = select(files, limits or Limits(), seed)
   rows = {
     kind: [

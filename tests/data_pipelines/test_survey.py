@@ -8,7 +8,8 @@ from dataset_standin import counting_clip, write_dataset
 
 from data_pipelines import survey
 from data_pipelines.dataset import Example
-from data_pipelines.quarantine import Drop, write_drops
+from data_pipelines.json_files import write_rows
+from data_pipelines.quarantine import Drop
 from i2vgen_jax.errors import InputError
 
 
@@ -103,7 +104,7 @@ def test_what_was_left_out(tmp_path, monkeypatch):
     Drop(2, "b.mp4", None, "missing", "gone"),
     Drop(3, "c.mp4", None, "empty", "nothing"),
   ]
-  write_drops(tmp_path / "quarantine.jsonl", drops)
+  write_rows(tmp_path / "quarantine.jsonl", drops)
   dropped = {"empty": 1, "missing": 7, "no-shot": 3}
   rows = survey.left_out(tmp_path, dropped)
   assert [(row.reason, row.count) for row in rows] == [

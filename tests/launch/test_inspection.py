@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_pipelines import build, images, survey
 from data_pipelines.dataset import Example
-from data_pipelines.quarantine import Drop, write_drops
+from data_pipelines.json_files import write_rows
+from data_pipelines.quarantine import Drop
 from launch import sheets
 
 EVIL = '<script>alert("1")</script> & a fox'
@@ -54,7 +55,7 @@ def data_dir(tmp_path):
   write_dataset(root, "text_video", clips)
   write_dataset(root, "text_image", stills)
   drops = [Drop(4, "x.mp4", 1.0, "no-shot", "30 frames <b>")]
-  write_drops(root / "quarantine.jsonl", drops)
+  write_rows(root / "quarantine.jsonl", drops)
   told = {"identity": {"seed": 3}, "dropped": {"no-shot": 1234}}
   build.write_json(root / "build.json", told)
   return root
