@@ -259,19 +259,21 @@ def _clip(
   """mp4, mean rate, width and height."""
   # Halfway between two frames of any usual rate, whatever the rounding.
   slack = 1e-3
-  decoded = video.stream(
-    file,
-    short_side=short_side,
-    start=max(candidate.start - slack, 0),
-    stop=candidate.last + slack,
+  decoded = list(
+    video.stream(
+      file,
+      short_side=short_side,
+      start=max(candidate.start - slack, 0),
+      stop=candidate.last + slack,
+    )
   )
-  times, frames = zip(*decoded, strict=True)
-  if len(frames) != candidate.num_frames:
+  if len(decoded) != candidate.num_frames:
     raise Unusable(
       "changed",
-      f"{candidate.path} has {len(frames)} frames where there were "
+      f"{candidate.path} has {len(decoded)} frames where there were "
       f"{candidate.num_frames}; build again",
     )
+  times, frames = zip(*decoded, strict=True)
   height, width = (side // 2 * 2 for side in frames[0].shape[:2])
   even = np.stack([frame[:height, :width] for frame in frames])
   at = np.array(times) - times[0]

@@ -18,10 +18,11 @@ from skimage import data
 
 from data_pipelines import guard, procedural, video
 from data_pipelines.dataset import Dataset, dataset_dir
-from data_pipelines.footage import Settings, build_footage
-from data_pipelines.quarantine import read_drops
+from data_pipelines.footage import Settings, build_footage, encode
+from data_pipelines.manifest import Source
+from data_pipelines.quarantine import Unusable, read_drops
 from data_pipelines.runner import beam_runner
-from data_pipelines.scan import ScanSettings
+from data_pipelines.scan import ScanSettings, scan
 from data_pipelines.selection import Limits
 from i2vgen_jax.errors import InputError
 
@@ -411,6 +412,18 @@ def test_start_and_end_choose_a_part(hostile, tmp_path):
   frames, _ = video.decode_mp4(record["video"])
   assert np.abs(frames.astype(int) - render(0)[3:12]).mean() < 4
   assert [d.reason for d in quarantine(out)] == ["no-frames"]
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_a_file_that_changed_after_its_scan_is_left_out(tmp_path, kept):
+  path = tmp_path / "clip.mp4"
+  video.write_mp4(path, render(1), 12)
+  source = Source(1, "clip.mp4", str(path), ("x",))
+  [candidate], _ = scan(source, path, WHOLE)
+  late = candidate._replace(start=9.0, last=9.5) if not kept else candidate
+  video.write_mp4(path, render(1)[: kept or 12], 12)
+  with pytest.raises(Unusable, match=f"{kept} frames where there were 12"):
+    encode(late, path, 720)
 
 
 def test_an_edited_film_becomes_its_shots(footage, tmp_path):
