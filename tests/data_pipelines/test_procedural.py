@@ -155,3 +155,13 @@ def test_one_frame_is_the_first_of_many():
     many = procedural.render(scene, (64, 48), 8)
     one = procedural.render(scene, (64, 48), 1)
     np.testing.assert_array_equal(one[0], many[0])
+
+
+def test_turns_are_drawn_more_often_for_training_alone():
+  def share(split):
+    drawn = scenes(600, split)
+    return sum(s.motion.startswith("turns") for s in drawn) / len(drawn)
+
+  # 2 of 12 motions, of weight 4 in training; a sixth is held out by a hash.
+  assert share("train") == pytest.approx(8 / 18, abs=0.08)
+  assert share("test") == pytest.approx(2 / 12, abs=0.12)
