@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
@@ -117,11 +118,18 @@ def _check_latents(config: ConfigDict, task: tasks.Task) -> None:
 
 
 def _initial_params(config: ConfigDict) -> Params | None:
-  """Of `config.init_from`: any weights for a U-Net, ours for the others."""
+  """Of `config.init_from`, float32: any weights for a U-Net, our own VAE."""
   if config.init_from is None:
     return None
+  if config.objective == "autoencoder":
+    vae = networks.build("vae", config.vae.to_dict(), Path("config.vae"))
+    abstract = networks.abstract_params(vae)
+    return weights.load_params(Path(config.init_from), abstract, jnp.float32)
   if config.objective != "diffusion":
-    return networks.load(Path(config.init_from)).params
+    raise InputError(
+      f"config.init_from is no use to the objective {config.objective}; "
+      "leave it out"
+    )
   fields = config.unet.to_dict()
   unet = networks.build(config.component, fields, Path("config.unet"))
   rng = jax.random.key(config.train.seed)

@@ -3,10 +3,13 @@
 import itertools
 
 import cascade_standin
+import jax
+import numpy as np
 import pytest
 from dataset_standin import counting_clip, write_dataset
 
 from data_pipelines.reader import Reader
+from i2vgen_jax import networks, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.sharding import make_mesh
 from i2vgen_jax.tokenizer import Tokenizer, build_vocabulary
@@ -66,3 +69,38 @@ def test_kept_latents_and_new_views_are_refused(config, tmp_path):
   with pytest.raises(InputError, match="keep_latents"):
     train.run(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+class TestInitFrom:
+  @pytest.fixture
+  def folder(self, tmp_path):
+    """A stored autoencoder, in float16 as the bundled one is."""
+    config = cascade_standin.get_config("tiny_vae")
+    module = networks.build("vae", config.vae.to_dict(), tmp_path)
+    params = jax.tree.map(
+      lambda x: x.astype(np.float16), cascade_standin.random_params(module, 0)
+    )
+    fields = {"module": config.vae.to_dict(), "scaling_factor": 1.0}
+    weights.save(tmp_path / "vae", fields, params)
+    return tmp_path / "vae"
+
+  def test_training_keeps_its_weights_in_float32(self, folder):
+    config = cascade_standin.get_config("tiny_vae")
+    config.init_from = str(folder)
+    params = train._initial_params(config)
+    assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
+    stored = networks.load(folder).params
+    jax.tree.map(np.testing.assert_array_equal, params, stored)
+
+  def test_another_width_is_refused(self, folder):
+    config = cascade_standin.get_config("tiny_vae")
+    config.init_from = str(folder)
+    config.vae.latent_channels = 4
+    with pytest.raises(InputError, match="another"):
+      train._initial_params(config)
+
+  def test_towers_start_from_nothing(self, folder):
+    config = cascade_standin.get_config("tiny_clip")
+    config.init_from = str(folder)
+    with pytest.raises(InputError, match=r"config\.init_from"):
+      train._initial_params(config)
