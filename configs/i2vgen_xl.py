@@ -218,6 +218,8 @@ def tiny_vae() -> ConfigDict:
     "l2_weight": 10.0,
     "edge_weight": 0.2,
     "kl_weight": 1e-4,
+    # Go on from config.init_from and leave its latents as they are.
+    "decoder_only": False,
   }
   # One frame of each clip, for as many scenes as possible.
   config.data.buckets = ((1, 8.0, 1.0),)

@@ -169,6 +169,7 @@ def autoencoder_objective(
   l2_weight: float,
   edge_weight: float,
   kl_weight: float,
+  decoder_only: bool,
 ) -> Objective:
   """Reconstruction of frames, and a weak pull to a unit Gaussian.
 
@@ -181,11 +182,15 @@ def autoencoder_objective(
     edge_weight: on the mean absolute error of the differences between
       neighbouring pixels, which keeps outlines sharp.
     kl_weight: on the mean KL divergence per latent number, in nats.
+    decoder_only: the encoder stays as it is, and with it the latents that
+      other networks have learned.
   """
 
   def reconstruct(params, frames, rng, index):
     x = frames.reshape(-1, *frames.shape[2:])
     posterior = vae.apply({"params": params}, x, method="encode")
+    if decoder_only:
+      posterior = jax.lax.stop_gradient(posterior)
     mean, logvar = posterior.mean, posterior.logvar
     shape = (frames.shape[1], *mean.shape[1:])
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(

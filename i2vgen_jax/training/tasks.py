@@ -255,6 +255,11 @@ def _grid(clips: np.ndarray) -> Picture:
 def _autoencoder(config: ConfigDict) -> Task:
   vae = _module(config, "vae", config.vae)
   settings = config.autoencoder.to_dict()
+  if settings["decoder_only"] and config.init_from is None:
+    raise InputError(
+      "config.autoencoder.decoder_only needs an autoencoder to go on from; "
+      "name its folder: --config.init_from=CASCADE/vae"
+    )
 
   def flat(batch: Batch) -> Array:
     return encode.to_unit_range(batch.frames).reshape(
@@ -270,12 +275,17 @@ def _autoencoder(config: ConfigDict) -> Task:
     few = jax.tree.map(lambda x: x[:4], batch)
     return _grid(np.stack([few.frames, rebuild(params, few)], axis=1))
 
-  def exports(params: Params, batch: Batch) -> dict:
+  def scaling_factor(params: Params, batch: Batch) -> float:
+    if settings["decoder_only"]:
+      return weights.load_config(Path(config.init_from))["scaling_factor"]
+    # Scaled latents have unit variance on the training data.
     latents = vae.apply({"params": params}, flat(batch), method="encode").mean
+    return float(1 / latents.std())
+
+  def exports(params: Params, batch: Batch) -> dict:
     exported = {
       "module": config.vae.to_dict(),
-      # Scaled latents have unit variance on the training data.
-      "scaling_factor": float(1 / latents.std()),
+      "scaling_factor": scaling_factor(params, batch),
     }
     return {"vae": (exported, params)}
 

@@ -1,14 +1,17 @@
 """From nothing to a video: what `launch/make_tiny.sh` does, in miniature."""
 
+import functools
 import importlib.util
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from data_pipelines import build
+from i2vgen_jax import networks
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.tokenizer import build_vocabulary
@@ -88,6 +91,22 @@ def test_a_run_leaves_config_checkpoints_and_pictures(trained):
 def test_autoencoder_scales_latents_to_unit_variance(trained):
   config = json.loads((trained / "cascade/vae/config.json").read_text())
   assert config["scaling_factor"] > 0
+
+
+def test_a_decoder_trains_alone_and_the_latents_stay(trained, shards):
+  config = small("tiny_vae", trained / "cascade", shards)
+  config.autoencoder.decoder_only = True
+  with pytest.raises(InputError, match=r"config\.init_from"):
+    train.run(config, trained / "decoder")
+  config.init_from = str(trained / "cascade" / "vae")
+  train.run(config, trained / "decoder")
+  before = networks.load(trained / "cascade" / "vae")
+  after = networks.load(trained / "decoder" / "export" / "vae")
+  assert after.config == before.config
+  same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+  same(after.params["encoder"], before.params["encoder"])
+  with pytest.raises(AssertionError):
+    same(after.params["decoder"], before.params["decoder"])
 
 
 def test_towers_of_another_width_are_refused(trained, shards, tmp_path):

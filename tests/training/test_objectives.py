@@ -18,10 +18,11 @@ from training_standins import (
   make_frozen,
 )
 
+from i2vgen_jax import networks
 from i2vgen_jax.diffusion.schedules import make_schedule
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.clip import TextOutput
-from i2vgen_jax.models.vae import Posterior
+from i2vgen_jax.models.vae import AutoencoderKL, Posterior
 from i2vgen_jax.sharding import make_mesh
 from i2vgen_jax.training.objectives import (
   autoencoder_objective,
@@ -277,7 +278,7 @@ class TestAutoencoder:
     zero = {"l1_weight": 0.0, "l2_weight": 0.0}
     zero |= {"edge_weight": 0.0, "kl_weight": 0.0}
     objective = autoencoder_objective(
-      vae=vae, scales=((1, rows),), **zero | weights
+      vae=vae, scales=((1, rows),), decoder_only=False, **zero | weights
     )
     return objective({}, {}, make_batch(0), RNG)
 
@@ -318,6 +319,7 @@ class TestAutoencoder:
       l2_weight=1.0,
       edge_weight=0.0,
       kl_weight=0.0,
+      decoder_only=False,
     )
     loss, metrics = objective(make_frozen()["vae"], {}, make_batch(0), RNG)
     assert {"psnr_8", "psnr_4"} <= metrics.keys()
@@ -396,3 +398,22 @@ class TestContrastive:
     # Softmax of (0, 10) read at the 0.
     assert float(loss) == pytest.approx(np.log1p(np.exp(10.0)), rel=1e-5)
     assert float(metrics["accuracy"]) == 0
+
+  @pytest.mark.parametrize("decoder_only", [False, True])
+  def test_decoder_only_leaves_the_encoder_alone(self, decoder_only):
+    vae = AutoencoderKL((8, 8), layers_per_block=1, norm_groups=4)
+    params = networks.init_params(vae, RNG)
+    objective = autoencoder_objective(
+      vae=vae,
+      scales=((1, 8),),
+      l1_weight=1.0,
+      l2_weight=1.0,
+      edge_weight=1.0,
+      kl_weight=1.0,
+      decoder_only=decoder_only,
+    )
+    grads = jax.grad(lambda p: objective(p, {}, make_batch(0), RNG)[0])(params)
+    size = {name: optax.global_norm(tree) for name, tree in grads.items()}
+    assert size["decoder"] > 0 and size["post_quant_conv"] > 0
+    assert (size["encoder"] == 0) == decoder_only
+    assert (size["quant_conv"] == 0) == decoder_only
