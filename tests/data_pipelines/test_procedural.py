@@ -97,7 +97,7 @@ def test_objects_travel_as_far_as_their_caption_says(heading, size):
 )
 def test_objects_change_size_in_place(motion, ratio):
   for scene in scenes(10, motion=[motion]):
-    masks = procedural.object_mask(scene, (128, 128), 8)
+    masks = procedural.object_mask(scene, (256, 256), 8)  # whole pixels
     lengths = np.sqrt(masks.sum((1, 2)))
     np.testing.assert_allclose(lengths[-1] / lengths[0], ratio, rtol=0.05)
     drift = centroid(masks[-1]) - centroid(masks[0])
