@@ -6,30 +6,28 @@ clip = cascade.run_refine(clip, ["a red arrow moves up slowly ..."])
 """
 
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from i2vgen_jax import encode, networks, preprocessing, stage, weights
+from i2vgen_jax import networks, preprocessing, programs, stage, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.networks import Network
+from i2vgen_jax.programs import Progress
 from i2vgen_jax.stage import Settings
 from i2vgen_jax.tokenizer import Tokenizer
-from i2vgen_jax.types import Array, Params
+from i2vgen_jax.types import Params
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny"
 
 Clips = UInt8[np.ndarray, "b f h w 3"]
 Latents = Float[np.ndarray, "b f h w c"]
-Progress = Callable[[int], None]
 
 # What the config of a network says beside the fields of its module.
 _NOTES = {
@@ -234,7 +232,7 @@ class Cascade:
       for image in images
     ]
     pictures, clip_images = (np.stack(v) for v in zip(*views, strict=True))
-    clips = _base(
+    clips = programs.base(
       self._params("base"),
       pictures,
       clip_images,
@@ -267,7 +265,7 @@ class Cascade:
     settings = dataclasses.replace(settings, num_frames=clips.shape[1])
     self.check("refine", settings)
     _check_rows(len(clips), prompts)
-    refined = _refine(
+    refined = programs.refine(
       self._params("refine"),
       clips,
       *self._tokens(prompts, settings),
@@ -342,9 +340,9 @@ class Cascade:
     networks_of_stage = self._towers(name) | {"unet": self._stage(name)}
     return {part: n.params for part, n in networks_of_stage.items()}
 
-  def _parts(self, name: str) -> "_Parts":
+  def _parts(self, name: str) -> programs.Parts:
     modules = {part: n.module for part, n in self._towers(name).items()}
-    return _Parts(
+    return programs.Parts(
       unet=self._stage(name).module,
       vae=modules["vae"],
       text_encoder=modules.get("text_encoder"),
@@ -414,169 +412,3 @@ def _stage_rng(name: str, seed: int) -> jax.Array:
   """The stages of one seed must not see the same noise."""
   number = ("base", "refine").index(name)
   return jax.random.fold_in(jax.random.key(seed), number)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parts:
-  """What decides the compiled program of a stage, besides its settings."""
-
-  unet: Any
-  vae: Any
-  text_encoder: Any
-  image_encoder: Any
-  diffusion: stage.Diffusion
-  scaling_factor: float
-
-  def encode(self, params, frames, noise, chunk):
-    return encode.encode_frames(
-      self.vae,
-      params["vae"],
-      frames,
-      noise,
-      scaling_factor=self.scaling_factor,
-      chunk=chunk,
-    )
-
-  def decode(self, params, latents, chunk):
-    frames = encode.decode_latents(
-      self.vae,
-      params["vae"],
-      latents,
-      scaling_factor=self.scaling_factor,
-      chunk=chunk,
-    )
-    return encode.to_pixels(frames)
-
-  def text(self, params, ids):
-    if self.text_encoder is None:
-      return None
-    tower = {"params": params["text_encoder"]}
-    return self.text_encoder.apply(tower, ids).context
-
-  def embeds(self, params, clip_images):
-    if self.image_encoder is None:
-      return None
-    tower = {"params": params["image_encoder"]}
-    return self.image_encoder.apply(tower, clip_images)
-
-  def generate(
-    self,
-    params,
-    token_ids,
-    negative_ids,
-    rng,
-    shape,
-    settings,
-    *,
-    decode,
-    progress,
-    start=None,
-    **picture,
-  ):
-    """Frames of new clips, or their latents; the end of both stages."""
-    cond = encode.conditioning(
-      self.unet,
-      text_context=self.text(params, token_ids),
-      fps=jnp.full(shape[0], settings.fps, jnp.float32),
-      **picture,
-    )
-    made = stage.sample_latents(
-      self.unet,
-      params["unet"],
-      self.diffusion,
-      settings,
-      cond,
-      stage.null_conditioning(cond, self.text(params, negative_ids)),
-      rng,
-      shape,
-      start,
-      progress=progress,
-    )
-    if not decode:
-      return made
-    return self.decode(params, made, settings.decode_chunk)
-
-  def latents_shape(self, frames_shape):
-    b, f, height, width, _ = frames_shape
-    factor = 2 ** (len(self.vae.block_channels) - 1)
-    return (b, f, height // factor, width // factor, self.vae.latent_channels)
-
-
-_compiled = functools.partial(
-  jax.jit, static_argnames=("parts", "settings", "decode", "progress")
-)
-
-
-@_compiled
-def _base(
-  params: dict[str, Params],
-  pictures: Float[Array, "b h w 3"],
-  clip_images: Float[Array, "b s s 3"],
-  token_ids: Array,
-  negative_ids: Array,
-  rng: jax.Array,
-  *,
-  parts: _Parts,
-  settings: Settings,
-  decode: bool,
-  progress: Progress | None,
-) -> Array:
-  rng_encode, rng_sample = jax.random.split(rng)
-  b, height, width, _ = pictures.shape
-  shape = parts.latents_shape((b, settings.num_frames, height, width, 3))
-  noise = stage.row_noise(rng_encode, (b, 1, *shape[2:]))
-  latents = parts.encode(params, pictures[:, None], noise, 1)
-  return parts.generate(
-    params,
-    token_ids,
-    negative_ids,
-    rng_sample,
-    shape,
-    settings,
-    image_embeds=parts.embeds(params, clip_images),
-    image_latents=latents[:, 0],
-    decode=decode,
-    progress=progress,
-  )
-
-
-@_compiled
-def _refine(
-  params: dict[str, Params],
-  clips: Array,
-  token_ids: Array,
-  negative_ids: Array,
-  rng: jax.Array,
-  *,
-  parts: _Parts,
-  settings: Settings,
-  decode: bool,
-  progress: Progress | None,
-) -> Array:
-  rng_encode, rng_sample = jax.random.split(rng)
-  width, height = settings.size
-  b, f = clips.shape[:2]
-  # As in public variant (b): bilinear, no antialiasing, aspect not kept.
-  frames = jax.image.resize(
-    encode.to_unit_range(clips),
-    (b, f, height, width, 3),
-    "linear",
-    antialias=False,
-  )
-  shape = parts.latents_shape(frames.shape)
-  start = parts.encode(
-    params, frames, stage.row_noise(rng_encode, shape), settings.decode_chunk
-  )
-  return parts.generate(
-    params,
-    token_ids,
-    negative_ids,
-    rng_sample,
-    shape,
-    settings,
-    image_embeds=None,
-    image_latents=None,
-    start=start,
-    decode=decode,
-    progress=progress,
-  )

@@ -17,8 +17,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from i2vgen_jax import interop
-from i2vgen_jax.cascade import BUNDLED, Cascade, Progress
+from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.programs import Progress
 
 Picture = str | Path | Image.Image | np.ndarray
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cascade_standin import BASE_SIZE, NUM_FRAMES, REFINED_SIZE
 
-from i2vgen_jax import networks
+from i2vgen_jax import networks, programs
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
 
@@ -148,8 +148,8 @@ def test_stages_of_one_seed_draw_other_noise(cascade, monkeypatch):
     keys.append(args[-1])
     return np.zeros(shape(BASE_SIZE), np.uint8)
 
-  for name in ("_base", "_refine"):
-    monkeypatch.setattr(f"i2vgen_jax.cascade.{name}", record)
+  for name in ("base", "refine"):
+    monkeypatch.setattr(programs, name, record)
   cascade.run_base([picture(0)], [PROMPT])
   cascade.run_refine(np.zeros(shape(BASE_SIZE), np.uint8), [PROMPT])
   assert keys[0] != keys[1]

@@ -10,7 +10,7 @@ from cascade_standin import BASE_SIZE, NUM_FRAMES, REFINED_SIZE
 from PIL import Image
 
 import i2vgen_jax
-from i2vgen_jax import cascade, sharding
+from i2vgen_jax import programs, sharding
 from i2vgen_jax.errors import InputError
 
 PROMPT = "a red disc moves left"
@@ -135,7 +135,7 @@ def refuses(pipe, monkeypatch):
   def ran(*args, **kwargs):
     raise AssertionError("the networks ran")
 
-  monkeypatch.setattr(cascade, "_base", ran)
+  monkeypatch.setattr(programs, "base", ran)
 
   def refuses(*args, **kwargs):
     with pytest.raises(InputError) as raised:

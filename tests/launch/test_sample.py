@@ -12,7 +12,7 @@ from cascade_standin import NUM_FRAMES
 from PIL import Image
 
 from data_pipelines import video
-from i2vgen_jax import cascade as cascade_module
+from i2vgen_jax import programs
 from i2vgen_jax.interop import sources
 from launch import sample
 
@@ -208,8 +208,8 @@ def no_work(monkeypatch):
   def fail(*args, **kwargs):
     raise AssertionError("the networks ran")
 
-  monkeypatch.setattr(cascade_module, "_base", fail)
-  monkeypatch.setattr(cascade_module, "_refine", fail)
+  monkeypatch.setattr(programs, "base", fail)
+  monkeypatch.setattr(programs, "refine", fail)
 
 
 @pytest.fixture
@@ -381,7 +381,7 @@ def test_no_memory_is_one_line(refused, command, monkeypatch, tmp_path):
   def fail(*args, **kwargs):
     raise MemoryError
 
-  monkeypatch.setattr(cascade_module, "_base", fail)
+  monkeypatch.setattr(programs, "base", fail)
   line = refused(*command(), "--no-progress")
   assert "not enough memory" in line
   assert not list(tmp_path.iterdir())
