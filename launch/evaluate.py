@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
   few = cases[:UNTRAINED_CLIPS]
   untrained, _ = generate(untrain(cascade), few, args.seed, "untrained")
   figures = measure(cases, base, refined) | {
-    "motion_untrained": motion_accuracy(few, untrained, small=True),
+    "motion_untrained": accuracy(few, motions(few, untrained, small=True)),
     "first_frame_psnr_untrained": first_frame_psnr(few, untrained),
   }
 
@@ -121,18 +121,30 @@ def untrain(cascade: Cascade) -> Cascade:
   )
 
 
-def motion_accuracy(
-  cases: list[Case], clips: np.ndarray, *, small: bool
-) -> float:
-  """Share of the clips whose measured motion is the one in the caption."""
-  hits = [
+def motions(cases: list[Case], clips: np.ndarray, *, small: bool) -> list[str]:
+  """What moves how in each clip, as measured."""
+  return [
     motion.classify(
       motion.measure(clip, (case.small_mask if small else case.large_mask)[0])
     )
-    == case.scene.motion
     for case, clip in zip(cases, clips, strict=True)
   ]
-  return float(np.mean(hits))
+
+
+def accuracy(cases: list[Case], measured: list[str]) -> float:
+  """Share of the clips whose measured motion is the one in the caption."""
+  pairs = zip(cases, measured, strict=True)
+  return float(np.mean([case.scene.motion == name for case, name in pairs]))
+
+
+def by_motion(cases: list[Case], measured: list[str]) -> dict[str, str]:
+  """The same for each motion of the captions, as `hits of clips`."""
+  rows = {}
+  for name in procedural.MOTIONS:
+    pairs = zip(cases, measured, strict=True)
+    hits = [found == name for case, found in pairs if case.scene.motion == name]
+    rows[name] = f"{sum(hits)} of {len(hits)}"
+  return rows
 
 
 def first_frame_psnr(cases: list[Case], clips: np.ndarray) -> list[float]:
@@ -158,12 +170,16 @@ def measure(
     triples = zip(clips, cases, strict=True)
     return [psnr(clip, case.large, case.large_mask) for clip, case in triples]
 
+  measured = {
+    "true_clips": motions(cases, true_clips, small=False),
+    "base": motions(cases, base, small=True),
+    "refined": motions(cases, refined, small=False),
+  }
   figures: dict[str, object] = {
     "clips": len(cases),
     "motion_chance": 1 / len(procedural.MOTIONS),
-    "motion_true_clips": motion_accuracy(cases, true_clips, small=False),
-    "motion_base": motion_accuracy(cases, base, small=True),
-    "motion_refined": motion_accuracy(cases, refined, small=False),
+    **{f"motion_{k}": accuracy(cases, names) for k, names in measured.items()},
+    "motion_base_by_name": by_motion(cases, measured["base"]),
     "first_frame_psnr": first_frame_psnr(cases, base),
   }
   distances = {
@@ -209,6 +225,8 @@ def table(figures: dict) -> str:
     f"  base              {figures['motion_base']:7.1%}",
     f"  refined           {figures['motion_refined']:7.1%}",
     f"  true clips        {figures['motion_true_clips']:7.1%}",
+    "  base, motion by motion:",
+    *(f"    {k:<24}{v}" for k, v in figures["motion_base_by_name"].items()),
     "",
     "first frame against the picture, dB: mean, 95 % reach (target >= 24)",
     "  untrained base    {:6.2f} {:6.2f}".format(

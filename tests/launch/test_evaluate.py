@@ -33,9 +33,17 @@ def noisy(clips, amplitude):
 
 def test_true_clips_move_as_asked_and_reversed_ones_do_not(cases):
   clips = np.stack([case.small for case in cases])
-  assert evaluate.motion_accuracy(cases, clips, small=True) == 1
-  backwards = clips[:, ::-1]
-  assert evaluate.motion_accuracy(cases, backwards, small=True) < 0.5
+  forwards = evaluate.motions(cases, clips, small=True)
+  assert evaluate.accuracy(cases, forwards) == 1
+  backwards = evaluate.motions(cases, clips[:, ::-1], small=True)
+  assert evaluate.accuracy(cases, backwards) < 0.5
+  counts = evaluate.by_motion(cases, backwards)
+  assert counts.keys() == set(procedural.MOTIONS)
+  hits, clips = np.sum(
+    [np.array(v.split(" of "), int) for v in counts.values()], 0
+  )
+  assert clips == len(cases)
+  assert hits == evaluate.accuracy(cases, backwards) * len(cases)
 
 
 def test_a_refined_clip_that_is_nearly_true_beats_the_enlarged_one(cases):
