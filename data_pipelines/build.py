@@ -10,25 +10,24 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines import images, procedural, records, video
+from data_pipelines.atomic import sweep
 from data_pipelines.dataset import Example, Kind, describe, shard_path
 from data_pipelines.json_files import write_json, write_rows
 from data_pipelines.quarantine import Drop
+from data_pipelines.runner import Progress
 from i2vgen_jax.errors import InputError
 
 KINDS: tuple[Kind, ...] = ("text_video", "text_image")
 
 # Of x264: the small clips have edges that must stay sharp.
 _CRF = 14
-
-# (what is counted, done, total)
-Progress = Callable[[str, int, int], None]
 
 
 class Built(NamedTuple):
@@ -68,9 +67,14 @@ def begin(output_dir: Path, identity: dict) -> Built | None:
           "remove it or give another name"
         )
       if path == finished:
+        _tidy(output_dir)
         return Built(told["num_videos"], told["num_images"], told["dropped"])
       return None
-  if output_dir.exists() and any(output_dir.iterdir()):
+  if output_dir.exists() and any(
+    # A build that was killed at once has made this and no more.
+    path != started.parent
+    for path in output_dir.iterdir()
+  ):
     raise InputError(
       f"{output_dir} exists already; remove it or give another name"
     )
@@ -89,26 +93,37 @@ def finish(
   identity: dict,
   split: str,
   counts: dict[Kind, int],
-  drops: list[Drop],
+  drops: Iterable[Drop],
 ) -> Built:
   """Metadata, quarantine and summary; from then on the build is finished."""
   lengths = {
     kind: describe(output_dir, kind, split, count)
     for kind, count in counts.items()
   }
-  write_rows(output_dir / "quarantine.jsonl", drops)
+  reasons = collections.Counter()
+
+  def counted() -> Iterator[Drop]:
+    for drop in drops:
+      reasons[drop.reason] += 1
+      yield drop
+
+  write_rows(output_dir / "quarantine.jsonl", counted())
   built = Built(
     num_videos=lengths.get("text_video", 0),
     num_images=lengths.get("text_image", 0),
-    dropped=dict(
-      sorted(collections.Counter(drop.reason for drop in drops).items())
-    ),
+    dropped=dict(sorted(reasons.items())),
   )
   write_json(
     output_dir / "build.json", {"identity": identity, **built._asdict()}
   )
-  shutil.rmtree(work_dir(output_dir))
+  _tidy(output_dir)
   return built
+
+
+def _tidy(output_dir: Path) -> None:
+  """Nothing but the result stays, whatever writers still are at work."""
+  sweep(output_dir)
+  shutil.rmtree(work_dir(output_dir), ignore_errors=True)
 
 
 # ---- The procedural world ----

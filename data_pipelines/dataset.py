@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from data_pipelines import records
+from data_pipelines.atomic import sweep
 from data_pipelines.records import Record
 from i2vgen_jax.errors import InputError
 
@@ -114,15 +115,17 @@ def describe(data_dir: Path, kind: Kind, split: str, count: int) -> int:
   import tensorflow_datasets as tfds
 
   directory = dataset_dir(data_dir, kind)
-  indices = [
-    records.read_index(shard_path(data_dir, kind, split, number, count))
-    for number in range(count)
-  ]
-  lengths = [len(index) for index in indices]
+  lengths, num_bytes = [], 0
+  # One after the other: a process may hold no more than some hundred files.
+  for number in range(count):
+    index = records.read_index(shard_path(data_dir, kind, split, number, count))
+    lengths.append(len(index))
+    num_bytes += int(index[:, 1].sum())
+  sweep(directory)
   split_info = tfds.core.SplitInfo(
     name=split,
     shard_lengths=lengths,
-    num_bytes=sum(int(index[:, 1].sum()) for index in indices),
+    num_bytes=num_bytes,
     filename_template=tfds.core.ShardedFileTemplate(
       data_dir=directory,
       dataset_name=kind,

@@ -4,19 +4,25 @@ Files of strangers make decoders hang, crash and ask for all memory there is.
 """
 
 import contextlib
+import ctypes
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
 
 from data_pipelines.quarantine import Unusable
+from i2vgen_jax.errors import InputError
 
 # Of address space: what one file may ask for.
 MAX_MEMORY = 8 << 30
+# Of Linux's prctl: the signal that a process gets when its parent is gone.
+_PR_SET_PDEATHSIG = 1
 
 _HERE = threading.local()
 
@@ -30,8 +36,9 @@ def guarded(fn: Callable[..., Any], *args: Any, seconds: float | int) -> Any:
     seconds: after which the child is killed.
 
   Raises:
-    Unusable: it stalled, or the child died.
-    Exception: whatever `fn` raises.
+    Unusable: it stalled, the child died, or `fn` raised what is no
+      InputError.
+    InputError: what `fn` raises.
   """
   child = getattr(_HERE, "child", None)
   if child is None or not child.alive:
@@ -45,7 +52,7 @@ class _Child:
   def __init__(self):
     ours, theirs = connection.Pipe()
     self._process = subprocess.Popen(
-      [sys.executable, "-m", __name__, str(theirs.fileno())],
+      [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
       pass_fds=[theirs.fileno()],
       # It imports what we can; workers are many, and one thread each is best.
       env=os.environ
@@ -97,10 +104,29 @@ def _answer(fn: Callable[..., Any], args: tuple) -> tuple[Any, Any]:
   except MemoryError:
     text = f"needs more than {MAX_MEMORY >> 30} GiB of memory"
     return None, Unusable("too-large", text)
-  except Exception as error:
+  except InputError as error:
     return None, error
+  except Exception as error:
+    # Said here, as not every exception survives the way between processes.
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(place.filename)}:{place.lineno}"
+    return None, Unusable("failed", f"{said} ({where})")
+
+
+def die_with(parent: int) -> None:
+  """Ends this process when the thread that started it ends, even amid a call.
+
+  Args:
+    parent: id of the process of that thread.
+  """
+  if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  if os.getppid() != parent:
+    sys.exit()
 
 
 if __name__ == "__main__":
+  die_with(int(sys.argv[2]))
   resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
   _serve(connection.Connection(int(sys.argv[1])))

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.atomic import appearing
+
 
 def write_json(path: Path, value: Any) -> None:
   """Writes one value; the file appears by rename."""
@@ -17,7 +19,5 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 
 def _write(path: Path, texts: Iterable[str]) -> None:
-  unfinished = path.with_name(path.name + ".tmp")
-  with unfinished.open("w") as file:
+  with appearing(path) as unfinished, unfinished.open("w") as file:
     file.writelines(text + "\n" for text in texts)
-  unfinished.replace(path)

@@ -12,18 +12,21 @@ REASONS = {
   "bad-row": "the manifest's row cannot be read",
   "no-caption": "nobody says what it shows",
   "missing": "no such file, or nobody may read it",
+  "no-file": "a folder, a pipe or a device",
   "empty": "a file of 0 bytes",
   "damaged": "no container, codec or picture that can be decoded",
-  "truncated": "fewer frames than the file promises",
+  "truncated": "cut short: less than the file promises",
   "no-video": "sound or subtitles alone",
   "no-frames": "a video stream without a frame",
   "no-times": "frames without increasing times",
   "interlaced": "two half pictures in each frame",
   "hdr": "brightness beyond what 8 bits show",
-  "too-large": "frames of more pixels than is allowed",
+  "too-large": "more pixels than is allowed",
+  "too-small": "fewer pixels a side than show anything",
   "too-long": "a longer film than is allowed",
   "stalled": "decoding did not come to an end in time",
   "crashed": "decoding killed its process",
+  "failed": "an error that nobody foresaw, here or in a function of yours",
   "no-shot": "black, a fade, a dissolve or cuts too close: no single shot",
   "few-frames": "a shot of fewer frames than is asked for",
   "duplicate": "looks like another that is kept",
@@ -70,6 +73,20 @@ class Drop(NamedTuple):
   start: float | None
   reason: str
   detail: str
+
+
+def dropped(
+  row: int, path: str | None, start: float | None, error: InputError
+) -> Drop:
+  """The drop of a file, or of a shot of it, that raised an error."""
+  reason = error.reason if isinstance(error, Unusable) else "damaged"
+  return Drop(row, path, start, reason, one_line(str(error)))
+
+
+def one_line(text: str) -> str:
+  """Text that a terminal may get: strangers name files and write headers."""
+  plain = (c if c.isprintable() else "?" for c in " ".join(text.split()))
+  return "".join(plain)
 
 
 def read_drops(path: Path) -> Iterator[Drop]:

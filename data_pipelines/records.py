@@ -5,7 +5,6 @@ one read, and its length and shape are known without decoding; see `Entry`.
 Equal examples give equal bytes.
 """
 
-import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from jaxtyping import Int64
 
+from data_pipelines.atomic import appearing
 from i2vgen_jax.errors import InputError
 
 Value = bytes | str | int | float
@@ -154,19 +154,16 @@ def write_shard(shard: Path, records: Iterable[Record]) -> int:
     How many records there were.
   """
   rows, offset = [], 0
-  unfinished = shard.with_name(shard.name + ".tmp")
-  with unfinished.open("wb") as file:
-    for data, *shape in records:
-      length = struct.pack("<Q", len(data))
-      header = length + _masked_crc(length)
-      file.write(header + data + _masked_crc(data))
-      rows.append(Entry(offset + len(header), len(data), *shape))
-      offset += len(header) + len(data) + 4
-  unfinished_index = unfinished.with_name(unfinished.name + ".idx")
-  with unfinished_index.open("wb") as file:
-    np.save(file, np.array(rows, np.int64).reshape(-1, len(Entry._fields)))
-  os.replace(unfinished_index, sidecar(shard))
-  os.replace(unfinished, shard)
+  with appearing(shard) as unfinished:
+    with unfinished.open("wb") as file:
+      for data, *shape in records:
+        length = struct.pack("<Q", len(data))
+        header = length + _masked_crc(length)
+        file.write(header + data + _masked_crc(data))
+        rows.append(Entry(offset + len(header), len(data), *shape))
+        offset += len(header) + len(data) + 4
+    with appearing(sidecar(shard)) as index, index.open("wb") as file:
+      np.save(file, np.array(rows, np.int64).reshape(-1, len(Entry._fields)))
   return len(rows)
 
 

@@ -4,19 +4,67 @@ A task writes its result under its final name when it is whole, and does
 nothing when that is there: it may be run twice, anywhere, in any order.
 """
 
+import os
+import shlex
+import sys
+import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from i2vgen_jax.errors import InputError
 
 Task = Callable[[int], None]
 # (task, its numbers)
 Runner = Callable[[Task, Sequence[int]], None]
+# (what is counted, done, total)
+Progress = Callable[[str, int, int], None]
+
+_WATCH_SECONDS = 1.0
 
 
 def in_order(task: Task, numbers: Sequence[int]) -> None:
   """Here and now."""
   for number in numbers:
     task(number)
+
+
+def run_missing(
+  run: Runner,
+  task: Task,
+  is_done: Callable[[int], bool],
+  count: int,
+  what: str,
+  progress: Progress | None,
+) -> None:
+  """Runs the tasks without a result, and counts the results that appear.
+
+  Args:
+    run: how.
+    task: see above.
+    is_done: whether the result of a task is there.
+    count: tasks in all, with and without a result.
+    what: name of the tasks, for `progress`.
+    progress: called now and then from a thread of its own.
+  """
+  missing = [number for number in range(count) if not is_done(number)]
+  over = threading.Event()
+
+  def watch() -> None:
+    left = missing
+    while not over.wait(_WATCH_SECONDS):
+      left = [number for number in left if not is_done(number)]
+      progress(what, count - len(left), count)
+
+  watcher = threading.Thread(target=watch, daemon=True)
+  if progress:
+    watcher.start()
+  try:
+    run(task, missing)
+  finally:
+    over.set()
+  if progress:
+    watcher.join()
+    progress(what, count, count)
 
 
 def beam_runner(flags: Sequence[str]) -> Runner:
@@ -30,8 +78,6 @@ def beam_runner(flags: Sequence[str]) -> Runner:
   Returns:
     A runner that raises InputError when the pipeline fails.
   """
-  import os
-
   import apache_beam as beam
   from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -45,7 +91,7 @@ def beam_runner(flags: Sequence[str]) -> Runner:
     if not numbers:
       return
     try:
-      with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
+      with beam.Pipeline(**_local_or_not(PipelineOptions(flags))) as pipeline:
         _ = (
           pipeline
           | beam.Create(list(numbers))
@@ -60,3 +106,20 @@ def beam_runner(flags: Sequence[str]) -> Runner:
       ) from error
 
   return run
+
+
+def _local_or_not(options) -> dict[str, Any]:
+  """What a pipeline gets; processes of the local runner end with this one."""
+  from apache_beam.options.pipeline_options import DirectOptions
+  from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+  from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+  direct = options.view_as(DirectOptions)
+  if direct.direct_running_mode != "multi_processing":
+    return {"options": options}
+  # The mode would bring Beam's own command with it.
+  direct.direct_running_mode = "in_memory"
+  python = shlex.quote(sys.executable)
+  command = f"exec {python} -m data_pipelines.beam_worker {os.getpid()}"
+  environment = SubprocessSDKEnvironment.from_command_string(command)
+  return {"options": options, "runner": FnApiRunner(environment)}

@@ -5,15 +5,17 @@ import hashlib
 import itertools
 import json
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from data_pipelines import fingerprint
-from data_pipelines.quarantine import Drop
+from data_pipelines.json_files import write_rows
+from data_pipelines.quarantine import Drop, one_line
 from data_pipelines.scan import Candidate
 
 
@@ -52,18 +54,6 @@ class Place(NamedTuple):
   offset: int
 
 
-class Selected(NamedTuple):
-  """What is left.
-
-  Attributes:
-    places: [n 2] of each kind, in the order of the records; see `Place`.
-    drops: what the limits and duplicates left out.
-  """
-
-  places: dict[str, Int64[np.ndarray, "n 2"]]
-  drops: list[Drop]
-
-
 def read_candidate(path: Path, offset: int) -> Candidate:
   """The candidate of a line."""
   with path.open("rb") as file:
@@ -71,48 +61,56 @@ def read_candidate(path: Path, offset: int) -> Candidate:
     return _parsed(file.readline())
 
 
-def select(files: Sequence[Path], limits: Limits, seed: int) -> Selected:
+def select(
+  files: Sequence[Path], limits: Limits, seed: int, left_out: Path
+) -> dict[str, Int64[np.ndarray, "n 2"]]:
   """Applies limits, drops what looks alike, shuffles.
 
   Of candidates that look alike the first one stays; the pieces of one calm
-  shot may look alike. The order is that of
-  hashes of seed and id, so that it depends neither on the runner nor on the
-  manifest's order. Some 60 bytes are held of each candidate, whatever its
-  captions.
+  shot may look alike. The order is that of hashes of seed and id, so that it
+  depends neither on the runner nor on the manifest's order. Some 100 bytes are
+  held of each candidate, whatever its captions.
 
   Args:
     files: one candidate a line, in the manifest's order.
     limits: bounds on the scores.
     seed: of the order.
+    left_out: file to write, of what limits and duplicates left out.
+
+  Returns:
+    What is left of each kind, in the order of the records; see `Place`.
   """
-  places: dict[str, list[Place]] = {"text_video": [], "text_image": []}
-  hashes: dict[str, list[tuple[int, int, int]]] = {k: [] for k in places}
-  drops: list[Drop] = []
-  for place, candidate in _lines(files):
-    broken = limits.broken(candidate)
-    if broken:
-      drops.append(_drop(candidate, *broken))
-      continue
-    places[candidate.kind].append(place)
-    key = hashlib.blake2b(f"{seed}\n{candidate.id}".encode(), digest_size=8)
-    order = int.from_bytes(key.digest(), "big")
-    hashes[candidate.kind].append((candidate.fingerprint, candidate.row, order))
-  chosen = {}
-  for kind, found in places.items():
-    at = np.array(found, np.int64).reshape(-1, 2)
-    looks, rows, order = np.array(hashes[kind], np.uint64).reshape(-1, 3).T
-    first = first_alike(looks, rows)
-    alone = first == np.arange(len(first))
-    for number in np.flatnonzero(~alone).tolist():
-      candidate, kept = (
-        read_candidate(files[file], offset)
-        for file, offset in at[[number, first[number]]].tolist()
+  # Numbers side by side; as objects they would take ten times as much.
+  tables = {"text_video": array("Q"), "text_image": array("Q")}
+  chosen: dict[str, Int64[np.ndarray, "n 2"]] = {}
+
+  def drops() -> Iterator[Drop]:
+    for place, candidate in _lines(files):
+      if broken := limits.broken(candidate):
+        yield _drop(candidate, *broken)
+        continue
+      key = hashlib.blake2b(f"{seed}\n{candidate.id}".encode(), digest_size=8)
+      order = int.from_bytes(key.digest(), "big")
+      tables[candidate.kind].extend(
+        (*place, candidate.fingerprint, candidate.row, order)
       )
-      text = f"looks like row {kept.row}, {kept.path} at {kept.start:.2f} s"
-      drops.append(_drop(candidate, "duplicate", text))
-    kept = np.flatnonzero(alone)
-    chosen[kind] = at[kept[np.argsort(order[kept], kind="stable")]]
-  return Selected(chosen, drops)
+    for kind, table in tables.items():
+      numbers = np.frombuffer(table, np.uint64).reshape(-1, 5)
+      at = numbers[:, :2].astype(np.int64)
+      first = first_alike(numbers[:, 2], numbers[:, 3])
+      alone = first == np.arange(len(first))
+      for number in np.flatnonzero(~alone):
+        candidate, kept = (
+          read_candidate(files[file], offset)
+          for file, offset in at[[number, first[number]]].tolist()
+        )
+        text = f"looks like row {kept.row}, {kept.path} at {kept.start:.2f} s"
+        yield _drop(candidate, "duplicate", one_line(text))
+      kept = np.flatnonzero(alone)
+      chosen[kind] = at[kept[np.argsort(numbers[kept, 4], kind="stable")]]
+
+  write_rows(left_out, drops())
+  return chosen
 
 
 def first_alike(
@@ -130,14 +128,17 @@ def first_alike(
   exact = 64 // (fingerprint.SAME + 1)
   width = min(max(len(looks).bit_length() - 9, exact), 16)
   edges = np.linspace(0, 64, 64 // width + 1).round().astype(int).tolist()
+  named = _worth_naming(looks, rows)
   for low, high in itertools.pairwise(edges):
     mask = np.uint64((1 << (high - low)) - 1)
     part = looks >> np.uint64(low) & mask
     order = np.argsort(part, kind="stable")
     starts = np.flatnonzero(np.diff(part[order])) + 1
     for group in np.split(order, starts):
-      for place, number in enumerate(group[1:].tolist(), 1):
-        before = group[:place]
+      targets = group[named[group]]
+      places = np.searchsorted(targets, group)
+      for place, number in zip(places.tolist(), group.tolist(), strict=True):
+        before = targets[:place]
         differ = np.bitwise_count(looks[before] ^ looks[number])
         alike = before[
           (differ <= fingerprint.SAME) & (rows[before] != rows[number])
@@ -145,6 +146,24 @@ def first_alike(
         if len(alike):
           first[number] = min(first[number], alike[0])
   return first
+
+
+def _worth_naming(
+  looks: UInt64[np.ndarray, "n"], rows: UInt64[np.ndarray, "n"]
+) -> Bool[np.ndarray, "n"]:
+  """The first of each look, and the first of another row than that one's.
+
+  Whatever else has the same look comes later than one of these: a file that
+  is listed a million times costs no more than its million rows.
+  """
+  worth = np.zeros(len(looks), bool)
+  order = np.argsort(looks, kind="stable")
+  heads = np.diff(looks[order], prepend=looks[order[:1]] ^ np.uint64(1)) != 0
+  group = np.cumsum(heads) - 1
+  others = rows[order] != rows[order[heads]][group]
+  _, second = np.unique(group[others], return_index=True)
+  worth[order[heads]] = worth[order[others][second]] = True
+  return worth
 
 
 def _lines(files: Sequence[Path]) -> Iterator[tuple[Place, Candidate]]:

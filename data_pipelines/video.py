@@ -18,6 +18,7 @@ from av.video.reformatter import (
 )
 from jaxtyping import Float, UInt8
 
+from data_pipelines.atomic import appearing
 from data_pipelines.quarantine import Unusable
 from i2vgen_jax.errors import InputError
 
@@ -92,12 +93,10 @@ def write_mp4(
   """
   data = encode_mp4(frames, fps, crf=crf)
   path = Path(path)
-  unfinished = path.with_name(path.name + ".tmp")
   try:
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+    with appearing(path) as unfinished:
+      unfinished.write_bytes(data)
   except OSError as error:
-    unfinished.unlink(missing_ok=True)
     raise InputError(
       f"cannot write {path}: {error.strerror}; give a writable path"
     ) from error

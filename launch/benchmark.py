@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines import footage, images, records, scan, video
+from data_pipelines import images, records, scan, video, writing
 from data_pipelines.cache import Views
 from data_pipelines.dataset import Dataset, Kind, dataset_dir
 from data_pipelines.manifest import Source
@@ -318,7 +318,7 @@ def _build_cost(
     side = min(record["width"], record["height"])
     for candidate in itertools.islice(candidates, 1):
       begin = time.process_time()
-      footage.encode(candidate, file, side)
+      writing.encode(candidate, file, side)
       passed = time.process_time() - begin
       written.append(passed / candidate.num_frames)
     line.update(done)

@@ -1,6 +1,5 @@
 """Datasets on disk, opened by TFDS and by our own random access."""
 
-import json
 import os
 import resource
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import images, records, video
-from data_pipelines.dataset import Dataset, dataset_dir, shard_path
+from data_pipelines.dataset import Dataset, dataset_dir, describe, shard_path
 from data_pipelines.records import Entry
 from i2vgen_jax.errors import InputError
 
@@ -96,11 +95,8 @@ def test_more_shards_than_a_process_may_have_files(tmp_path, few_files):
     path.parent.mkdir(parents=True, exist_ok=True)
     example = records.encode_example({"captions": [str(number)]})
     records.write_shard(path, [records.Record(example, 1, number, 2)])
-  split = {"name": "train", "shardLengths": ["1"] * count}
-  directory = dataset_dir(tmp_path, "text_image")
-  info = directory / "dataset_info.json"
-  info.write_text(json.dumps({"splits": [split]}))
-  dataset = Dataset([directory])
+  assert describe(tmp_path, "text_image", "train", count) == count
+  dataset = Dataset([dataset_dir(tmp_path, "text_image")])
   assert len(dataset) == count
   for number in (199, 0, 199):
     assert dataset[number]["captions"] == [b"%d" % number]

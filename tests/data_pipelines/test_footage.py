@@ -18,12 +18,13 @@ from skimage import data
 
 from data_pipelines import guard, procedural, video
 from data_pipelines.dataset import Dataset, dataset_dir
-from data_pipelines.footage import Settings, build_footage, encode
+from data_pipelines.footage import Settings, build_footage
 from data_pipelines.manifest import Source
 from data_pipelines.quarantine import Unusable, read_drops
 from data_pipelines.runner import beam_runner
 from data_pipelines.scan import ScanSettings, scan
 from data_pipelines.selection import Limits
+from data_pipelines.writing import encode
 from i2vgen_jax.errors import InputError
 
 WHOLE = ScanSettings(split_shots=False, min_frames=8)
@@ -268,51 +269,139 @@ def test_distributed_runners_give_the_same(hostile, tmp_path, job_service):
 
 BUILD = """
 import os, pathlib, signal, sys
-from data_pipelines import footage
+from data_pipelines import footage, scanning, writing
 from data_pipelines.scan import ScanSettings
 
-renamed, last = 0, int(sys.argv[3])
-
-def counted(rename):
-  def replace(*args):
-    global renamed
-    renamed += 1
-    if renamed == last:
-      os.kill(os.getpid(), signal.SIGKILL)
-    return rename(*args)
-  return replace
-
-os.replace = counted(os.replace)
-pathlib.Path.replace = counted(pathlib.Path.replace)
-settings = footage.Settings(
+changes, settings = 0, footage.Settings(
   scan=ScanSettings(split_shots=False, min_frames=8), shard_size=3
 )
-footage.build_footage(pathlib.Path(sys.argv[1]), sys.argv[2], settings)
-print(renamed)
+
+def build(listed, out, last):
+  "Killed before the given change of a file or folder; 0 is never."
+  def count(event, args):
+    global changes
+    writes = event == "open" and isinstance(args[2], int) and args[2] & 3
+    if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+      changes += str(args[0]).startswith(out)
+      if changes == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+  sys.addaudithook(count)
+  footage.build_footage(pathlib.Path(listed), out, settings)
+
+def status(*args):
+  "Of a build in a copy of this process."
+  pid = os.fork()
+  if pid == 0:
+    build(*args)
+    os._exit(0)
+  return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
 """
+ONCE = (
+  BUILD
+  + """
+build(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+print(changes)
+"""
+)
+AT_EACH_CHANGE = (
+  BUILD
+  + """
+def directly(fn, *args, seconds):
+  return fn(*args)
+
+# A child for every build would be slow, and is not what is looked at.
+scanning.guarded = writing.guarded = directly
+last = 1
+while status(sys.argv[1], f"{sys.argv[2]}/{last}", last) == -signal.SIGKILL:
+  assert status(sys.argv[1], f"{sys.argv[2]}/{last}", 0) == 0, last
+  last += 1
+"""
+)
+
+
+def start(listed, out, last=0):
+  """Builds until the given change of a file or folder, and says how many."""
+  return subprocess.run(
+    [sys.executable, "-c", ONCE, listed, out, str(last)],
+    stdout=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
 
 
 def test_a_killed_build_goes_on(hostile, tmp_path):
-  """Killed five times, each before another file gets its final name."""
+  """Killed five times, each before another change on disk."""
   folder, bad, good = hostile
   listed = listing(folder, sorted({*good, *bad} - {"huge.mp4"}))
-
-  def start(name, last):
-    return subprocess.run(
-      [sys.executable, "-c", BUILD, listed, tmp_path / name, str(last)],
-      stdout=subprocess.PIPE,
-      text=True,
-      check=False,
-    )
-
-  whole = start("whole", 0)
+  whole = start(listed, tmp_path / "whole")
   assert whole.returncode == 0
   total = int(whole.stdout)
   # What is left to do shrinks with every kill.
   for last in np.random.default_rng().integers(1, total // 6, 5).tolist():
-    assert start("killed", last).returncode == -signal.SIGKILL
-  assert start("killed", 0).returncode == 0
+    killed = start(listed, tmp_path / "killed", last)
+    assert killed.returncode == -signal.SIGKILL
+  assert start(listed, tmp_path / "killed").returncode == 0
   assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_build_killed_before_any_change_goes_on(hostile, tmp_path):
+  """Each change of a small build is once the one that never comes."""
+  folder, *_ = hostile
+  listed = listing(folder, ["good0.mp4", "good.png", "text.png", "absent.mp4"])
+  arguments = [sys.executable, "-c", AT_EACH_CHANGE, listed, tmp_path]
+  subprocess.run(arguments, check=True)
+  builds = sorted(tmp_path.iterdir())
+  assert len(builds) > 50
+  whole = digests(builds[-1])
+  for out in builds:
+    assert digests(out) == whole, out
+
+
+def test_tasks_that_are_run_twice_at_once_change_nothing(hostile, tmp_path):
+  folder, *_ = hostile
+  listed = listing(folder, ["good0.mp4", "good1.mp4", "good.png", "cut.png"])
+
+  def doubled(task, numbers):
+    for number in numbers:
+      twins = [threading.Thread(target=task, args=[number]) for _ in "ab"]
+      for twin in twins:
+        twin.start()
+      for twin in twins:
+        twin.join()
+
+  build_footage(listed, tmp_path / "once", SETTINGS)
+  build_footage(listed, tmp_path / "twice", SETTINGS, run=doubled)
+  assert digests(tmp_path / "twice") == digests(tmp_path / "once")
+
+
+@pytest.mark.parametrize("left", ["", ".build", ".build/x.tmp"])
+def test_a_build_that_was_killed_at_once_is_no_obstacle(
+  hostile, tmp_path, left
+):
+  folder, *_ = hostile
+  listed = listing(folder, ["good.png"])
+  path = tmp_path / "out" / left
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.touch() if path.suffix else path.mkdir(exist_ok=True)
+  assert build_footage(listed, tmp_path / "out", SETTINGS).num_images == 1
+  assert not list((tmp_path / "out").glob(".build"))
+
+
+def test_what_a_finished_build_could_not_clear_away_goes(hostile, tmp_path):
+  """Killed after build.json, with another writer still at work."""
+  folder, *_ = hostile
+  listed, out = listing(folder, ["good.png"]), tmp_path / "out"
+  build_footage(listed, out, SETTINGS)
+  before = digests(out)
+  (out / ".build").mkdir()
+  (out / ".build" / "scan-000000.0123456789ab.tmp").mkdir()
+  (out / "build.json.0123456789ab.tmp").touch()
+  build_footage(listed, out, SETTINGS)
+  assert digests(out) == before
+  assert not (out / ".build").exists()
 
 
 def test_a_finished_build_does_nothing(hostile, tmp_path):

@@ -1,8 +1,12 @@
 """A call that hangs, dies or eats memory costs one file, not the build."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,9 +24,62 @@ def fetch(location):
 
 def test_results_and_errors_come_back():
   assert guarded(divmod, 17, 5, seconds=LONG) == (3, 2)
-  with pytest.raises(ZeroDivisionError):
+  with pytest.raises(
+    Unusable, match=r"ZeroDivisionError: .*guard\.py"
+  ) as raised:
     guarded(divmod, 1, 0, seconds=LONG)
+  assert raised.value.reason == "failed"
   assert guarded(divmod, 1, 1, seconds=LONG) == (1, 0)
+
+
+class Stubborn(Exception):
+  """Cannot be pickled, as many of libraries written in C."""
+
+  def __init__(self, first, second):
+    super().__init__(first)
+    self.lock = threading.Lock()
+
+
+def fail():
+  raise Stubborn("two\nlines", 2)
+
+
+def leave():
+  raise SystemExit(3)
+
+
+def test_an_exception_that_nobody_foresaw_is_told_in_one_line():
+  with pytest.raises(Unusable, match="Stubborn: two lines") as raised:
+    guarded(fail, seconds=LONG)
+  assert raised.value.reason == "failed"
+  with pytest.raises(Unusable, match="status 3") as raised:
+    guarded(leave, seconds=LONG)
+  assert raised.value.reason == "crashed"
+
+
+PARENT = """
+import os, time
+from data_pipelines.guard import guarded
+print(guarded(os.getpid, seconds=60), flush=True)
+guarded(time.sleep, 600, seconds=600)
+"""
+
+
+def test_a_child_ends_with_its_parent_even_amid_a_call():
+  parent = subprocess.Popen(
+    [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True
+  )
+  child = int(parent.stdout.readline())
+  time.sleep(0.5)
+  parent.kill()
+  parent.wait()
+  for _ in range(100):
+    state = Path(f"/proc/{child}/stat")
+    if not state.exists() or state.read_text().split()[2] == "Z":
+      return
+    time.sleep(0.1)
+  os.kill(child, signal.SIGKILL)
+  raise AssertionError("the child outlived its parent")
 
 
 def test_a_reason_survives_the_way(tmp_path):

@@ -1,6 +1,12 @@
 """The same tasks, whoever runs them."""
 
 import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +32,48 @@ def test_no_tasks(tmp_path):
 def test_a_task_that_fails_is_no_success(tmp_path):
   with pytest.raises(Exception, match="absent"):
     beam_runner([])(functools.partial(square, tmp_path / "absent"), [1])
+
+
+SLEEP = """
+import functools, os, pathlib, sys, time
+from data_pipelines.runner import beam_runner
+
+def sleep(folder, number):
+  import os, pathlib, time
+  (pathlib.Path(folder) / str(os.getpid())).touch()
+  time.sleep(600)
+
+if __name__ == "__main__":
+  flags = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+  beam_runner(flags)(functools.partial(sleep, sys.argv[1]), list(range(20)))
+"""
+
+
+def lives(pid):
+  status = Path(f"/proc/{pid}/stat")
+  return status.exists() and status.read_text().split()[2] != "Z"
+
+
+def within(seconds, condition):
+  for _ in range(seconds * 10):
+    if condition():
+      return True
+    time.sleep(0.1)
+  return False
+
+
+@pytest.mark.slow
+def test_worker_processes_end_with_the_build(tmp_path):
+  (tmp_path / "sleep.py").write_text(SLEEP)
+  build = subprocess.Popen(
+    [sys.executable, tmp_path / "sleep.py", tmp_path],
+    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+  )
+
+  def workers():
+    return [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()]
+
+  assert within(120, workers)
+  build.send_signal(signal.SIGKILL)
+  build.wait()
+  assert within(20, lambda: not any(map(lives, workers())))

@@ -1,12 +1,14 @@
 """What is alike is found, the order is fixed, and little is held in memory."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from data_pipelines import fingerprint, selection
 from data_pipelines.json_files import write_rows
+from data_pipelines.quarantine import read_drops
 from data_pipelines.scan import Candidate
 from data_pipelines.selection import Limits, first_alike, select
 
@@ -26,14 +28,15 @@ def selected(folder, candidates, limits=None, seed=0, parts=2):
     files, np.array_split(np.arange(len(candidates)), parts), strict=True
   ):
     write_rows(path, [candidates[n] for n in some])
-  found = select(files, limits or Limits(), seed)
+  left_out = folder / "left-out.jsonl"
+  found = select(files, limits or Limits(), seed, left_out)
   rows = {
     kind: [
       selection.read_candidate(files[f], at).row for f, at in places.tolist()
     ]
-    for kind, places in found.places.items()
+    for kind, places in found.items()
   }
-  return rows, found.drops
+  return rows, list(read_drops(left_out))
 
 
 def flipped(look, count, rng):
@@ -122,3 +125,45 @@ def test_limits(tmp_path, limits, reason, scores):
   assert sorted(rows["text_video"]) == [2, 3]
   assert [drop.reason for drop in drops] == [reason]
   assert json.dumps(drops[0]._asdict())
+
+
+def test_of_the_many_copies_of_a_file_each_names_the_first_of_another_row():
+  rng = np.random.default_rng(3)
+  kinds = rng.integers(2**63, size=5)
+  which = rng.integers(5, size=300)
+  looks = np.array(
+    [flipped(int(kinds[n]), rng.integers(2), rng) for n in which]
+  )
+  rows = rng.integers(4, size=300).astype(np.uint64)
+  found = first_alike(looks.astype(np.uint64), rows)
+  for number in range(300):
+    alike = [
+      other
+      for other in range(number)
+      if fingerprint.distance(int(looks[other]), int(looks[number]))
+      <= fingerprint.SAME
+      and rows[other] != rows[number]
+    ]
+    assert found[number] == min(alike, default=number)
+
+
+def test_a_file_that_is_listed_often_costs_no_more_than_its_rows():
+  looks = np.zeros(20_000, np.uint64)
+  first = first_alike(looks, np.arange(20_000, dtype=np.uint64))
+  assert (first == 0).all()
+
+
+def test_of_each_candidate_little_is_held(tmp_path):
+  def peak(count):
+    looks = np.random.default_rng(0).integers(2**63, size=count).tolist()
+    path = tmp_path / "candidates.jsonl"
+    write_rows(path, (candidate(n, looks[n]) for n in range(count)))
+    del looks
+    tracemalloc.start()
+    select([path], Limits(), 0, tmp_path / "left-out.jsonl")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+  peak(1000)
+  assert (peak(6000) - peak(3000)) / 3000 < 150

@@ -1,0 +1,60 @@
+"""The first round of a build: each task looks at the files of one group."""
+
+from pathlib import Path
+
+from data_pipelines import scan
+from data_pipelines.atomic import appearing_folder
+from data_pipelines.guard import guarded
+from data_pipelines.json_files import write_rows
+from data_pipelines.listing import read_group
+from data_pipelines.manifest import local_file
+from data_pipelines.quarantine import Drop, dropped
+from data_pipelines.scan import Candidate, ScanSettings
+from i2vgen_jax.errors import InputError
+
+
+def scan_task(
+  work: Path, settings: ScanSettings, seconds: float | int, number: int
+) -> None:
+  """Scans a group; what is found and what is not good appears together.
+
+  Args:
+    work: see `build.work_dir`.
+    settings: what counts as a clip.
+    seconds: after which the work on one file is given up.
+    number: of the group.
+  """
+  if is_scanned(work, number):
+    return
+  candidates: list[Candidate] = []
+  drops: list[Drop] = []
+  for source in read_group(work, number):
+    try:
+      with local_file(source.location) as file:
+        good, bad = guarded(scan.scan, source, file, settings, seconds=seconds)
+      candidates += good
+      drops += bad
+    except InputError as error:
+      drops.append(dropped(source.row, source.path, None, error))
+  with appearing_folder(_result(work, number)) as folder:
+    write_rows(folder / "candidates.jsonl", candidates)
+    write_rows(folder / "drops.jsonl", drops)
+
+
+def is_scanned(work: Path, number: int) -> bool:
+  """Whether a group is done."""
+  return _result(work, number).exists()
+
+
+def candidates_of(work: Path, number: int) -> Path:
+  """The candidates of a group that is done, one a line."""
+  return _result(work, number) / "candidates.jsonl"
+
+
+def drops_of(work: Path, number: int) -> Path:
+  """What a group that is done left out, one a line."""
+  return _result(work, number) / "drops.jsonl"
+
+
+def _result(work: Path, number: int) -> Path:
+  return work / f"scan-{number:06d}"

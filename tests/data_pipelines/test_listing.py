@@ -1,0 +1,69 @@
+"""A list of any length is spread in groups, and never held in memory."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from data_pipelines import listing
+from data_pipelines.listing import Listing, read_group
+from data_pipelines.manifest import Source, read_manifest
+from data_pipelines.quarantine import read_drops
+from i2vgen_jax.errors import InputError
+
+
+def write(folder, count, bad=()):
+  path = folder / "list.jsonl"
+  with path.open("w") as file:
+    for number in range(count):
+      row = {"path": f"{number}.mp4", "caption": f"number {number}"}
+      file.write(("{" if number in bad else json.dumps(row)) + "\n")
+  return path
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 1), (200, 3), (2000, 16)])
+def test_the_groups_hold_the_rows_in_order(tmp_path, count, size):
+  path = write(tmp_path, count, bad={0, 2})
+  listed = Listing(path)
+  assert (listed.rows, listed.sources) == (count, count - 2)
+  assert listed.group_size == size
+  listed.spread(tmp_path)
+  groups = [list(read_group(tmp_path, n)) for n in range(listed.groups)]
+  assert {len(group) for group in groups[:-1]} <= {size}
+  rows = [row for row in read_manifest(path) if isinstance(row, Source)]
+  assert [row for group in groups for row in group] == rows
+  bad = read_drops(listing.bad_rows(tmp_path))
+  assert [(drop.row, drop.reason) for drop in bad] == [
+    (1, "bad-row"),
+    (3, "bad-row"),
+  ]
+  assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_digest_tells_lists_apart_but_not_places(tmp_path):
+  for name in "ab":
+    (tmp_path / name).mkdir()
+  path = write(tmp_path / "a", 5)
+  first = Listing(path).digest
+  assert Listing(write(tmp_path / "b", 5)).digest == first
+  assert Listing(write(tmp_path / "b", 6)).digest != first
+
+
+def test_a_list_that_changes_meanwhile_is_told(tmp_path):
+  listed = Listing(write(tmp_path, 5))
+  write(tmp_path, 5, bad={1})
+  with pytest.raises(InputError, match="changed while it was read"):
+    listed.spread(tmp_path)
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+  def peak(count):
+    path = write(tmp_path, count)
+    tracemalloc.start()
+    Listing(path).spread(tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+  peak(2000)
+  assert peak(8000) - peak(2000) < 6000 * 10
