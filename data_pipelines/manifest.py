@@ -1,32 +1,20 @@
 """Which files a build shall read, and what their captions are."""
 
 import contextlib
-import csv
 import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_pipelines import images
-from data_pipelines.quarantine import Drop, Unusable
-from i2vgen_jax.errors import InputError
+from data_pipelines.guard import guarded
+from data_pipelines.quarantine import Drop, Unusable, dropped
+from data_pipelines.rows import folder_rows, list_rows
 
-_VIDEO_SUFFIXES = (
-  ".mp4",
-  ".m4v",
-  ".mov",
-  ".mkv",
-  ".webm",
-  ".avi",
-  ".mpg",
-  ".mpeg",
-  ".ts",
-  ".wmv",
-  ".flv",
-  ".gif",
-)
+# Characters beyond which it is no caption.
+_LONGEST_CAPTION = 10_000
 
 
 class Source(NamedTuple):
@@ -58,10 +46,11 @@ def read_manifest(path: Path) -> Iterator[Source | Drop]:
   """The rows of a list, or the media of a folder, one after the other.
 
   Args:
-    path: .jsonl, .csv with a header, or a folder. A row has `path` (relative
-      to the list) or a URI, `caption` or `captions`, and perhaps `start` and
-      `end` in seconds. In a folder, NAME.mp4 has its captions in NAME.txt, one
-      a line.
+    path: .jsonl, .csv with a header, or a folder; text is UTF-8. A row has
+      `path` (relative to the list) or a URI, `caption` or `captions`, and
+      perhaps `start` and `end` in seconds; what else it has is not looked at,
+      and blank lines do not count. In a folder, NAME.mp4 has its captions in
+      NAME.txt, one a line; links to other folders are not followed.
 
   Yields:
     A `Drop` for every row that cannot be used.
@@ -69,7 +58,7 @@ def read_manifest(path: Path) -> Iterator[Source | Drop]:
   Raises:
     InputError: there is no such list.
   """
-  rows = _folder_rows(path) if path.is_dir() else _list_rows(path)
+  rows = folder_rows(path) if path.is_dir() else list_rows(path)
   folder = path if path.is_dir() else path.parent
   for number, row in enumerate(rows, 1):
     try:
@@ -78,12 +67,16 @@ def read_manifest(path: Path) -> Iterator[Source | Drop]:
     except Unusable as error:
       name = row.get("path") if isinstance(row, Mapping) else None
       name = name if isinstance(name, str) else None
-      yield Drop(number, name, None, error.reason, str(error))
+      yield dropped(number, name, None, error)
 
 
 @contextlib.contextmanager
-def local_file(location: str) -> Iterator[Path]:
+def local_file(location: str, *, seconds: float | int) -> Iterator[Path]:
   """The file itself, or for the time being a copy of what a URI names.
+
+  Args:
+    location: absolute path or URI.
+    seconds: after which fetching is given up.
 
   Raises:
     Unusable: it cannot be fetched.
@@ -91,50 +84,27 @@ def local_file(location: str) -> Iterator[Path]:
   if "://" not in location:
     yield Path(location)
     return
-  from etils import epath
-
   with tempfile.TemporaryDirectory() as folder:
     copy = Path(folder) / ("file" + Path(location).suffix)
-    try:
-      epath.Path(location).copy(copy)
-    except Exception as error:  # Whatever the store's own library raises.
-      raise Unusable("missing", f"cannot fetch {location}: {error}") from error
+    guarded(_fetch, location, copy, seconds=seconds)
     yield copy
 
 
-def _list_rows(path: Path) -> Iterator[str | dict]:
-  """JSONL: lines still to be parsed; CSV: dicts."""
-  if path.suffix not in (".csv", ".jsonl"):
-    raise InputError(
-      f"manifest {path} must be a .jsonl or .csv file, or a folder of media"
-    )
+def _fetch(location: str, copy: Path) -> None:
+  from etils import epath
+
   try:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-      if path.suffix == ".csv":
-        yield from csv.DictReader(file)
-      else:
-        yield from (line for line in file if line.strip())
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise InputError(f"cannot read manifest {path}: {error}") from error
+    epath.Path(location).copy(copy)
+  except Exception as error:  # Whatever the store's own library raises.
+    raise Unusable("missing", f"cannot fetch {location}: {error}") from error
 
 
-def _folder_rows(folder: Path) -> Iterator[dict]:
-  for path in sorted(folder.rglob("*")):
-    known = path.suffix.lower() in _VIDEO_SUFFIXES or images.is_picture(path)
-    if not known or path.is_dir():
-      continue
-    words = path.with_suffix(".txt")
-    row: dict[str, Any] = {"path": str(path.relative_to(folder))}
-    if words.is_file():
-      lines = words.read_text(encoding="utf-8-sig", errors="replace")
-      row["captions"] = [x for x in lines.splitlines() if x.strip()]
-    yield row
-
-
-def _parsed(row: str | dict) -> dict:
+def _parsed(row: str | dict | Unusable) -> dict:
+  if isinstance(row, Unusable):
+    raise row
   try:
     row = json.loads(row) if isinstance(row, str) else row
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise Unusable("bad-row", f"the row is not JSON: {error}") from error
   if not isinstance(row, dict):
     raise Unusable("bad-row", "the row is no object with names; give it some")
@@ -145,6 +115,8 @@ def _source(number: int, row: dict, folder: Path) -> Source:
   path = row.get("path")
   if not isinstance(path, str) or not path.strip():
     raise Unusable("bad-row", "the row has no path; give it one")
+  if "\0" in _text(path, "path"):
+    raise Unusable("bad-row", "the row's path has a zero byte in it")
   location = path if "://" in path else str((folder / path).absolute())
   start, stop = _seconds(row, "start", 0.0), _seconds(row, "end", math.inf)
   if not 0 <= start < stop:
@@ -155,14 +127,35 @@ def _source(number: int, row: dict, folder: Path) -> Source:
 
 
 def _captions(row: dict) -> tuple[str, ...]:
-  given = row.get("captions", row.get("caption"))
-  given = [given] if isinstance(given, str) else given
-  if not isinstance(given, list) or not all(isinstance(x, str) for x in given):
-    given = []
-  captions = tuple(text.strip() for text in given if text.strip())
+  given = row.get("captions") or row.get("caption") or []
+  given = given if isinstance(given, list) else [given]
+  captions = []
+  for text in given:
+    if text is not None and not isinstance(text, str):
+      raise Unusable(
+        "bad-row", f"a caption of the row is {text!r:.40}; give text"
+      )
+    if text and text.strip():
+      captions.append(_text(text.strip(), "caption"))
   if not captions:
     raise Unusable("no-caption", "the row has no caption; give it one")
-  return captions
+  if sum(map(len, captions)) > _LONGEST_CAPTION:
+    raise Unusable(
+      "bad-row",
+      f"the row's captions have more than {_LONGEST_CAPTION} characters",
+    )
+  return tuple(captions)
+
+
+def _text(text: str, what: str) -> str:
+  """The text, which can be written again."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise Unusable(
+      "bad-row", f"the row's {what} is not UTF-8; write it anew"
+    ) from error
+  return text
 
 
 def _seconds(row: dict, name: str, default: float) -> float:
@@ -170,8 +163,10 @@ def _seconds(row: dict, name: str, default: float) -> float:
   if value is None or value == "":
     return default
   try:
+    if isinstance(value, bool):
+      raise TypeError
     return float(value)
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     raise Unusable(
-      "bad-row", f"the row's {name} is {value!r}; give seconds"
+      "bad-row", f"the row's {name} is {value!r:.40}; give seconds"
     ) from error

@@ -30,7 +30,7 @@ def scan_task(
   drops: list[Drop] = []
   for source in read_group(work, number):
     try:
-      with local_file(source.location) as file:
+      with local_file(source.location, seconds=seconds) as file:
         good, bad = guarded(scan.scan, source, file, settings, seconds=seconds)
       candidates += good
       drops += bad

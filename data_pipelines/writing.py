@@ -82,7 +82,7 @@ class Shards(NamedTuple):
       path = scanning.candidates_of(work_dir(self.output_dir), group)
       candidate = selection.read_candidate(path, offset)
       try:
-        with local_file(candidate.location) as file:
+        with local_file(candidate.location, seconds=self.seconds) as file:
           example = guarded(
             encode, candidate, file, self.short_side, seconds=self.seconds
           )

@@ -18,7 +18,7 @@ LONG = 60.0
 
 
 def fetch(location):
-  with local_file(location):
+  with local_file(location, seconds=LONG):
     pass
 
 

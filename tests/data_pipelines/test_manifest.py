@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -68,10 +69,37 @@ def test_a_folder(tmp_path):
     ({"path": "a.mp4"}, "no-caption"),
     ({"path": "a.mp4", "caption": "  "}, "no-caption"),
     ({"path": "a.mp4", "captions": []}, "no-caption"),
-    ({"path": "a.mp4", "captions": ["x", 5]}, "no-caption"),
+    ({"path": "a.mp4", "captions": ["x", 5]}, "bad-row"),
+    ({"path": "a.mp4", "captions": ["", None, "\t"]}, "no-caption"),
+    ({"path": "a.mp4", "caption": 5}, "bad-row"),
+    ({"path": "a.mp4", "caption": {"en": "x"}}, "bad-row"),
+    ({"path": "a.mp4", "caption": "x" * 20_000}, "bad-row"),
+    ({"path": "a.mp4", "caption": "x" * (2 << 20)}, "bad-row"),
+    ({"path": "a.mp4", "caption": "\ud800"}, "bad-row"),
+    ({"path": "\udcff.mp4", "caption": "x"}, "bad-row"),
+    ({"path": "a\0.mp4", "caption": "x"}, "bad-row"),
+    ({"path": " ", "caption": "x"}, "bad-row"),
+    ({"path": ["a.mp4"], "caption": "x"}, "bad-row"),
+    ([{"path": "a.mp4", "caption": "x"}], "bad-row"),
+    ('{"path": "a.mp4", "capt', "bad-row"),
+    ("[" * 100_000, "bad-row"),
+    (
+      '{"path": "a.mp4", "caption": "x", "start": 1' + "0" * 400 + "}",
+      "bad-row",
+    ),
+    (
+      '{"path": "a.mp4", "caption": "x", "start": 1' + "0" * 9999 + "}",
+      "bad-row",
+    ),
     ({"path": "a.mp4", "caption": "x", "start": "soon"}, "bad-row"),
     ({"path": "a.mp4", "caption": "x", "start": 3, "end": 2}, "bad-row"),
     ({"path": "a.mp4", "caption": "x", "start": math.nan}, "bad-row"),
+    ({"path": "a.mp4", "caption": "x", "start": math.inf}, "bad-row"),
+    ({"path": "a.mp4", "caption": "x", "start": -1}, "bad-row"),
+    ({"path": "a.mp4", "caption": "x", "start": 2, "end": 2}, "bad-row"),
+    ({"path": "a.mp4", "caption": "x", "end": math.nan}, "bad-row"),
+    ({"path": "a.mp4", "caption": "x", "start": True}, "bad-row"),
+    ({"path": "a.mp4", "caption": "x", "start": [1]}, "bad-row"),
   ],
 )
 def test_a_row_that_cannot_be_used(tmp_path, row, reason):
@@ -80,7 +108,93 @@ def test_a_row_that_cannot_be_used(tmp_path, row, reason):
   drop, source = read_manifest(path)
   assert isinstance(drop, Drop) and isinstance(source, Source)
   assert (drop.row, drop.reason) == (1, reason)
+  assert drop.detail.isprintable() and len(drop.detail) < 200
   assert source.row == 2
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("bom.jsonl", '\ufeff{"path": "a.mp4", "caption": "b"}\n'.encode()),
+    ("crlf.jsonl", b'{"path": "a.mp4", "caption": "b"}\r\n\r\n'),
+    ("blank.jsonl", b'\n  \n{"path": "a.mp4", "caption": "b"}'),
+    ("other.jsonl", b'{"path": "a.mp4", "caption": "b", "x": [1], "y": null}'),
+    ("null.jsonl", b'{"path": "a.mp4", "captions": null, "caption": "b"}'),
+    ("bom.csv", "\ufeffpath,caption\na.mp4,b\n".encode()),
+    ("crlf.csv", b"path, caption\r\na.mp4,b\r\n\r\n"),
+    ("other.csv", b"x,path,caption,end\n\n1,a.mp4,b,,too,many\n"),
+  ],
+)
+def test_lists_of_every_writer_are_read(tmp_path, name, content):
+  (tmp_path / name).write_bytes(content)
+  location = str(tmp_path / "a.mp4")
+  assert list(read_manifest(tmp_path / name)) == [
+    Source(1, "a.mp4", location, ("b",))
+  ]
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("latin.jsonl", b'{"path": "a.mp4", "caption": "caf\xe9"}\n'),
+    ("binary.jsonl", bytes(range(256)).replace(b"\n", b"").replace(b"\r", b"")),
+    ("zeros.jsonl", bytes(100)),
+    ("latin.csv", b"path,caption\na.mp4,caf\xe9\n"),
+    ("long.csv", b"path,caption\na.mp4," + b"x" * 200_000),
+    ("open.csv", b'path,caption\na.mp4,"never closed' + b"x" * 200_000),
+  ],
+)
+def test_one_row_that_cannot_be_read_is_one_drop(tmp_path, name, content):
+  path = tmp_path / name
+  good = "b.mp4,b" if path.suffix == ".csv" else '{"path": "b", "caption": "b"}'
+  path.write_bytes(content.rstrip(b"\n") + b"\n" + good.encode())
+  drop, source = read_manifest(path)
+  assert (drop.row, drop.reason) == (1, "bad-row")
+  assert drop.detail.isprintable()
+  assert source.row == 2
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("semicolons.csv", b"path;caption\na.mp4;b\n"),
+    ("empty.csv", b""),
+    ("wide.csv", "path,caption\na.mp4,b\n".encode("utf-16")),
+    ("binary.csv", bytes(range(256))),
+  ],
+)
+def test_a_table_without_paths_is_told_at_once(tmp_path, name, content):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(InputError, match="no column path"):
+    list(read_manifest(tmp_path / name))
+
+
+def test_a_pipe_is_no_list(tmp_path):
+  os.mkfifo(tmp_path / "list.jsonl")
+  with pytest.raises(InputError, match="no regular file"):
+    list(read_manifest(tmp_path / "list.jsonl"))
+
+
+def test_what_is_odd_in_a_folder_is_told(tmp_path):
+  folder = tmp_path / "media"
+  (folder / "a.mp4").mkdir(parents=True)
+  (folder / "a.mp4" / "b.mp4").touch()
+  (folder / "link").symlink_to(folder)
+  (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+  (folder / "latin.mp4").touch()
+  (folder / "latin.txt").write_bytes(b"caf\xe9")
+  (folder / os.fsdecode(b"\xff.mp4")).touch()
+  (folder / "pipe.mp4").touch()
+  os.mkfifo(folder / "pipe.txt")
+  found = [(row.path, row.reason) for row in read_manifest(folder)]
+  assert found == [
+    ("a.mp4/b.mp4", "no-caption"),
+    ("latin.mp4", "bad-row"),
+    (None, "no-file"),
+    ("loop.mp4", "no-caption"),
+    ("pipe.mp4", "no-caption"),
+    ("\udcff.mp4", "bad-row"),
+  ]
 
 
 @pytest.mark.parametrize("name", ["absent.jsonl", "list.txt", "absent"])
@@ -91,11 +205,11 @@ def test_no_list(tmp_path, name):
 
 def test_a_uri_is_copied_and_removed(tmp_path):
   (tmp_path / "a.bin").write_bytes(b"12")
-  with local_file(str(tmp_path / "a.bin")) as file:
+  with local_file(str(tmp_path / "a.bin"), seconds=60) as file:
     assert file == tmp_path / "a.bin"
   with (
     pytest.raises(Unusable, match="cannot fetch") as raised,
-    local_file("nowhere://bucket/a.mp4"),
+    local_file("nowhere://bucket/a.mp4", seconds=60),
   ):
     pass
   assert raised.value.reason == "missing"
