@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from data_pipelines.files import check_file
 from data_pipelines.quarantine import Unusable
 from i2vgen_jax.errors import InputError
 
@@ -40,18 +41,10 @@ def load_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 
   Raises:
     InputError: missing, empty, truncated, too large or no picture at all.
+      JPEG has no checksum: bytes altered in its middle may pass.
   """
-  try:
-    data = Path(path).read_bytes()
-  except OSError as error:
-    raise Unusable(
-      "missing", f"cannot read picture {path}: {error.strerror}; check the path"
-    ) from error
-  if not data:
-    raise Unusable(
-      "empty", f"picture {path} is empty (0 bytes); give another file"
-    )
-  return decode_image(data, str(path))
+  check_file(path, f"picture {path}")
+  return decode_image(Path(path).read_bytes(), str(path))
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -77,9 +70,9 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
       "damaged",
       f"{name} is not a picture that can be read; give JPEG, PNG or WebP",
     ) from error
-  except (OSError, SyntaxError, ValueError, EOFError) as error:
-    if isinstance(error, InputError):
-      raise
+  except (InputError, MemoryError):
+    raise
+  except Exception as error:  # Pillow's plugins raise whatever there is.
     raise Unusable(
       "damaged", f"picture {name} is damaged ({error}); give an intact file"
     ) from error
@@ -118,6 +111,8 @@ def _plain_rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 def _eight_bit(picture: Image.Image) -> Image.Image:
   """Gray with more than 8 bits; Pillow would clip instead of scale it."""
   values = np.asarray(picture, np.float64)
+  if not np.isfinite(values).all():
+    raise ValueError("brightness that is no number")
   limit = 65535 if picture.mode.startswith("I") else max(values.max(), 1e-9)
   return Image.fromarray(
     np.rint(np.clip(values / limit, 0, 1) * 255).astype(np.uint8)

@@ -22,6 +22,8 @@ from data_pipelines.shots import Shot
 
 # What is scanned is this small, in pixels of the shorter side.
 SIDE = 256
+# Pixels a side below which nothing can be seen, and nothing be measured.
+MIN_SIDE = 16
 # Frames a second that scores and fingerprints see.
 _LOOKS = 8
 
@@ -105,7 +107,9 @@ def scan(source: Source, file: Path, settings: ScanSettings) -> Scanned:
 
 
 def _picture(source: Source, file: Path, settings: ScanSettings) -> Candidate:
-  image = images.shrink(images.load_image(file), SIDE)
+  image = images.load_image(file)
+  _check_size(image, source)
+  image = images.shrink(image, SIDE)
   return _candidate(source, "text_image", image[None], [0.0], 1, settings)
 
 
@@ -136,12 +140,20 @@ def _film(source: Source, file: Path, settings: ScanSettings) -> Scanned:
   for gap in _gaps(found, len(times)):
     text = f"{gap.stop - gap.start} frames that are no single shot"
     drops.append(_drop(source, times[gap.start], "no-shot", text))
+  # One frame is no clip.
+  least = max(settings.min_frames, 2)
   for shot in found:
-    if shot.stop - shot.start < settings.min_frames:
+    if shot.stop - shot.start < least:
       text = f"a shot of {shot.stop - shot.start} frames"
       drops.append(_drop(source, times[shot.start], "few-frames", text))
       continue
-    for piece in _pieces(shot, times, settings.max_seconds):
+    pieces = _pieces(shot, times, settings.max_seconds)
+    fewest = min(piece.stop - piece.start for piece in pieces)
+    if fewest < least:
+      text = f"{fewest} frames in {settings.max_seconds:g} seconds of a shot"
+      drops.append(_drop(source, times[shot.start], "few-frames", text))
+      continue
+    for piece in pieces:
       few, at = small.of(piece)
       count = piece.stop - piece.start
       clip = _candidate(source, "text_video", few, at, count, settings)
@@ -178,11 +190,22 @@ def _candidate(
   )
 
 
+def _check_size(picture: UInt8[np.ndarray, "h w 3"], source: Source) -> None:
+  height, width, _ = picture.shape
+  if min(height, width) < MIN_SIDE:
+    raise Unusable(
+      "too-small",
+      f"{source.path} is {width}x{height}, less than {MIN_SIDE} pixels a side;"
+      " give a larger one",
+    )
+
+
 def _short(
   frames: Iterator, source: Source, settings: ScanSettings
 ) -> Iterator:
   first = None
   for time, frame in frames:
+    _check_size(frame, source)
     first = time if first is None else first
     if time - first > settings.max_film_seconds:
       raise Unusable(
@@ -204,7 +227,7 @@ def _pieces(
   shot: Shot, times: list[float], max_seconds: float | int
 ) -> list[Shot]:
   length = times[shot.stop - 1] - times[shot.start]
-  count = max(math.ceil(length / max_seconds), 1)
+  count = min(max(math.ceil(length / max_seconds), 1), shot.stop - shot.start)
   ends = np.linspace(shot.start, shot.stop, count + 1).round().astype(int)
   return [Shot(a, b) for a, b in itertools.pairwise(ends.tolist())]
 

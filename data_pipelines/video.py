@@ -2,14 +2,16 @@
 
 import contextlib
 import io
-import os
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
 from av.video.reformatter import (
   ColorRange,
   Colorspace,
@@ -19,6 +21,8 @@ from av.video.reformatter import (
 from jaxtyping import Float, UInt8
 
 from data_pipelines.atomic import appearing
+from data_pipelines.containers import is_cut_short
+from data_pipelines.files import check_file
 from data_pipelines.quarantine import Unusable
 from i2vgen_jax.errors import InputError
 
@@ -41,6 +45,13 @@ _EXACT = (
 )
 
 
+# Frames a second that a header is believed to mean.
+_RATES = (1.0, 240.0)
+# Ratios of a pixel's sides that a header is believed to mean; DVDs have 1.42.
+_ASPECTS = (1 / 4, 4)
+_LAST_TICK = 2**62  # beyond no place can be told
+# Files that are no films but name others.
+_PLAYLISTS = ("concat", "hls", "dash", "imf", "sdp", "rtsp")
 # Transfer functions of high dynamic range: PQ and HLG, as ITU-T H.273 has them.
 _HDR = (16, 18)
 
@@ -49,32 +60,25 @@ def probe(source: bytes | str | Path, *, name: str | None = None) -> float:
   """Looks whether a film is of a kind that can be used.
 
   Returns:
-    Frames per second as the container tells them, 25 if it tells none.
+    Frames per second as the container tells them, 25 if it tells none, and
+    never beyond what a camera has.
 
   Raises:
-    Unusable: missing, empty, damaged, without a video or without a frame in
-      it; interlaced, of high dynamic range, or of too many pixels.
+    Unusable: missing, empty, damaged, cut short, without a video or without a
+      frame in it; interlaced, of high dynamic range, or of too many pixels.
   """
   name = _called(source, name)
   with _opened(source, name) as container:
-    track = container.streams.video[0]
-    width, height = track.codec_context.width, track.codec_context.height
-    if width * height > MAX_PIXELS:
+    if not isinstance(source, bytes) and is_cut_short(Path(source)):
       raise Unusable(
-        "too-large",
-        f"video {name} is {width}x{height}, more than {MAX_PIXELS} pixels;"
-        " scale it down first",
+        "truncated",
+        f"video {name} is truncated: its end is missing; give an intact file",
       )
-    _, frame = next(_frames(container, 0, name))
-    if frame.interlaced_frame:
-      raise Unusable(
-        "interlaced", f"video {name} is interlaced; deinterlace it first"
-      )
-    if frame.color_trc in _HDR:
-      raise Unusable(
-        "hdr", f"video {name} is of high dynamic range; map its tones first"
-      )
-    return float(track.average_rate or 25)
+    track = _track(container, name)
+    _check_size(track.codec_context.width, track.codec_context.height, name)
+    _, frame = next(_frames(container, track, 0, name))
+    _check(frame, name)
+    return min(max(float(track.average_rate or 25), _RATES[0]), _RATES[1])
 
 
 def write_mp4(
@@ -171,7 +175,10 @@ def decode_mp4(
   short_side: int | None = None,
   name: str | None = None,
 ) -> tuple[Frames, Times]:
-  """Decodes a video of any container and codec, turned upright.
+  """Decodes a video of any container and codec, as a player would show it.
+
+  Frames are turned and mirrored as the file says, and stretched where its
+  pixels are not square. Transparency is left out.
 
   Args:
     source: the file's path, or its bytes.
@@ -187,13 +194,14 @@ def decode_mp4(
 
   Raises:
     InputError: missing, empty, damaged, too long, or without a video in it.
+      Codecs that check little, such as VP8, may hide damage within a frame.
   """
   name = _called(source, name)
   decoded = _within_limit(_decode(source, name), until, name)
-  times, frames = zip(*decoded, strict=True)
+  times, frames, aspects = zip(*decoded, strict=True)
   times = np.array(times, np.float64)
   chosen = list(range(len(times)) if select is None else select(times))
-  size = _scaled(frames[0], short_side)
+  size = _scaled(frames[0], aspects[0], short_side)
   converter = VideoReformatter()
   pictures = [_to_rgb(frames[number], size, converter) for number in chosen]
   return np.stack(pictures), times[chosen]
@@ -218,10 +226,10 @@ def stream(
   stop: float | int | None = None,
   name: str | None = None,
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
-  """Yields the frames of a video of any length one by one, turned upright.
+  """Yields the frames of a video of any length one by one; see `decode_mp4`.
 
   Memory holds a few frames. Reading begins at the key frame before `start`.
-  That a file is cut short shows only when it is read from start to end.
+  That frames are missing shows only when it is read from start to end.
 
   Args:
     source: the file's path, or its bytes.
@@ -234,14 +242,17 @@ def stream(
     Each frame's time, in seconds from the file's first frame, and its pixels.
 
   Raises:
-    InputError: missing, empty, damaged, or without a video in it; raised when
-      the frame is asked for that cannot be read.
+    InputError: missing, empty, damaged, or without a video in it, or with a
+      frame of a kind that `probe` refuses; raised when that frame is asked
+      for.
   """
   size, converter = None, VideoReformatter()
-  for time, frame in _decode(source, _called(source, name), start):
-    size = size or _scaled(frame, short_side)
+  name = _called(source, name)
+  for time, frame, aspect in _decode(source, name, start):
     if stop is not None and time >= stop:
       return
+    _check(frame, name)
+    size = size or _scaled(frame, aspect, short_side)
     if time >= start:
       yield time, _to_rgb(frame, size, converter)
 
@@ -250,14 +261,27 @@ def _called(source: bytes | str | Path, name: str | None) -> str:
   return name or ("video" if isinstance(source, bytes) else str(source))
 
 
+class _Decoded(NamedTuple):
+  """A frame as the codec has it.
+
+  Attributes:
+    time: seconds from the file's first frame.
+    frame: in the codec's own pixel format and size.
+    aspect: width to height of its pixels.
+  """
+
+  time: float
+  frame: av.VideoFrame
+  aspect: float
+
+
 def _within_limit(
-  decoded: Iterator[tuple[float, av.VideoFrame]],
-  until: float | int | None,
-  name: str,
-) -> Iterator[tuple[float, av.VideoFrame]]:
+  decoded: Iterator[_Decoded], until: float | int | None, name: str
+) -> Iterator[_Decoded]:
   """As much as memory may hold, up to the first frame after `until`."""
   num_bytes = 0
-  for time, frame in decoded:
+  for one in decoded:
+    frame = one.frame
     num_bytes += 3 * frame.width * frame.height
     if num_bytes > MAX_BYTES:
       raise Unusable(
@@ -265,21 +289,46 @@ def _within_limit(
         f"video {name} is too long: over {MAX_BYTES >> 30} GiB decoded;"
         " cut it into short clips first",
       )
-    yield time, frame
-    if until is not None and time > until:
+    yield one
+    if until is not None and one.time > until:
       return
 
 
-def _scaled(frame: av.VideoFrame, short_side: int | None) -> tuple[int, int]:
+def _check(frame: av.VideoFrame, name: str) -> None:
+  """Refuses frames that cannot be shown as they are."""
+  _check_size(frame.width, frame.height, name)
+  if frame.interlaced_frame:
+    raise Unusable(
+      "interlaced", f"video {name} is interlaced; deinterlace it first"
+    )
+  if frame.color_trc in _HDR:
+    raise Unusable(
+      "hdr", f"video {name} is of high dynamic range; map its tones first"
+    )
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+  if width * height > MAX_PIXELS:
+    raise Unusable(
+      "too-large",
+      f"video {name} is {width}x{height}, more than {MAX_PIXELS} pixels;"
+      " scale it down first",
+    )
+
+
+def _scaled(
+  frame: av.VideoFrame, aspect: float, short_side: int | None
+) -> tuple[int, int]:
   """The size that all frames get; ones of another size are rare."""
-  scale = min((short_side or np.inf) / min(frame.width, frame.height), 1)
-  return round(frame.width * scale), round(frame.height * scale)
+  width, height = frame.width * aspect, frame.height
+  scale = min((short_side or np.inf) / min(width, height), 1)
+  return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def _to_rgb(
   frame: av.VideoFrame, size: tuple[int, int], converter: VideoReformatter
 ) -> UInt8[np.ndarray, "h w 3"]:
-  shrinks = size[0] < frame.width
+  shrinks = size[0] * size[1] < frame.width * frame.height
   scaler = Interpolation.AREA if shrinks else Interpolation.BICUBIC
   rgb = converter.reformat(
     frame,
@@ -288,40 +337,82 @@ def _to_rgb(
     interpolation=_EXACT | scaler,
     threads=1,
   )
-  return np.rot90(rgb.to_ndarray(), frame.rotation // 90)
+  return _upright(rgb.to_ndarray(), frame)
+
+
+def _upright(
+  picture: UInt8[np.ndarray, "h w 3"], frame: av.VideoFrame
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """Turned by quarters and mirrored as the frame's display matrix says."""
+  matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+  if matrix is None:
+    return picture
+  # It maps (x, y) to (ax + cy, bx + dy), y pointing down.
+  a, b, _, c, d = np.frombuffer(matrix, np.int32, 5).tolist()
+  if abs(b) > abs(a):
+    picture, a, d = picture.transpose(1, 0, 2), c, b
+  picture = picture[:, ::-1] if a < 0 else picture
+  picture = picture[::-1] if d < 0 else picture
+  return np.ascontiguousarray(picture)
 
 
 def _decode(
   source: bytes | str | Path, name: str, start: float | int = 0
-) -> Iterator[tuple[float, av.VideoFrame]]:
-  """Frames in the codec's own pixel format, in order of time.
-
-  The times are seconds from the file's first frame. Decoding begins at a key
-  frame before `start`.
-  """
+) -> Iterator[_Decoded]:
+  """Frames in order of time, from a key frame before `start` on."""
   with _opened(source, name) as container:
-    yield from _frames(container, start, name)
+    track = _track(container, name)
+    aspect = float(track.sample_aspect_ratio or 1)
+    if not _ASPECTS[0] <= aspect <= _ASPECTS[1]:
+      raise Unusable(
+        "damaged",
+        f"the pixels of video {name} are {aspect:g} times as wide as high;"
+        " correct its header",
+      )
+    frames = _frames(container, track, start, name)
+    first = next(frames, None)
+    if first is not None and first[0] <= start:
+      for time, frame in itertools.chain([first], frames):
+        yield _Decoded(time, frame, aspect)
+      return
+  # Containers without an index can land behind the place, or nowhere.
+  yield from _decode(source, name)
+
+
+def _track(container: Any, name: str) -> Any:
+  """The first video that is no picture of a cover."""
+  tracks = [
+    track
+    for track in container.streams.video
+    if not track.disposition & Disposition.attached_pic
+  ]
+  if not tracks:
+    raise Unusable("no-video", f"{name} has no video in it; give a video file")
+  if tracks[0].codec_context is None:
+    raise Unusable(
+      "damaged", f"no decoder for video {name}; give H.264, for instance"
+    )
+  return tracks[0]
 
 
 @contextlib.contextmanager
 def _opened(source: bytes | str | Path, name: str) -> Iterator[Any]:
-  """A container with a video in it."""
   is_path = not isinstance(source, bytes)
-  try:
-    size = os.stat(source).st_size if is_path else len(source)
-  except OSError as error:
-    raise Unusable(
-      "missing", f"cannot read video {name}: {error.strerror}; check the path"
-    ) from error
-  if not size:
+  if is_path:
+    check_file(source, f"video {name}")
+  elif not source:
     raise Unusable(
       "empty", f"video {name} is empty (0 bytes); give another file"
     )
   try:
-    with av.open(str(source) if is_path else io.BytesIO(source)) as container:
-      if not container.streams.video:
+    with av.open(
+      str(source) if is_path else io.BytesIO(source),
+      # Titles may be in any encoding.
+      metadata_errors="replace",
+    ) as container:
+      if container.format.name in _PLAYLISTS:
         raise Unusable(
-          "no-video", f"{name} has no video in it; give a video file"
+          "damaged", f"{name} is no video but a list of files; list them"
         )
       yield container
   except av.FFmpegError as error:
@@ -333,9 +424,12 @@ def _opened(source: bytes | str | Path, name: str) -> Iterator[Any]:
 
 
 def _frames(
-  container, start: float | int, name: str
+  container, track, start: float | int, name: str
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-  track = container.streams.video[0]
+  """Frames and their times, in seconds from the file's first frame.
+
+  None come where the container cannot go to `start`.
+  """
   # Readers run many of these at once; one thread each is fastest in all.
   track.codec_context.thread_count = 1
   track.codec_context.thread_type = "NONE"
@@ -346,36 +440,39 @@ def _frames(
       "no-frames", f"video {name} has no frames; give an intact file"
     )
   if start > 0:
-    yield from _from_key_frame(container, track, first.time, start, name)
+    ticks = int((first.time + start) / track.time_base)
+    if _sought(container, track, ticks):
+      for frame in _timed(container, track, name):
+        yield frame.time - first.time, frame
     return
   yield 0.0, first
   count = 1
   for frame in frames:
     count += 1
     yield frame.time - first.time, frame
-  if count < track.frames:
+  promised = _promised_frames(container, track)
+  if count < promised:
     raise Unusable(
       "truncated",
-      f"video {name} is truncated: {count} of {track.frames} frames;"
+      f"video {name} is truncated: {count} of {promised} frames;"
       " give an intact file",
     )
 
 
-def _from_key_frame(
-  container, track, origin: float, start: float | int, name: str
-) -> Iterator[tuple[float, av.VideoFrame]]:
-  ticks = int((origin + start) / track.time_base)
-  container.seek(ticks, stream=track)
-  frames = _timed(container, track, name)
-  frame = next(frames, None)
-  if frame is None or frame.time > origin + start:
-    # Containers without an index can land behind the place.
-    container.seek(int(origin / track.time_base), stream=track)
-    frames = _timed(container, track, name)
-    frame = next(frames, None)
-  while frame is not None:
-    yield frame.time - origin, frame
-    frame = next(frames, None)
+def _promised_frames(container, track) -> int:
+  """How many frames the container says it shows; 0 if it does not say."""
+  if "mp4" not in container.format.name:
+    return track.frames
+  # An edit list may show fewer than there are.
+  return sum(not entry.is_discard for entry in track.index_entries)
+
+
+def _sought(container, track, ticks: int) -> bool:
+  try:
+    container.seek(min(ticks, _LAST_TICK), stream=track)
+  except av.FFmpegError:
+    return False
+  return True
 
 
 def _timed(container, track, name: str) -> Iterator[av.VideoFrame]:

@@ -83,6 +83,7 @@ def hostile(tmp_path_factory):
   # ---- Good ones, some of them odd ----
   for number in range(3):
     video.write_mp4(add(f"good{number}.mp4", None), render(number), 12)
+  video.write_mp4(add("strange\n\x1b ü 影片.mp4", None), render(11), 12)
   Image.fromarray(data.astronaut()).save(add("good.png", None))
   write(add("turned.mp4", None), render(3))
   turn(folder / "turned.mp4")
@@ -106,8 +107,13 @@ def hostile(tmp_path_factory):
   raw = (folder / "cut.mp4").read_bytes()
   (folder / "cut.mp4").write_bytes(raw[: len(raw) * 3 // 4])
   add("flipped.mp4", "damaged").write_bytes(flipped(whole))
-  add("folder.mp4", "damaged").mkdir()
-  os.mkfifo(add("pipe.mp4", "empty"))
+  add("folder.mp4", "no-file").mkdir()
+  os.mkfifo(add("pipe.mp4", "no-file"))
+  os.mkfifo(add("pipe.png", "no-file"))
+  add("zero.png", "no-file").symlink_to("/dev/zero")
+  add("dangling.mp4", "missing").symlink_to(folder / "nowhere")
+  add("loop.mp4", "missing").symlink_to(folder / "loop.mp4")
+  bad["long" * 99 + ".mp4"] = "missing"
   add("absent.mp4", "missing")
   write_sound(add("sound.mp4", "no-video"))
   write_sound(add("sound.mkv", "no-video"))
@@ -182,6 +188,7 @@ def test_every_broken_file_is_left_out_with_its_reason(hostile, tmp_path):
   found = {d.path: d.reason for d in quarantine(tmp_path / "out") if d.path}
   assert found.pop("good1.mp4") == "no-caption"
   assert found == bad
+  assert all(d.detail.isprintable() for d in quarantine(tmp_path / "out"))
   assert built.dropped["bad-row"] == 1
   assert sum(built.dropped.values()) == len(bad) + 2
   clips = Dataset([dataset_dir(tmp_path / "out", "text_video")])
@@ -220,7 +227,7 @@ def test_the_order_is_that_of_neither_manifest_nor_runner(hostile, tmp_path):
   names = sorted({*good, *bad})
   build_footage(listing(folder, names), tmp_path / "a", SETTINGS)
   first = digests(tmp_path / "a")
-  assert sum("tfrecord" in name for name in first) == 2 * 3
+  assert sum("tfrecord" in name for name in first) == 2 * 4
   build_footage(
     listing(folder, names), tmp_path / "b", SETTINGS, run=beam_runner([])
   )
@@ -447,13 +454,14 @@ def test_limits_leave_out_by_name(hostile, tmp_path):
 
 
 def test_a_stall_and_a_crash_end_one_file(hostile, tmp_path, monkeypatch):
-  """The user's own function hangs on one file and kills itself on another."""
+  """The user's own function hangs, kills itself and fails, a file each."""
   folder, *_ = hostile
   (tmp_path / "judge.py").write_text(
     "import os, time\n"
     "def judge(frames):\n"
     "  if frames.shape[1] == 63: time.sleep(600)\n"
     "  if frames.shape[1] == 96: os.abort()\n"
+    "  if frames.mean() < 1: raise KeyError(frames.shape)\n"
     "  return frames.mean()\n"
   )
   monkeypatch.syspath_prepend(tmp_path)
@@ -464,11 +472,16 @@ def test_a_stall_and_a_crash_end_one_file(hostile, tmp_path, monkeypatch):
     ),
     stall_seconds=20,
   )
-  names = ["good0.mp4", "odd.mkv", "turned.mp4", "good2.mp4"]
+  names = ["good0.mp4", "odd.mkv", "turned.mp4", "black.mp4", "good2.mp4"]
+  video.write_mp4(folder / "black.mp4", np.zeros((12, 64, 96, 3), np.uint8), 12)
   out = tmp_path / "out"
   built = build_footage(listing(folder, names), out, settings)
   reasons = {d.path: d.reason for d in quarantine(out)}
-  assert reasons == {"odd.mkv": "stalled", "turned.mp4": "crashed"}
+  assert reasons == {
+    "odd.mkv": "stalled",
+    "turned.mp4": "crashed",
+    "black.mp4": "failed",
+  }
   assert built.num_videos == 2
   record = Dataset([dataset_dir(out, "text_video")])[0]
   frames, _ = video.decode_mp4(record["video"])
@@ -493,6 +506,7 @@ def test_start_and_end_choose_a_part(hostile, tmp_path):
   rows = [
     {"path": "good0.mp4", "caption": "x", "start": 0.25, "end": 0.95},
     {"path": "good1.mp4", "caption": "x", "start": 5},
+    {"path": "good1.mp4", "caption": "x", "start": 1e300},
   ]
   out = tmp_path / "out"
   build_footage(manifest(folder, rows), out, SETTINGS)
@@ -500,7 +514,7 @@ def test_start_and_end_choose_a_part(hostile, tmp_path):
   assert (record["num_frames"], record["start"]) == (9, 0.25)
   frames, _ = video.decode_mp4(record["video"])
   assert np.abs(frames.astype(int) - render(0)[3:12]).mean() < 4
-  assert [d.reason for d in quarantine(out)] == ["no-frames"]
+  assert [d.reason for d in quarantine(out)] == ["no-frames"] * 2
 
 
 @pytest.mark.parametrize("kept", [0, 5])

@@ -80,6 +80,12 @@ def test_equal_input_gives_equal_bytes_whatever_was_in_memory(tmp_path):
   assert len(encodings.pop()) > 500
 
 
+def test_the_bytes_do_not_depend_on_the_number_of_cores(clip):
+  """x264 writes its settings into what it encodes."""
+  data = video.encode_mp4(clip, 8)
+  assert b" threads=1 lookahead_threads=1 sliced_threads=0 " in data
+
+
 def test_only_selected_frames_come_back(clip):
   data = video.encode_mp4(clip, 8)
   everything, times = video.decode_mp4(data)

@@ -1,0 +1,350 @@
+"""What becomes of odd films and pictures: each has one fate."""
+
+import os
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from av.stream import Disposition
+from PIL import Image
+from skimage import data
+
+from data_pipelines import video
+from data_pipelines.manifest import Source
+from data_pipelines.quarantine import Unusable
+from data_pipelines.scan import ScanSettings, scan
+from data_pipelines.writing import encode
+
+WHOLE = ScanSettings(split_shots=False, min_frames=8)
+TICK = Fraction(1, 1000)
+
+
+def frames(count=24, size=(96, 64)):
+  """A photo that is panned by two pixels a frame."""
+  width, height = size
+  photo = data.chelsea()
+  return np.stack(
+    [photo[50 : 50 + height, 2 * n : 2 * n + width] for n in range(count)]
+  )
+
+
+def write(path, pictures, codec="libx264", pixels="yuv420p", **given):
+  """A film; `given` has settings of its codec, or what is popped here."""
+  times, aspect = given.pop("times", None), given.pop("aspect", None)
+  rate, options = given.pop("rate", 12), given.pop("options", {})
+  with av.open(str(path), "w", options=given.pop("muxer", {})) as container:
+    stream = container.add_stream(codec, rate=rate)
+    stream.height, stream.width = pictures.shape[1:3]
+    stream.pix_fmt, stream.options = pixels, options
+    if times:
+      stream.time_base = stream.codec_context.time_base = TICK
+    if aspect:
+      stream.sample_aspect_ratio = aspect
+    for name, value in given.items():
+      setattr(stream.codec_context, name, value)
+    for number, picture in enumerate(pictures):
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))
+      if times:
+        frame.pts, frame.time_base = times[number], TICK
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  return path
+
+
+def found(path, settings=WHOLE):
+  """The only candidate in a file, and its example."""
+  source = Source(1, path.name, str(path), ("x",))
+  [candidate], drops = scan(source, path, settings)
+  assert not drops
+  return candidate, encode(candidate, path, 720)
+
+
+def reason(path, settings=WHOLE):
+  """Why nothing of a file can be used."""
+  source = Source(1, path.name, str(path), ("x",))
+  try:
+    candidates, [drop] = scan(source, path, settings)
+  except Unusable as error:
+    assert str(error).isprintable()
+    return error.reason
+  assert not candidates
+  return drop.reason
+
+
+GOOD = {  # name -> (count of frames, size) and how it is written
+  "gray.mkv": {"codec": "ffv1", "pixels": "gray"},
+  "alpha.mov": {"codec": "qtrle", "pixels": "argb"},
+  "alpha.webm": {"codec": "libvpx-vp9", "pixels": "yuva420p"},
+  "deep.mkv": {"pixels": "yuv420p10le"},
+  "full.mp4": {"pixels": "yuv444p"},
+  "moves.gif": {"codec": "gif", "pixels": "rgb8"},
+  "fragments.mp4": {"muxer": {"movflags": "frag_keyframe+empty_moov"}},
+  "fast.mkv": {"rate": 1000},
+  "uneven.mkv": {"times": np.cumsum([5, 9, 50, 120] * 6).tolist()},
+  "early.mkv": {"times": [83 * n - 500 for n in range(24)]},
+  "late.mp4": {"times": [83 * n + 100_000 for n in range(24)]},
+  "film.flv": {},
+  "film.ts": {},
+  "film.mpg": {"codec": "mpeg2video", "rate": 24},
+  "film.wmv": {"codec": "wmv2"},
+  "film.avi": {"codec": "mpeg4"},
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_odd_films_that_can_be_used(tmp_path, name):
+  path = write(tmp_path / name, frames(), **GOOD[name])
+  candidate, example = found(path)
+  assert (candidate.num_frames, example.width, example.height) == (24, 96, 64)
+  decoded, times = video.decode_mp4(example.media)
+  assert (np.diff(times) > 0).all()
+  # GIF has few colours, and gray none.
+  lumas = decoded.mean(-1) - frames().mean(-1)
+  assert np.abs(lumas).mean() < 16
+
+
+@pytest.mark.parametrize("start", [0.5, 1.2])
+@pytest.mark.parametrize(
+  "name", ["moves.gif", "film.avi", "film.ts", "film.mpg", "film.wmv"]
+)
+def test_a_part_of_an_odd_film(tmp_path, name, start):
+  path = write(tmp_path / name, frames(), **GOOD[name])
+  expected = [
+    time for time, _ in video.stream(path) if start <= time < start + 0.5
+  ]
+  part = video.stream(path, start=start, stop=start + 0.5)
+  assert [time for time, _ in part] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+  ("aspect", "width"), [((4, 3), 128), ((1, 2), 48), ((8, 9), 84)]
+)
+def test_pixels_become_square(tmp_path, aspect, width):
+  path = write(tmp_path / "a.mp4", frames(), aspect=Fraction(*aspect))
+  _, example = found(path)
+  assert (example.width, example.height) == (width, 64)
+
+
+@pytest.mark.parametrize(
+  ("matrix", "shown"),
+  [
+    ((-1, 0, 0, 1), lambda x: x[:, :, ::-1]),
+    ((1, 0, 0, -1), lambda x: x[:, ::-1]),
+    ((0, 1, 1, 0), lambda x: x.transpose(0, 2, 1, 3)),
+    ((0, -1, -1, 0), lambda x: x.transpose(0, 2, 1, 3)[:, ::-1, ::-1]),
+    ((-1, 0, 0, -1), lambda x: x[:, ::-1, ::-1]),
+  ],
+)
+def test_mirrored_films_are_shown_as_players_do(tmp_path, matrix, shown):
+  raw = bytearray(write(tmp_path / "a.mp4", frames()).read_bytes())
+  a, b, c, d = (value << 16 for value in matrix)
+  place = raw.index(b"tkhd") + 4 + 40
+  raw[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+  (tmp_path / "a.mp4").write_bytes(raw)
+  _, example = found(tmp_path / "a.mp4")
+  decoded, _ = video.decode_mp4(example.media)
+  assert np.abs(decoded.astype(int) - shown(frames())).mean() < 6
+
+
+def test_an_edit_list_shows_a_part(tmp_path):
+  """As of a film that a telephone has trimmed; it is not cut short."""
+  raw = bytearray(write(tmp_path / "a.mp4", frames()).read_bytes())
+  place = raw.index(b"elst") + 12
+  duration, _ = struct.unpack(">Ii", raw[place : place + 8])
+  raw[place : place + 4] = struct.pack(">I", duration // 2)
+  (tmp_path / "a.mp4").write_bytes(raw)
+  assert found(tmp_path / "a.mp4")[0].num_frames == 12
+
+
+def patched(path, box, offset, value):
+  raw = bytearray(write(path, frames()).read_bytes())
+  place = raw.index(box) + offset
+  raw[place : place + 4] = value
+  path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("box", [b"mvhd", b"mdhd"])
+def test_a_lie_about_the_duration_is_not_believed(tmp_path, box):
+  patched(tmp_path / "a.mp4", box, 20, b"\x7f\xff\xff\xf0")
+  assert found(tmp_path / "a.mp4")[0].num_frames == 24
+
+
+def test_a_title_in_another_encoding_is_no_fault(tmp_path):
+  raw = write(tmp_path / "a.mkv", frames()).read_bytes()
+  assert b"Lavf" in raw
+  (tmp_path / "a.mkv").write_bytes(raw.replace(b"Lavf", b"caf\xe9"))
+  found(tmp_path / "a.mkv")
+
+
+def test_a_film_with_a_cover_is_the_film(tmp_path):
+  path = tmp_path / "a.mp4"
+  with av.open(str(path), "w") as container:
+    cover = container.add_stream("mjpeg", rate=1)
+    cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
+    cover.disposition = Disposition.attached_pic
+    film = container.add_stream("libx264", rate=12)
+    film.width, film.height, film.pix_fmt = 96, 64, "yuv420p"
+    for stream, count in ((cover, 1), (film, 24)):
+      for picture in frames(count):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))
+        container.mux(stream.encode(frame))
+      container.mux(stream.encode())
+  assert found(path)[0].num_frames == 24
+
+
+@pytest.mark.parametrize("value", [b"\0\0\0\0", b"\x7f\xff\xff\xff"])
+def test_frames_that_last_no_time_or_for_ever(tmp_path, value):
+  patched(tmp_path / "a.mp4", b"stts", 16, value)
+  assert reason(tmp_path / "a.mp4") in ("no-times", "few-frames")
+
+
+BAD = {
+  "fields.mkv": (
+    "interlaced",
+    {"options": {"x264-params": "tff=1"}},
+  ),
+  "pq.mkv": ("hdr", {"pixels": "yuv420p10le", "color_trc": 16}),
+  "hlg.mkv": ("hdr", {"pixels": "yuv420p10le", "color_trc": 18}),
+  "wide.mkv": ("damaged", {"aspect": Fraction(50, 1)}),
+  "hour.mkv": ("few-frames", {"times": [60_000 * n for n in range(24)]}),
+  "slow.mp4": ("few-frames", {"rate": Fraction(1, 2)}),
+  "days.mkv": ("too-long", {"times": [10**7 * n for n in range(24)]}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_odd_films_that_cannot_be_used(tmp_path, name):
+  expected, given = BAD[name]
+  assert reason(write(tmp_path / name, frames(), **given)) == expected
+
+
+@pytest.mark.parametrize("rate", [Fraction(1, 60), 1000])
+def test_rates_that_no_camera_has_do_not_stop_the_search_of_shots(
+  tmp_path, rate
+):
+  path = write(tmp_path / "a.mkv", frames(), rate=rate)
+  assert reason(path, ScanSettings()) in ("few-frames", "no-shot")
+
+
+def test_a_film_that_becomes_interlaced_is_seen(tmp_path):
+  parts = []
+  for options in ({}, {"flags": "+ildct+ilme"}):
+    path = tmp_path / "part.mpg"
+    write(path, frames(), "mpeg2video", rate=24, options=options)
+    parts.append(path.read_bytes())
+  (tmp_path / "a.mpg").write_bytes(b"".join(parts))
+  assert reason(tmp_path / "a.mpg") == "interlaced"
+
+
+def test_a_sound_with_a_cover_is_no_film(tmp_path):
+  path = tmp_path / "a.mp3"
+  with av.open(str(path), "w") as container:
+    sound = container.add_stream("libmp3lame", rate=44100)
+    cover = container.add_stream("mjpeg", rate=1)
+    cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
+    cover.disposition = Disposition.attached_pic
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames(1)[0]))
+    frame.pts = 0
+    container.mux(cover.encode(frame))
+    container.mux(cover.encode())
+    silence = av.AudioFrame.from_ndarray(
+      np.zeros((2, 1152), np.float32), "fltp", "stereo"
+    )
+    silence.sample_rate = 44100
+    for _ in range(40):
+      container.mux(sound.encode(silence))
+    container.mux(sound.encode())
+  path.rename(tmp_path / "a.mp4")
+  assert reason(tmp_path / "a.mp4") == "no-video"
+
+
+@pytest.mark.parametrize(
+  ("content", "expected"),
+  [
+    (b"ffconcat version 1.0\nfile a.mp4\n", "damaged"),
+    (b"#EXTM3U\n#EXTINF:3,\na.mp4\n#EXT-X-ENDLIST\n", "damaged"),
+    (b"<html><body>404</body></html>" * 20, "damaged"),
+    (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "damaged"),
+    (bytes(100_000), "damaged"),
+    (b"1\n00:00:01,000 --> 00:00:02,000\nhi\n", "no-video"),
+  ],
+)
+def test_what_is_no_film(tmp_path, content, expected):
+  write(tmp_path / "a.mp4", frames())
+  (tmp_path / "b.mp4").write_bytes(content)
+  assert reason(tmp_path / "b.mp4") == expected
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "ts", "avi", "mp4"])
+def test_a_film_whose_middle_is_lost_is_left_out(tmp_path, suffix):
+  codec = "mpeg4" if suffix == "avi" else "libx264"
+  path = write(tmp_path / f"a.{suffix}", frames(size=(192, 128)), codec)
+  raw = bytearray(path.read_bytes())
+  places = np.random.default_rng(1).integers(
+    len(raw) // 3, len(raw) * 2 // 3, 99
+  )
+  for place in places.tolist():
+    raw[place] ^= 0xA5
+  path.write_bytes(raw)
+  assert reason(path) in ("damaged", "truncated", "no-times", "few-frames")
+
+
+PICTURES = ["jpg", "png", "webp", "tif", "bmp", "ppm", "avif"]
+
+
+@pytest.mark.parametrize("suffix", PICTURES)
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_a_picture_cut_short_is_damaged(tmp_path, suffix, share):
+  path = tmp_path / f"a.{suffix}"
+  Image.fromarray(data.chelsea()).save(path)
+  assert found(path)[1].width == 451
+  raw = path.read_bytes()
+  path.write_bytes(raw[: int(len(raw) * share)])
+  assert reason(path) == "damaged"
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])
+def test_of_several_pictures_in_a_file_the_first_counts(tmp_path, name):
+  pages = [Image.fromarray(frame) for frame in frames(4)]
+  pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+  candidate, example = found(tmp_path / name)
+  assert (candidate.kind, candidate.num_frames) == ("text_image", 1)
+  assert (example.width, example.height) == (96, 64)
+
+
+def test_a_picture_by_the_wrong_name(tmp_path):
+  Image.fromarray(data.chelsea()).save(tmp_path / "a.png")
+  (tmp_path / "a.png").rename(tmp_path / "b.jpg")
+  assert found(tmp_path / "b.jpg")[0].kind == "text_image"
+  (tmp_path / "b.jpg").rename(tmp_path / "c.mp4")
+  assert reason(tmp_path / "c.mp4") == "few-frames"
+  write(tmp_path / "d.mp4", frames()).rename(tmp_path / "e.png")
+  assert reason(tmp_path / "e.png") == "damaged"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_brightness_that_is_no_number_is_damaged(tmp_path, value):
+  pixels = np.full((64, 96), 0.5, np.float32)
+  pixels[3, 4] = value
+  Image.fromarray(pixels).save(tmp_path / "a.tif")
+  assert reason(tmp_path / "a.tif") == "damaged"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000), (15, 99)])
+def test_a_picture_of_hardly_a_pixel_is_too_small(tmp_path, size):
+  Image.new("RGB", size).save(tmp_path / "a.png")
+  assert reason(tmp_path / "a.png") == "too-small"
+
+
+def test_a_film_of_hardly_a_pixel_is_too_small(tmp_path):
+  write(tmp_path / "a.mkv", frames()[:, :1], "ffv1", "bgr0")
+  assert reason(tmp_path / "a.mkv") == "too-small"
+
+
+def test_noise_by_any_name_is_damaged(tmp_path):
+  for suffix in ("mp4", "mkv", "gif", "jpg", "png", "tif"):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(os.urandom(20_000))
+    assert reason(path) == "damaged"
