@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.sharding import param_shardings, replicated, to_global
+from i2vgen_jax.training import record
 from i2vgen_jax.training.checkpoint import Checkpoints, write_json
 from i2vgen_jax.training.metrics import (
   MetricWriter,
@@ -90,7 +91,8 @@ def train(
       spatial_grad_scale, ema_decay, log_every, checkpoint_every,
       sample_every, keep_checkpoints.
       The whole is written to workdir/config.json.
-    workdir: checkpoints, TensorBoard files and samples of this run.
+    workdir: checkpoints, TensorBoard files, samples and record of this run;
+      for the last see `record`.
     mesh: from `sharding.make_mesh`.
     sample_fn: (ema_params, steps done) -> uint8[h w 3] to look at.
     unseen: gives the same few batches of clips that nothing trains on; their
@@ -147,8 +149,10 @@ def train(
       state = state_from(initial_params, tx, shardings)
     else:
       state = init_state(init_params_fn, tx, c.seed, shardings)
-    if jax.process_index() == 0:
+    telling = jax.process_index() == 0
+    if telling:
       # Not before the state fits: the folder may be another run's.
+      record.resume(workdir, start)
       write_json(workdir / "config.json", config.to_dict())
     say(f"training from step {start} to {c.num_steps} in {workdir}")
 
@@ -167,6 +171,7 @@ def train(
       last = stopping or done == c.num_steps
 
       # ---- Report ----
+      values = {}
       if last or done % c.log_every == 0:
         window.add(jax.device_get(pending))
         pending = None
@@ -183,20 +188,25 @@ def train(
       # ---- Save, and show ----
       if last or done % c.checkpoint_every == 0:
         checkpoints.save(done, state)
-      if stopping:
-        say(f"stopped at step {done}; the same command goes on from there")
-        break
-      looking = last or done % c.sample_every == 0
+      looking = not stopping and (last or done % c.sample_every == 0)
       if looking and unseen is not None:
         losses = [
           loss_fn(state.ema_params, frozen, batch, step_key(c.seed))
           for _, batch in _placed_ahead(enumerate(unseen()), mesh)
         ]
         value = float(np.mean(jax.device_get(losses)))
+        values = values | {"unseen_loss": value}
         writer.scalars(done, {"unseen_loss": value})
         say(f"step {done}/{c.num_steps}  loss on unseen clips {value:.4f}")
+      if telling and values:
+        record.append(workdir, done, values)
+      if telling and looking:
+        record.draw(workdir)
       if looking and sample_fn is not None:
         writer.picture(done, sample_fn(state.ema_params, done))
+      if stopping:
+        say(f"stopped at step {done}; the same command goes on from there")
+        break
     else:
       if done < c.num_steps:
         raise InputError(

@@ -14,7 +14,7 @@ from training_standins import make_batch, make_config
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.sharding import make_mesh
-from i2vgen_jax.training import loop
+from i2vgen_jax.training import loop, record
 from i2vgen_jax.training.checkpoint import Checkpoints, load_params
 from i2vgen_jax.training.loop import train
 from i2vgen_jax.training.state import step_key
@@ -61,6 +61,8 @@ def log(monkeypatch):
   """(step, what was written) of the runs in a test."""
   entries = []
   monkeypatch.setattr(loop, "MetricWriter", lambda _: FakeWriter(entries))
+  # Takes longer than all of such a run.
+  monkeypatch.setattr(record, "draw", lambda workdir: None)
   return entries
 
 
@@ -253,6 +255,48 @@ class TestReports:
     line = f"step 5/5  loss on unseen clips {told[5]:.4f}"
     assert line in capfd.readouterr().err
 
+  def test_the_record_has_a_line_for_each_report(self, tmp_path, log):
+    run(
+      tmp_path, num_steps=7, log_every=2, sample_every=3,
+      unseen=lambda: iter([make_batch(1000)]),
+    )  # fmt: skip
+    lines = record.read(tmp_path)
+    assert [line["step"] for line in lines] == [2, 3, 4, 6, 7]
+    told = {}
+    for step, values in log:
+      told[step] = told.get(step, {"step": step}) | values
+    assert lines == list(told.values())
+    looked = [line["step"] for line in lines if "unseen_loss" in line]
+    assert looked == [3, 6, 7]
+
+  def test_a_run_that_was_killed_has_no_line_twice(self, tmp_path, log):
+    def killed(start):
+      yield from itertools.islice(batches(start), 5)
+      raise KeyboardInterrupt
+
+    whole = run(tmp_path / "whole", num_steps=6, log_every=1)
+    pieces = {"num_steps": 6, "log_every": 1, "checkpoint_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+      run(tmp_path / "pieces", killed, **pieces)
+    before = [line["step"] for line in record.read(tmp_path / "pieces")]
+    assert before == [1, 2, 3, 4]
+    assert_same(run(tmp_path / "pieces", **pieces), whole)
+    expected, found = (
+      [(line["step"], line["loss"]) for line in record.read(tmp_path / name)]
+      for name in ("whole", "pieces")
+    )
+    assert found == expected
+
+  def test_a_run_that_is_stopped_tells_its_last_steps(self, tmp_path, log):
+    def stopped(start):
+      for step, batch in batches(start):
+        if step == 3:
+          os.kill(os.getpid(), signal.SIGTERM)
+        yield step, batch
+
+    run(tmp_path, stopped, num_steps=9, log_every=100)
+    assert [line["step"] for line in record.read(tmp_path)] == [3]
+
   def test_the_resolved_config_is_written(self, tmp_path, log):
     run(tmp_path, num_steps=2, seed=5)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -305,12 +349,13 @@ class TestRefusals:
 
 
 def test_real_writer(tmp_path):
-  """Once with TensorBoard itself."""
+  """Once with TensorBoard itself, and the curve."""
   run(
     tmp_path,
     num_steps=2,
     sample_fn=lambda params, step: np.zeros((2, 3, 3), np.uint8),
   )
   assert list(tmp_path.glob("events.out.tfevents.*"))
+  assert Image.open(tmp_path / "curve.png").format == "PNG"
   picture = Image.open(tmp_path / "samples" / "step_00000002.png")
   assert picture.size == (3, 2)

@@ -1,0 +1,105 @@
+"""The record of a run: one line a report, none twice, and its curve."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.training import record
+
+
+@pytest.fixture
+def three(tmp_path):
+  """The folder of a run with reports after 2, 4 and 6 steps."""
+  record.append(tmp_path, 2, {"loss": 0.9, "skipped": 0.0})
+  record.append(tmp_path, 4, {"loss": 0.7, "unseen_loss": 0.8})
+  record.append(tmp_path, 6, {"loss": 0.5})
+  return tmp_path
+
+
+def steps(workdir):
+  return [report["step"] for report in record.read(workdir)]
+
+
+def test_a_line_is_a_report(three):
+  lines = (three / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line) for line in lines] == record.read(three)
+  assert record.read(three)[1] == {"step": 4, "loss": 0.7, "unseen_loss": 0.8}
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  record.append(tmp_path, 1, {"loss": np.nan, "unseen_loss": np.inf})
+  expected = {"step": 1, "loss": None, "unseen_loss": None}
+  assert record.read(tmp_path) == [expected]
+  record.draw(tmp_path)
+  assert not (tmp_path / "curve.png").exists()
+
+
+class TestResume:
+  @pytest.mark.parametrize(
+    ("step", "left"), [(0, []), (3, [2]), (4, [2, 4]), (9, [2, 4, 6])]
+  )
+  def test_steps_to_be_done_again_are_dropped(self, three, step, left):
+    record.resume(three, step)
+    assert steps(three) == left
+    record.append(three, step + 1, {"loss": 0.4})
+    assert steps(three) == [*left, step + 1]
+
+  def test_a_line_that_a_kill_cut_off_is_dropped(self, three):
+    path = three / "metrics.jsonl"
+    path.write_text(path.read_text()[:-5])
+    assert steps(three) == [2, 4]
+    record.resume(three, 5)
+    record.append(three, 6, {"loss": 0.5})
+    assert steps(three) == [2, 4, 6]
+
+  def test_a_new_run_has_no_record_yet(self, tmp_path):
+    record.resume(tmp_path, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestCurve:
+  def test_it_shows_both_losses(self, three):
+    record.draw(three)
+    both = np.array(Image.open(three / "curve.png").convert("RGB"))
+    record.resume(three, 2)
+    one = np.array(Image.open(three / "curve.png").convert("RGB"))
+    assert both.shape == one.shape
+    assert colours(both) - colours(one)
+    assert not list(three.glob("*.partial"))
+
+  def test_without_matplotlib_the_extra_is_named(self, three, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match=r"i2vgen-jax\[data\]"):
+      record.draw(three)
+
+
+def colours(picture):
+  """Of the lines: grey, white and what lies between are not counted."""
+  pixels = picture.reshape(-1, 3)
+  strong = np.ptp(pixels.astype(int), axis=1) > 120
+  return {tuple(p) for p in np.unique(pixels[strong], axis=0)}
+
+
+class TestUnreadable:
+  @pytest.mark.parametrize("line", ["{", "[4]", '{"loss": 1}', '{"step": "4"}'])
+  def test_a_line_that_is_no_report(self, three, line):
+    path = three / "metrics.jsonl"
+    before = path.read_text()
+    path.write_text(f"{line}\n{before}")
+    with pytest.raises(InputError, match=r"line 1 of .*jsonl.*move"):
+      record.resume(three, 4)
+    assert path.read_text() == f"{line}\n{before}"
+
+  def test_bytes_that_are_no_text(self, three):
+    (three / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(InputError, match=r"cannot read .*metrics.jsonl"):
+      record.resume(three, 4)
+
+  def test_a_folder_in_its_place(self, tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*metrics.jsonl"):
+      record.resume(tmp_path, 0)
