@@ -5,6 +5,8 @@ was killed goes on where it was; a finished one does nothing.
 """
 
 import collections
+import contextlib
+import fcntl
 import functools
 import itertools
 import json
@@ -86,6 +88,25 @@ def begin(output_dir: Path, identity: dict) -> Built | None:
       f"cannot make {output_dir}: {error.strerror}; give a writable directory"
     ) from error
   return None
+
+
+@contextlib.contextmanager
+def alone(output_dir: Path) -> Iterator[None]:
+  """Keeps a directory that was begun from a second build at the same time.
+
+  Raises:
+    InputError: another process on this machine builds there.
+  """
+  with (work_dir(output_dir) / "lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise InputError(
+        f"another process is building {output_dir}; wait for it, or end it"
+      ) from error
+    except OSError:
+      pass  # A file system without locks.
+    yield
 
 
 def finish(

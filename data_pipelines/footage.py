@@ -90,6 +90,18 @@ def build_footage(
   }
   if done := build.begin(output_dir, identity):
     return done
+  with build.alone(output_dir):
+    return _build(listed, output_dir, identity, settings, run, progress)
+
+
+def _build(
+  listed: Listing,
+  output_dir: Path,
+  identity: dict,
+  settings: Settings,
+  run: Runner,
+  progress: Progress | None,
+) -> Built:
   work = build.work_dir(output_dir)
   listed.spread(work)
   found = _scan(work, listed.groups, settings, run, progress)
@@ -106,7 +118,7 @@ def build_footage(
     if not any(output_dir.iterdir()):
       output_dir.rmdir()
     raise InputError(
-      f"none of the {listed.rows} rows of {manifest} is usable"
+      f"none of the {listed.rows} rows of {listed.manifest} is usable"
       + (f"; the first: {first.detail}" if first else "")
     )
   counts: dict[Kind, int] = {}

@@ -23,6 +23,7 @@ class Listing:
   """A list of media, read once as a whole.
 
   Attributes:
+    manifest: its path.
     rows: how many there are, usable or not.
     sources: how many of them name a file.
     digest: of all rows. Where the files lie on this machine is no part of it,
@@ -35,7 +36,7 @@ class Listing:
     Raises:
       InputError: there is no such list.
     """
-    self._manifest = manifest
+    self.manifest = manifest
     for _ in self._read():
       pass
 
@@ -43,7 +44,7 @@ class Listing:
     self.rows = self.sources = 0
     # The text is that of one JSON list.
     told = hashlib.blake2b(b"[", digest_size=16)
-    for row in read_manifest(self._manifest):
+    for row in read_manifest(self.manifest):
       text = json.dumps(row._asdict() | {"location": None})
       told.update((", " if self.rows else "").encode() + text.encode())
       self.rows += 1
@@ -88,7 +89,7 @@ class Listing:
           write_rows(path, group)
     if self.digest != digest:
       raise InputError(
-        f"manifest {self._manifest} changed while it was read; build again"
+        f"manifest {self.manifest} changed while it was read; build again"
       )
 
 

@@ -397,6 +397,20 @@ def test_a_build_that_was_killed_at_once_is_no_obstacle(
   assert not list((tmp_path / "out").glob(".build"))
 
 
+def test_two_builds_at_once_are_one_too_many(hostile, tmp_path):
+  folder, *_ = hostile
+  listed, out = listing(folder, ["good.png"]), tmp_path / "out"
+
+  def build_meanwhile(task, numbers):
+    with pytest.raises(InputError, match="another process is building"):
+      build_footage(listed, out, SETTINGS)
+    for number in numbers:
+      task(number)
+
+  built = build_footage(listed, out, SETTINGS, run=build_meanwhile)
+  assert built.num_images == 1
+
+
 def test_what_a_finished_build_could_not_clear_away_goes(hostile, tmp_path):
   """Killed after build.json, with another writer still at work."""
   folder, *_ = hostile
