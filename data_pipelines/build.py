@@ -62,8 +62,8 @@ def begin(output_dir: Path, identity: dict) -> Built | None:
   started = work_dir(output_dir) / "identity.json"
   for path in (finished, started):
     if path.exists():
-      told = json.loads(path.read_text())
-      if told["identity"] != identity:
+      told = _told(path)
+      if told.get("identity") != identity:
         raise InputError(
           f"{output_dir} holds a build of another list or other settings; "
           "remove it or give another name"
@@ -72,22 +72,34 @@ def begin(output_dir: Path, identity: dict) -> Built | None:
         _tidy(output_dir)
         return Built(told["num_videos"], told["num_images"], told["dropped"])
       return None
-  if output_dir.exists() and any(
-    # A build that was killed at once has made this and no more.
-    path != started.parent
-    for path in output_dir.iterdir()
+  if output_dir.exists() and not (
+    # A build that was killed as it began or gave up has left this and no more.
+    output_dir.is_dir() and {*output_dir.iterdir()} <= {started.parent}
   ):
     raise InputError(
       f"{output_dir} exists already; remove it or give another name"
     )
   try:
-    started.parent.mkdir(parents=True, exist_ok=True)
+    # What is in it may be of another list.
+    shutil.rmtree(started.parent, ignore_errors=True)
+    started.parent.mkdir(parents=True)
     write_json(started, {"identity": identity})
   except OSError as error:
     raise InputError(
       f"cannot make {output_dir}: {error.strerror}; give a writable directory"
     ) from error
   return None
+
+
+def _told(path: Path) -> dict:
+  """What a file of a build says; nothing where it is another program's."""
+  try:
+    told = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f"{path} cannot be read ({error}); remove it or give another name"
+    ) from error
+  return told if isinstance(told, dict) else {}
 
 
 @contextlib.contextmanager

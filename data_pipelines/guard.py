@@ -104,8 +104,10 @@ def _answer(fn: Callable[..., Any], args: tuple) -> tuple[Any, Any]:
   except MemoryError:
     text = f"needs more than {MAX_MEMORY >> 30} GiB of memory"
     return None, Unusable("too-large", text)
-  except InputError as error:
+  except Unusable as error:
     return None, error
+  except InputError as error:
+    return None, InputError(str(error))
   except Exception as error:
     # Said here, as not every exception survives the way between processes.
     said = " ".join(f"{type(error).__name__}: {error}".split())

@@ -80,6 +80,17 @@ def test_an_existing_output_is_not_touched(tmp_path):
   (tmp_path / "out" / "mine.txt").touch()
   with pytest.raises(InputError, match="out exists"):
     build.build_procedural(tmp_path / "out", 1, "train")
+  (tmp_path / "out" / "mine.txt").rename(tmp_path / "out" / "build.json")
+  with pytest.raises(InputError, match="cannot be read"):
+    build.build_procedural(tmp_path / "out", 1, "train")
+  (tmp_path / "out" / "build.json").write_text('{"mine": 1}')
+  with pytest.raises(InputError, match="another list"):
+    build.build_procedural(tmp_path / "out", 1, "train")
+  (tmp_path / "out" / "build.json").write_text("[]")
+  with pytest.raises(InputError, match="another list"):
+    build.build_procedural(tmp_path / "out", 1, "train")
+  with pytest.raises(InputError, match="exists already"):
+    build.build_procedural(tmp_path / "out" / "build.json", 1, "train")
   with pytest.raises(InputError, match="at least 1"):
     build.build_procedural(tmp_path / "new", 0, "train")
   assert [p.name for p in tmp_path.iterdir()] == ["out"]

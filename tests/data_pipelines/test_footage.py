@@ -384,7 +384,9 @@ def test_tasks_that_are_run_twice_at_once_change_nothing(hostile, tmp_path):
   assert digests(tmp_path / "twice") == digests(tmp_path / "once")
 
 
-@pytest.mark.parametrize("left", ["", ".build", ".build/x.tmp"])
+@pytest.mark.parametrize(
+  "left", ["", ".build", ".build/x.tmp", ".build/scan-000000"]
+)
 def test_a_build_that_was_killed_at_once_is_no_obstacle(
   hostile, tmp_path, left
 ):
