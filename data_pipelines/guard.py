@@ -36,14 +36,31 @@ def guarded(fn: Callable[..., Any], *args: Any, seconds: float | int) -> Any:
     seconds: after which the child is killed.
 
   Raises:
-    Unusable: it stalled, the child died, or `fn` raised what is no
+    Unusable: it stalled, the child died twice, or `fn` raised what is no
       InputError.
     InputError: what `fn` raises.
   """
+  try:
+    return _child().call(fn, args, seconds)
+  except _Died:
+    # Who ends a build, or needs memory, may end a child first: only what
+    # happens again is the file's own fault.
+    pass
+  try:
+    return _child().call(fn, args, seconds)
+  except _Died as error:
+    raise Unusable("crashed", str(error)) from error
+
+
+class _Died(Exception):
+  """A child is gone amid a call."""
+
+
+def _child() -> "_Child":
   child = getattr(_HERE, "child", None)
   if child is None or not child.alive:
     child = _HERE.child = _Child()
-  return child.call(fn, args, seconds)
+  return child
 
 
 class _Child:
@@ -61,6 +78,8 @@ class _Child:
         "OPENCV_FOR_THREADS_NUM": "1",
       },
       stdin=subprocess.DEVNULL,
+      # Ctrl-C is for the build, which then ends its children.
+      start_new_session=True,
     )
     theirs.close()
     self._pipe = ours
@@ -79,7 +98,7 @@ class _Child:
       result, error = self._pipe.recv()
     except (EOFError, ConnectionError) as e:
       code = self._process.wait()
-      raise Unusable("crashed", f"the decoder died with status {code}") from e
+      raise _Died(f"the decoder died with status {code}, twice") from e
     except BaseException:
       self._process.kill()
       self._process.wait()

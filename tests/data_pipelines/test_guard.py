@@ -104,6 +104,17 @@ def test_a_crash_is_told_and_the_next_call_works():
   assert guarded(abs, -3, seconds=LONG) == 3
 
 
+def die_once(path):
+  if not path.exists():
+    path.touch()
+    os.kill(os.getpid(), signal.SIGTERM)
+  return "alive"
+
+
+def test_a_child_that_somebody_ends_does_not_condemn_the_file(tmp_path):
+  assert guarded(die_once, tmp_path / "died", seconds=LONG) == "alive"
+
+
 def test_memory_has_an_end():
   with pytest.raises(Unusable, match="GiB of memory") as raised:
     guarded(bytes, 1 << 36, seconds=LONG)
