@@ -20,6 +20,7 @@ REASONS = {
   "no-frames": "a video stream without a frame",
   "no-times": "frames without increasing times",
   "interlaced": "two half pictures in each frame",
+  "resized": "frames that change their size",
   "hdr": "brightness beyond what 8 bits show",
   "too-large": "more pixels than is allowed",
   "too-small": "fewer pixels a side than show anything",

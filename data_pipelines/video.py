@@ -246,13 +246,19 @@ def stream(
       frame of a kind that `probe` refuses; raised when that frame is asked
       for.
   """
-  size, converter = None, VideoReformatter()
+  size, given, converter = None, None, VideoReformatter()
   name = _called(source, name)
   for time, frame, aspect in _decode(source, name, start):
     if stop is not None and time >= stop:
       return
     _check(frame, name)
     size = size or _scaled(frame, aspect, short_side)
+    given = given or (frame.width, frame.height)
+    if given != (frame.width, frame.height):
+      raise Unusable(
+        "resized",
+        f"video {name} changes its size at {time:.2f} s; cut it there",
+      )
     if time >= start:
       yield time, _to_rgb(frame, size, converter)
 

@@ -238,6 +238,16 @@ def test_a_film_that_becomes_interlaced_is_seen(tmp_path):
   assert reason(tmp_path / "a.mpg") == "interlaced"
 
 
+def test_a_film_that_changes_its_size_is_not_stretched(tmp_path):
+  parts = []
+  for size in ((96, 64), (64, 96)):
+    path = tmp_path / "part.mpg"
+    write(path, frames(size=size), "mpeg2video", rate=24)
+    parts.append(path.read_bytes())
+  (tmp_path / "a.mpg").write_bytes(b"".join(parts))
+  assert reason(tmp_path / "a.mpg") == "resized"
+
+
 def test_a_sound_with_a_cover_is_no_film(tmp_path):
   path = tmp_path / "a.mp3"
   with av.open(str(path), "w") as container:
