@@ -289,9 +289,12 @@ def build(listed, out, last):
     global changes
     writes = event == "open" and isinstance(args[2], int) and args[2] & 3
     if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
-      changes += str(args[0]).startswith(out)
-      if changes == last:
-        os.kill(os.getpid(), signal.SIGKILL)
+      # What a tree is removed by has names relative to an open folder.
+      is_relative = event in ("os.remove", "os.rmdir") and args[1] != -1
+      if is_relative or str(args[0]).startswith(out):
+        changes += 1
+        if changes == last:
+          os.kill(os.getpid(), signal.SIGKILL)
 
   sys.addaudithook(count)
   footage.build_footage(pathlib.Path(listed), out, settings)
