@@ -158,6 +158,7 @@ def test_a_training_reads_them(encoded, weights, tmp_path):
   config.train.update(
     {"num_steps": 3, "batch_size": 2 * len(jax.devices()), "log_every": 1}
   )
+  config.train.warmup_steps = 0
   train.run(config, tmp_path / "run")
   assert list((tmp_path / "run" / "samples").iterdir())
   assert (tmp_path / "run" / "export").exists()
