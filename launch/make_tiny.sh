@@ -5,7 +5,7 @@
 #
 #   launch/make_tiny.sh [WORK]      (default: tiny_work)
 #
-# About four hours on two CPU cores; minutes on a GPU. The cascade ends up in
+# About six hours on two CPU cores, by the rates of its parts. It ends up in
 # WORK/tiny; copy it to i2vgen_jax/assets/tiny to bundle it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
