@@ -287,12 +287,12 @@ def spoiled(photos, tmp_path):
     ("text.png", "is not a picture"),
     ("empty.mp4", "is empty (0 bytes)"),
     ("text.mp4", ""),
-    ("", "cannot read|no video|damaged"),
+    ("", "is a directory"),
   ],
 )
 def test_bad_input_file(refuses, spoiled, stage, name, part):
   line = refuses(image=spoiled / name, stage=stage)
-  assert any(option in line for option in part.split("|"))
+  assert part in line
   assert str(spoiled / name) in line
 
 
