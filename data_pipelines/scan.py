@@ -23,7 +23,7 @@ from data_pipelines.shots import Shot
 # What is scanned is this small, in pixels of the shorter side.
 SIDE = 256
 # Pixels a side below which nothing can be seen, and nothing be measured.
-MIN_SIDE = 16
+_MIN_SIDE = 16
 # Frames a second that scores and fingerprints see.
 _LOOKS = 8
 
@@ -192,10 +192,10 @@ def _candidate(
 
 def _check_size(picture: UInt8[np.ndarray, "h w 3"], source: Source) -> None:
   height, width, _ = picture.shape
-  if min(height, width) < MIN_SIDE:
+  if min(height, width) < _MIN_SIDE:
     raise Unusable(
       "too-small",
-      f"{source.path} is {width}x{height}, less than {MIN_SIDE} pixels a side;"
+      f"{source.path} is {width}x{height}, less than {_MIN_SIDE} pixels a side;"
       " give a larger one",
     )
 

@@ -7,7 +7,6 @@ of the state it is given, whatever mesh wrote the files.
 """
 
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.training.files import replacing
 from i2vgen_jax.training.state import TrainState
 from i2vgen_jax.types import Params
 
@@ -25,9 +25,8 @@ FOLDER = "checkpoints"
 
 def write_json(path: Path, values: Any) -> None:
   """Readable JSON, whole or not at all."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-  os.replace(partial, path)
+  with replacing(path) as partial:
+    partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _saved_tree(where: Path, name: str) -> Any:

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.training.files import replacing
 
 
 def _summary_writer(workdir: Path) -> Any:
@@ -49,10 +50,8 @@ class MetricWriter:
     self._writer.write_images(step, {"sample": picture[None]})
     self._writer.flush()
     self._samples.mkdir(exist_ok=True)
-    path = self._samples / f"step_{step:08d}.png"
-    partial = path.with_suffix(".partial")
-    Image.fromarray(picture).save(partial, format="PNG")
-    partial.rename(path)
+    with replacing(self._samples / f"step_{step:08d}.png") as partial:
+      Image.fromarray(picture).save(partial, format="PNG")
 
   def __enter__(self) -> "MetricWriter":
     return self

@@ -7,12 +7,12 @@ resumes drops the lines of steps that it will do again.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.training.files import replacing
 
 METRICS, CURVE = "metrics.jsonl", "curve.png"
 
@@ -26,9 +26,8 @@ def resume(workdir: Path, step: int) -> None:
   path = workdir / METRICS
   kept = [row for row in read(workdir) if row["step"] <= step]
   if path.exists():
-    partial = path.with_name(METRICS + ".partial")
-    partial.write_text("".join(map(_line, kept)))
-    os.replace(partial, path)
+    with replacing(path) as partial:
+      partial.write_text("".join(map(_line, kept)))
   draw(workdir)
 
 
@@ -89,9 +88,8 @@ def draw(workdir: Path) -> None:
   axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
   axes.grid(alpha=0.3)
   axes.legend()
-  partial = workdir / f"{CURVE}.partial"
-  figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
-  os.replace(partial, workdir / CURVE)
+  with replacing(workdir / CURVE) as partial:
+    figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
 
 
 def _line(report: Mapping[str, Any]) -> str:
