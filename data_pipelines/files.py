@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from data_pipelines.quarantine import Unusable
+from i2vgen_jax.errors import InputError
 
 
 def check_file(path: str | Path, called: str) -> None:
@@ -15,7 +15,7 @@ def check_file(path: str | Path, called: str) -> None:
     called: what messages call it, such as "video a.mp4".
 
   Raises:
-    Unusable: missing, of no use to this user, empty, or no file at all but a
+    InputError: missing, of no use to this user, empty, or no file at all but a
       folder, pipe or device: a pipe would never be opened, and a device never
       end.
   """
@@ -28,11 +28,11 @@ def check_file(path: str | Path, called: str) -> None:
   # ValueErrors.
   except (OSError, ValueError) as error:
     said = getattr(error, "strerror", None) or error
-    raise Unusable(
-      "missing", f"cannot read {called}: {said}; check the path"
+    raise InputError(
+      f"cannot read {called}: {said}; check the path", "missing"
     ) from error
   if not stat.S_ISREG(status.st_mode):
     kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
-    raise Unusable("no-file", f"{called} is {kind}; give a file")
+    raise InputError(f"{called} is {kind}; give a file", "no-file")
   if not status.st_size:
-    raise Unusable("empty", f"{called} is empty (0 bytes); give another file")
+    raise InputError(f"{called} is empty (0 bytes); give another file", "empty")

@@ -1,15 +1,25 @@
-"""From a decoded picture to the two views that the networks take.
+"""From a picture in any form to the two views that the networks take.
 
-The only home of the crop rule, the value ranges and CLIP's mean and std.
-Everything happens on the host with Pillow's filters, because the public
-variants were trained on them.
+The only opener of pictures, and the only home of the crop rule, the value
+ranges and CLIP's mean and std. Everything happens on the host with Pillow's
+filters, because the public variants were trained on them.
 """
+
+import io
+import warnings
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import check_file
+
+Picture = str | Path | bytes | Image.Image | np.ndarray
+
+# Decoded size above which a picture is taken for a decompression bomb.
+MAX_PIXELS = 200_000_000
 
 # Channel statistics of the pictures that CLIP was trained on.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -18,6 +28,85 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 # A crop that shows less than 1/64 of the picture is refused: the rest would
 # have to be enlarged in memory only to be thrown away.
 _MAX_EXCESS = 64
+
+
+def load_picture(
+  source: Picture, name: str | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Decodes a picture: upright, opaque, 8-bit RGB.
+
+  The camera's orientation tag is applied, transparency is laid on white, and
+  gray, CMYK, palette, 16-bit and float pictures become RGB. Of several pages
+  the first is taken.
+
+  Args:
+    source: a path, the bytes of a file, a PIL image, or uint8[h w 3].
+    name: how messages refer to the picture; by default the path.
+
+  Raises:
+    InputError: missing, empty, truncated, too large or not a picture. JPEG
+      has no checksum: bytes altered in its middle may pass.
+  """
+  if isinstance(source, np.ndarray):
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+      raise InputError(
+        "a picture given as an array must be uint8[h w 3], got "
+        f"{source.dtype}{list(source.shape)}"
+      )
+    return source
+  if isinstance(source, str | Path):
+    name = name or str(source)
+    check_file(source, f"picture {name}")
+    source = Path(source).read_bytes()
+  name = name or "given in memory"
+  try:
+    with warnings.catch_warnings():
+      # Our own limit below is the one that counts, and tags hardly do.
+      warnings.simplefilter("ignore")
+      if isinstance(source, bytes):
+        source = Image.open(io.BytesIO(source))
+      if source.width * source.height > MAX_PIXELS:
+        raise InputError(
+          f"picture {name} is {source.width}x{source.height}, more than"
+          f" {MAX_PIXELS} pixels; scale it down first",
+          "too-large",
+        )
+      return _plain_rgb(source)
+  except Image.DecompressionBombError as e:
+    raise InputError(f"picture {name} is too large: {e}", "too-large") from e
+  except Image.UnidentifiedImageError as e:
+    raise InputError(
+      f"{name} is not a picture that can be read; give JPEG, PNG or WebP"
+    ) from e
+  except (InputError, MemoryError):
+    raise
+  except Exception as e:  # Pillow's plugins raise whatever there is.
+    raise InputError(
+      f"picture {name} is damaged ({e}); give an intact file"
+    ) from e
+
+
+def _plain_rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+  picture.load()
+  picture = ImageOps.exif_transpose(picture)
+  if picture.mode.startswith("I") or picture.mode == "F":
+    picture = _eight_bit(picture)
+  if picture.has_transparency_data:
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(white, picture)
+  return np.array(picture.convert("RGB"))
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+  """Gray with more than 8 bits; Pillow would clip instead of scale it."""
+  values = np.asarray(picture, np.float64)
+  if not np.isfinite(values).all():
+    raise ValueError("brightness that is no number")
+  limit = 65535 if picture.mode.startswith("I") else max(values.max(), 1e-9)
+  return Image.fromarray(
+    np.rint(np.clip(values / limit, 0, 1) * 255).astype(np.uint8)
+  )
 
 
 def center_crop_wide(

@@ -16,13 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines import images, records, scan, video, writing
-from data_pipelines.cache import Views
-from data_pipelines.dataset import Dataset, Kind, dataset_dir
-from data_pipelines.manifest import Source
-from data_pipelines.reader import Reader
-from data_pipelines.sampling import Window, fits
-from data_pipelines.scan import ScanSettings
+from data_pipelines.footage import scan, writing
+from data_pipelines.footage.manifest import Source
+from data_pipelines.footage.scan import ScanSettings
+from data_pipelines.loading.buckets import Window, fits
+from data_pipelines.loading.cache import Views
+from data_pipelines.loading.reader import Reader
+from data_pipelines.media import pictures, video
+from data_pipelines.shards import tfrecord
+from data_pipelines.shards.dataset import Dataset, Kind, dataset_dir
 from i2vgen_jax import preprocessing
 from i2vgen_jax.cascade import BUNDLED
 from i2vgen_jax.errors import InputError
@@ -191,7 +193,7 @@ def _media(record: dict) -> bytes:
 def _decode_alone(decoded: Iterable[Decoded]) -> None:
   for record, window, _ in decoded:
     if "image" in record:
-      images.decode_image(record["image"], "picture")
+      preprocessing.load_picture(record["image"], "picture")
     else:
       until = window.seconds(record["fps"])[-1]
       video.count_frames(record["video"], until=until)
@@ -216,8 +218,10 @@ def _h264(shape: tuple[int, ...]) -> _Codec:
 def _jpeg(shape: tuple[int, ...]) -> _Codec:
   return (
     "JPEG q95, this size",
-    lambda frames: [images.encode_jpeg(frame) for frame in frames],
-    lambda pieces: np.stack([images.decode_image(p, "frame") for p in pieces]),
+    lambda frames: [pictures.encode_jpeg(frame) for frame in frames],
+    lambda pieces: np.stack(
+      [preprocessing.load_picture(p, "frame") for p in pieces]
+    ),
   )
 
 
@@ -250,7 +254,7 @@ def _kept(
   clips = [item.views.frames for item in decoded]
   name, encode, decode = kind(clips[0].shape)
   shard = folder / name.split()[0]
-  records.write_shard(shard, (_record(encode(clip), clip) for clip in clips))
+  tfrecord.write_shard(shard, (_record(encode(clip), clip) for clip in clips))
   quality = math.nan
   if kind is not _latents:
     pairs = zip(_stored(shard), clips, strict=True)
@@ -262,20 +266,20 @@ def _kept(
       if kind is not _latents:  # whose CLIP vector would be kept as well
         preprocessing.clip_view(values[0], values.shape[2], _CLIP)
 
-  size = float(records.read_index(shard)[:, 1].mean())
+  size = float(tfrecord.read_index(shard)[:, 1].mean())
   return _Way(name, size, quality, read)
 
 
-def _record(pieces: _Pieces, clip: np.ndarray) -> records.Record:
+def _record(pieces: _Pieces, clip: np.ndarray) -> tfrecord.Record:
   height, width = clip.shape[1:3]
-  data = records.encode_example({"pieces": pieces})
-  return records.Record(data, len(clip), width, height)
+  data = tfrecord.encode_example({"pieces": pieces})
+  return tfrecord.Record(data, len(clip), width, height)
 
 
 def _stored(shard: Path) -> Iterable[_Pieces]:
-  for offset, length, *_ in records.read_index(shard).tolist():
-    data = records.read_record(shard, offset, length)
-    yield records.decode_example(data, ("pieces",))["pieces"]
+  for offset, length, *_ in tfrecord.read_index(shard).tolist():
+    data = tfrecord.read_record(shard, offset, length)
+    yield tfrecord.decode_example(data, ("pieces",))["pieces"]
 
 
 # ---- Building ----

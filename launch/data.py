@@ -17,11 +17,13 @@ import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
-from data_pipelines import build, footage, procedural
-from data_pipelines.quarantine import REASONS, read_drops
-from data_pipelines.runner import beam_runner
-from data_pipelines.scan import ScanSettings
-from data_pipelines.selection import Limits
+from data_pipelines.footage import build as footage
+from data_pipelines.footage.quarantine import REASONS, read_drops
+from data_pipelines.footage.scan import ScanSettings
+from data_pipelines.footage.selection import Limits
+from data_pipelines.procedural import world
+from data_pipelines.running import builds
+from data_pipelines.running.runner import beam_runner
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
 from launch import arguments, encode
@@ -208,7 +210,7 @@ def main(argv: list[str]) -> None:
 
 def _procedural(args: Namespace) -> None:
   line = Lines()
-  built = build.build_procedural(
+  built = builds.build_procedural(
     args.output,
     args.num_clips,
     args.split,
@@ -266,14 +268,14 @@ def _benchmark(args: Namespace) -> None:
 def _vocabulary(args: Namespace) -> None:
   if args.output.exists():
     raise InputError(f"{args.output} exists already; remove it first")
-  words = {word for motion in procedural.MOTIONS for word in motion.split()}
-  words |= {*procedural.SHAPES, *procedural.COLOURS}
-  words |= {*procedural.GROUNDS, *procedural.TINTS, "a", "an", "over"}
+  words = {word for motion in world.MOTIONS for word in motion.split()}
+  words |= {*world.SHAPES, *world.COLOURS}
+  words |= {*world.GROUNDS, *world.TINTS, "a", "an", "over"}
   tokenizer.build_vocabulary(sorted(words), args.output)
   note(f"wrote a vocabulary of {len(words)} words to {args.output}")
 
 
-def _tell(built: build.Built, output: Path) -> None:
+def _tell(built: builds.Built, output: Path) -> None:
   note(
     f"wrote {built.num_videos} clips and {built.num_images} pictures to "
     f"{output}; left out: {sum(built.dropped.values())}"

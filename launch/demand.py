@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data_pipelines.dataset import Kind
-from data_pipelines.sampling import Bucket
+from data_pipelines.loading.buckets import Bucket
+from data_pipelines.shards.dataset import Kind
 
 # v5p-256: 256 cores are 128 chips in 32 hosts.
 CHIPS, HOSTS = 128, 32

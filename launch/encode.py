@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import latents
-from data_pipelines.latents import Encoded, Encoder
+from data_pipelines.shards import latents
+from data_pipelines.shards.latents import Encoded, Encoder
 from i2vgen_jax import encode, sharding, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import hub, sources

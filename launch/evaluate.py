@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from data_pipelines import procedural
+from data_pipelines.procedural import world
 from i2vgen_jax import networks
 from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.evaluation import motion, spectra
@@ -36,7 +36,7 @@ SHEET_CLIPS = 12
 class Case:
   """One held-out scene at the sizes of both stages."""
 
-  scene: procedural.Scene
+  scene: world.Scene
   small: np.ndarray
   large: np.ndarray
   small_mask: np.ndarray
@@ -44,13 +44,13 @@ class Case:
 
   @classmethod
   def draw(cls, seed: int, number: int, cascade: Cascade) -> "Case":
-    scene = procedural.numbered_scene(seed, number, "test")
+    scene = world.numbered_scene(seed, number, "test")
     frames = cascade.settings("base").num_frames
     sizes = [cascade.settings(name).size for name in ("base", "refine")]
     return cls(
       scene,
-      *(procedural.render(scene, size, frames) for size in sizes),
-      *(procedural.object_mask(scene, size, frames) for size in sizes),
+      *(world.render(scene, size, frames) for size in sizes),
+      *(world.object_mask(scene, size, frames) for size in sizes),
     )
 
 
@@ -97,7 +97,7 @@ def generate(
   for start in range(0, len(cases), BATCH):
     # A short last batch would compile everything once more.
     part = [cases[n % len(cases)] for n in range(start, start + BATCH)]
-    prompts = [procedural.caption(case.scene) for case in part]
+    prompts = [world.caption(case.scene) for case in part]
     images = [case.large[0] for case in part]
     small = cascade.run_base(images, prompts, seed=seed + start)
     large = cascade.run_refine(small, prompts, seed=seed + start)
@@ -140,7 +140,7 @@ def accuracy(cases: list[Case], measured: list[str]) -> float:
 def by_motion(cases: list[Case], measured: list[str]) -> dict[str, str]:
   """The same for each motion of the captions, as `hits of clips`."""
   rows = {}
-  for name in procedural.MOTIONS:
+  for name in world.MOTIONS:
     pairs = zip(cases, measured, strict=True)
     hits = [found == name for case, found in pairs if case.scene.motion == name]
     rows[name] = f"{sum(hits)} of {len(hits)}"
@@ -177,7 +177,7 @@ def measure(
   }
   figures: dict[str, object] = {
     "clips": len(cases),
-    "motion_chance": 1 / len(procedural.MOTIONS),
+    "motion_chance": 1 / len(world.MOTIONS),
     **{f"motion_{k}": accuracy(cases, names) for k, names in measured.items()},
     "motion_base_by_name": by_motion(cases, measured["base"]),
     "first_frame_psnr": first_frame_psnr(cases, base),

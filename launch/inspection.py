@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipelines import survey
-from data_pipelines.dataset import SCORES, Kind
+from data_pipelines.footage import survey
+from data_pipelines.shards.dataset import SCORES, Kind
 from i2vgen_jax.errors import InputError
 from launch import outputs, sheets
 from launch.progress import note

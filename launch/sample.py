@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from data_pipelines import video
+from data_pipelines.media import video
 from i2vgen_jax import interop, networks, tokenizer
 from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError

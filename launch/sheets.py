@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines.survey import FRAMES, LeftOut
+from data_pipelines.footage.survey import FRAMES, LeftOut
 
 _WIDTH = 1280
 _GAP, _MARGIN = 6, 16

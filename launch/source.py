@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines import images, video
+from data_pipelines.media import pictures, video
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.stage import Settings
@@ -24,7 +24,7 @@ class Source:
   @classmethod
   def of_photo(cls, path: Path) -> "Source":
     """Raises InputError unless the file is a picture."""
-    return cls(images.load_image(path)[None])
+    return cls(preprocessing.load_picture(path)[None])
 
   @classmethod
   def of_clip(cls, path: Path, num_frames: int | None) -> "Source":
@@ -33,7 +33,7 @@ class Source:
     Raises:
       InputError: neither of them, or the video has fewer frames.
     """
-    if images.is_picture(path):
+    if pictures.is_picture(path):
       return cls.of_photo(path)
     frames, times = video.decode_mp4(
       path, lambda times: range(len(times))[:num_frames]

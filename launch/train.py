@@ -18,10 +18,10 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import latents
-from data_pipelines.augmentation import Augmentation
-from data_pipelines.dataset import kind_of
-from data_pipelines.reader import Reader
+from data_pipelines.loading.augmentation import Augmentation
+from data_pipelines.loading.reader import Reader
+from data_pipelines.shards import latents
+from data_pipelines.shards.dataset import kind_of
 from i2vgen_jax import interop, networks, sharding, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.tokenizer import Tokenizer

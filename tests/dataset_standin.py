@@ -2,8 +2,14 @@
 
 import numpy as np
 
-from data_pipelines import records, video
-from data_pipelines.dataset import Example, dataset_dir, describe, shard_path
+from data_pipelines.media import video
+from data_pipelines.shards import tfrecord
+from data_pipelines.shards.dataset import (
+  Example,
+  dataset_dir,
+  describe,
+  shard_path,
+)
 
 
 def counting_clip(name, size, num_frames, captions, fps=8):
@@ -24,6 +30,6 @@ def write_dataset(data_dir, kind, examples, shard_size=4):
   for number, part in enumerate(shards):
     path = shard_path(data_dir, kind, "train", number, len(shards))
     path.parent.mkdir(parents=True, exist_ok=True)
-    records.write_shard(path, [example.record(kind) for example in part])
+    tfrecord.write_shard(path, [example.record(kind) for example in part])
   describe(data_dir, kind, "train", len(shards))
   return dataset_dir(data_dir, kind)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from dataset_standin import counting_clip, write_dataset
 
-from data_pipelines import build, images
-from data_pipelines.dataset import Example
+from data_pipelines.media import pictures
+from data_pipelines.running import builds
+from data_pipelines.shards.dataset import Example
 from i2vgen_jax.tokenizer import Tokens
 
 NUM_CLIPS = 24
@@ -19,7 +20,7 @@ NUM_CLIPS = 24
 def procedural_dir(tmp_path_factory) -> Path:
   """24 procedural clips of 8 frames in 3 shards, and as many stills."""
   data_dir = tmp_path_factory.mktemp("built") / "train"
-  build.build_procedural(
+  builds.build_procedural(
     data_dir, NUM_CLIPS, "train", size=(48, 32), shard_size=10
   )
   return data_dir
@@ -67,7 +68,7 @@ def mixed(tmp_path_factory):
   tall = clips("tall", 5, (32, 48), 8)
   stills = [
     Example(
-      images.encode_jpeg(np.full((height, width, 3), 40 * n, np.uint8)),
+      pictures.encode_jpeg(np.full((height, width, 3), 40 * n, np.uint8)),
       texts(f"still{n}"), f"still{n}", 1, width, height,
     )
     for n, (width, height) in enumerate([(48, 32), (32, 48)] * 3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.augmentation import Augmentation, View
+from data_pipelines.loading.augmentation import Augmentation, View
 from i2vgen_jax.errors import InputError
 
 

@@ -5,8 +5,11 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_pipelines import build, images, procedural, video
-from data_pipelines.dataset import Dataset, dataset_dir
+from data_pipelines.media import video
+from data_pipelines.procedural import world
+from data_pipelines.running import builds
+from data_pipelines.shards.dataset import Dataset, dataset_dir
+from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 
 
@@ -22,27 +25,27 @@ def test_the_procedural_set_holds_what_its_captions_say(procedural_dir):
   clips = Dataset([dataset_dir(procedural_dir, "text_video")])
   stills = Dataset([dataset_dir(procedural_dir, "text_image")])
   for number in (0, 11, 23):
-    scene = procedural.numbered_scene(0, number, "train")
-    truth = procedural.render(scene, (48, 32), 8).astype(int)
+    scene = world.numbered_scene(0, number, "train")
+    truth = world.render(scene, (48, 32), 8).astype(int)
     record = clips[number]
-    assert record["captions"][0].decode() == procedural.caption(scene)
+    assert record["captions"][0].decode() == world.caption(scene)
     frames, _ = video.decode_mp4(record["video"])
     assert np.abs(frames - truth).mean() < 2
     record = stills[number]
-    assert record["captions"][0].decode() == procedural.still_caption(scene)
-    still = images.decode_image(record["image"], "x")
+    assert record["captions"][0].decode() == world.still_caption(scene)
+    still = preprocessing.load_picture(record["image"], "x")
     assert np.abs(still - truth).mean((1, 2, 3)).min() < 3
 
 
 def test_two_builds_give_the_same_bytes(tmp_path):
   for name in ("a", "b"):
-    build.build_procedural(
+    builds.build_procedural(
       tmp_path / name, 5, "test", size=(32, 32), seed=3, shard_size=2
     )
   first = digests(tmp_path / "a")
   assert first == digests(tmp_path / "b")
   assert len(first) == 2 * (3 + 3 + 2) + 2
-  build.build_procedural(tmp_path / "c", 5, "test", size=(32, 32), seed=4)
+  builds.build_procedural(tmp_path / "c", 5, "test", size=(32, 32), seed=4)
   assert not set(first.values()) & {
     digest
     for name, digest in digests(tmp_path / "c").items()
@@ -57,40 +60,40 @@ def test_an_interrupted_build_goes_on(tmp_path):
 
   arguments = {"size": (32, 32), "shard_size": 2}
   with pytest.raises(KeyboardInterrupt):
-    build.build_procedural(
+    builds.build_procedural(
       tmp_path / "a", 5, "train", **arguments, progress=interrupt
     )
-  build.build_procedural(tmp_path / "a", 5, "train", **arguments)
-  build.build_procedural(tmp_path / "b", 5, "train", **arguments)
+  builds.build_procedural(tmp_path / "a", 5, "train", **arguments)
+  builds.build_procedural(tmp_path / "b", 5, "train", **arguments)
   assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
 def test_a_finished_build_does_nothing(tmp_path):
-  first = build.build_procedural(tmp_path / "a", 2, "train", size=(32, 32))
+  first = builds.build_procedural(tmp_path / "a", 2, "train", size=(32, 32))
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-  again = build.build_procedural(tmp_path / "a", 2, "train", size=(32, 32))
+  again = builds.build_procedural(tmp_path / "a", 2, "train", size=(32, 32))
   assert again == first == (2, 2, {})
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
   with pytest.raises(InputError, match="other settings"):
-    build.build_procedural(tmp_path / "a", 3, "train", size=(32, 32))
+    builds.build_procedural(tmp_path / "a", 3, "train", size=(32, 32))
 
 
 def test_an_existing_output_is_not_touched(tmp_path):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine.txt").touch()
   with pytest.raises(InputError, match="out exists"):
-    build.build_procedural(tmp_path / "out", 1, "train")
+    builds.build_procedural(tmp_path / "out", 1, "train")
   (tmp_path / "out" / "mine.txt").rename(tmp_path / "out" / "build.json")
   with pytest.raises(InputError, match="cannot be read"):
-    build.build_procedural(tmp_path / "out", 1, "train")
+    builds.build_procedural(tmp_path / "out", 1, "train")
   (tmp_path / "out" / "build.json").write_text('{"mine": 1}')
   with pytest.raises(InputError, match="another list"):
-    build.build_procedural(tmp_path / "out", 1, "train")
+    builds.build_procedural(tmp_path / "out", 1, "train")
   (tmp_path / "out" / "build.json").write_text("[]")
   with pytest.raises(InputError, match="another list"):
-    build.build_procedural(tmp_path / "out", 1, "train")
+    builds.build_procedural(tmp_path / "out", 1, "train")
   with pytest.raises(InputError, match="exists already"):
-    build.build_procedural(tmp_path / "out" / "build.json", 1, "train")
+    builds.build_procedural(tmp_path / "out" / "build.json", 1, "train")
   with pytest.raises(InputError, match="at least 1"):
-    build.build_procedural(tmp_path / "new", 0, "train")
+    builds.build_procedural(tmp_path / "new", 0, "train")
   assert [p.name for p in tmp_path.iterdir()] == ["out"]

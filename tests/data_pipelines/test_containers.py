@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines.containers import is_cut_short
+from data_pipelines.media.containers import is_cut_short
 
 FORMATS = {
   "mp4": "libx264",

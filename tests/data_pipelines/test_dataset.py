@@ -6,9 +6,16 @@ import resource
 import numpy as np
 import pytest
 
-from data_pipelines import images, records, video
-from data_pipelines.dataset import Dataset, dataset_dir, describe, shard_path
-from data_pipelines.records import Entry
+from data_pipelines.media import video
+from data_pipelines.shards import tfrecord
+from data_pipelines.shards.dataset import (
+  Dataset,
+  dataset_dir,
+  describe,
+  shard_path,
+)
+from data_pipelines.shards.tfrecord import Entry
+from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 
 
@@ -48,7 +55,7 @@ def test_tfds_opens_the_pictures_and_decodes_the_same(procedural_dir):
     record = ours[number]
     assert example["captions"][0] == record["captions"][0]
     assert example["id"] == record["id"]
-    decoded = images.decode_image(record["image"], "x").astype(int)
+    decoded = preprocessing.load_picture(record["image"], "x").astype(int)
     assert np.abs(example["image"] - decoded).mean() < 1.5  # two JPEG decoders
 
 
@@ -93,8 +100,8 @@ def test_more_shards_than_a_process_may_have_files(tmp_path, few_files):
   for number in range(count):
     path = shard_path(tmp_path, "text_image", "train", number, count)
     path.parent.mkdir(parents=True, exist_ok=True)
-    example = records.encode_example({"captions": [str(number)]})
-    records.write_shard(path, [records.Record(example, 1, number, 2)])
+    example = tfrecord.encode_example({"captions": [str(number)]})
+    tfrecord.write_shard(path, [tfrecord.Record(example, 1, number, 2)])
   assert describe(tmp_path, "text_image", "train", count) == count
   dataset = Dataset([dataset_dir(tmp_path, "text_image")])
   assert len(dataset) == count

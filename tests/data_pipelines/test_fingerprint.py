@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from skimage import data
 
-from data_pipelines import fingerprint, video
-from data_pipelines.fingerprint import SAME, distance
+from data_pipelines.footage import fingerprint
+from data_pipelines.footage.fingerprint import SAME, distance
+from data_pipelines.media import video
 from i2vgen_jax.errors import InputError
 
 SHOTS = [(2, 28), (32, 74), (78, 135), (139, 185), (189, 240)]

@@ -16,15 +16,17 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from data_pipelines import guard, procedural, video
-from data_pipelines.dataset import Dataset, dataset_dir
-from data_pipelines.footage import Settings, build_footage
-from data_pipelines.manifest import Source
-from data_pipelines.quarantine import Unusable, read_drops
-from data_pipelines.runner import beam_runner
-from data_pipelines.scan import ScanSettings, scan
-from data_pipelines.selection import Limits
-from data_pipelines.writing import encode
+from data_pipelines.footage.build import Settings, build_footage
+from data_pipelines.footage.manifest import Source
+from data_pipelines.footage.quarantine import read_drops
+from data_pipelines.footage.scan import ScanSettings, scan
+from data_pipelines.footage.selection import Limits
+from data_pipelines.footage.writing import encode
+from data_pipelines.media import video
+from data_pipelines.procedural import world
+from data_pipelines.running import guard
+from data_pipelines.running.runner import beam_runner
+from data_pipelines.shards.dataset import Dataset, dataset_dir
 from i2vgen_jax.errors import InputError
 
 WHOLE = ScanSettings(split_shots=False, min_frames=8)
@@ -32,8 +34,8 @@ SETTINGS = Settings(scan=WHOLE, shard_size=3)
 
 
 def render(number, size=(96, 64), frames=12):
-  scene = procedural.numbered_scene(0, number, "train")
-  return procedural.render(scene, size, frames)
+  scene = world.numbered_scene(0, number, "train")
+  return world.render(scene, size, frames)
 
 
 def write(path, frames, codec="libx264", pixels="yuv420p", **context):
@@ -276,8 +278,8 @@ def test_distributed_runners_give_the_same(hostile, tmp_path, job_service):
 
 BUILD = """
 import os, pathlib, signal, sys
-from data_pipelines import footage, scanning, writing
-from data_pipelines.scan import ScanSettings
+from data_pipelines.footage import build as footage, scanning, writing
+from data_pipelines.footage.scan import ScanSettings
 
 changes, settings = 0, footage.Settings(
   scan=ScanSettings(split_shots=False, min_frames=8), shard_size=3
@@ -544,7 +546,7 @@ def test_a_file_that_changed_after_its_scan_is_left_out(tmp_path, kept):
   [candidate], _ = scan(source, path, WHOLE)
   late = candidate._replace(start=9.0, last=9.5) if not kept else candidate
   video.write_mp4(path, render(1)[: kept or 12], 12)
-  with pytest.raises(Unusable, match=f"{kept} frames where there were 12"):
+  with pytest.raises(InputError, match=f"{kept} frames where there were 12"):
     encode(late, path, 720)
 
 

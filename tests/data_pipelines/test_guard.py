@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.guard import guarded
-from data_pipelines.manifest import local_file
-from data_pipelines.quarantine import Unusable
+from data_pipelines.footage.manifest import local_file
+from data_pipelines.running.guard import guarded
+from i2vgen_jax.errors import InputError
 
 LONG = 60.0
 
@@ -25,7 +25,7 @@ def fetch(location):
 def test_results_and_errors_come_back():
   assert guarded(divmod, 17, 5, seconds=LONG) == (3, 2)
   with pytest.raises(
-    Unusable, match=r"ZeroDivisionError: .*guard\.py"
+    InputError, match=r"ZeroDivisionError: .*guard\.py"
   ) as raised:
     guarded(divmod, 1, 0, seconds=LONG)
   assert raised.value.reason == "failed"
@@ -49,17 +49,17 @@ def leave():
 
 
 def test_an_exception_that_nobody_foresaw_is_told_in_one_line():
-  with pytest.raises(Unusable, match="Stubborn: two lines") as raised:
+  with pytest.raises(InputError, match="Stubborn: two lines") as raised:
     guarded(fail, seconds=LONG)
   assert raised.value.reason == "failed"
-  with pytest.raises(Unusable, match="status 3") as raised:
+  with pytest.raises(InputError, match="status 3") as raised:
     guarded(leave, seconds=LONG)
   assert raised.value.reason == "crashed"
 
 
 PARENT = """
 import os, time
-from data_pipelines.guard import guarded
+from data_pipelines.running.guard import guarded
 print(guarded(os.getpid, seconds=60), flush=True)
 guarded(time.sleep, 600, seconds=600)
 """
@@ -83,14 +83,14 @@ def test_a_child_ends_with_its_parent_even_amid_a_call():
 
 
 def test_a_reason_survives_the_way(tmp_path):
-  with pytest.raises(Unusable, match="cannot fetch") as raised:
+  with pytest.raises(InputError, match="cannot fetch") as raised:
     guarded(fetch, "nowhere://a", seconds=LONG)
   assert raised.value.reason == "missing"
 
 
 def test_a_stall_is_killed_and_the_next_call_works():
   start = time.monotonic()
-  with pytest.raises(Unusable, match="no end after") as raised:
+  with pytest.raises(InputError, match="no end after") as raised:
     guarded(time.sleep, LONG, seconds=0.5)
   assert raised.value.reason == "stalled"
   assert time.monotonic() - start < LONG / 2
@@ -98,7 +98,7 @@ def test_a_stall_is_killed_and_the_next_call_works():
 
 
 def test_a_crash_is_told_and_the_next_call_works():
-  with pytest.raises(Unusable, match="status 7") as raised:
+  with pytest.raises(InputError, match="status 7") as raised:
     guarded(os._exit, 7, seconds=LONG)
   assert raised.value.reason == "crashed"
   assert guarded(abs, -3, seconds=LONG) == 3
@@ -116,7 +116,7 @@ def test_a_child_that_somebody_ends_does_not_condemn_the_file(tmp_path):
 
 
 def test_memory_has_an_end():
-  with pytest.raises(Unusable, match="GiB of memory") as raised:
+  with pytest.raises(InputError, match="GiB of memory") as raised:
     guarded(bytes, 1 << 36, seconds=LONG)
   assert raised.value.reason == "too-large"
 

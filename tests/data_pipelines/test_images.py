@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from data_pipelines import images
+from data_pipelines.media import pictures
+from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 
 
@@ -26,22 +27,24 @@ def saved(path, array, **options):
 def test_lossless_files_come_back_exactly(tmp_path, photo, suffix):
   options = {"lossless": True} if suffix == "webp" else {}
   path = saved(tmp_path / f"a.{suffix}", photo, **options)
-  assert images.is_picture(path)
-  np.testing.assert_array_equal(images.load_image(path), photo)
+  assert pictures.is_picture(path)
+  np.testing.assert_array_equal(preprocessing.load_picture(path), photo)
 
 
 def test_the_camera_orientation_is_applied(tmp_path, photo):
   exif = Image.Exif()
   exif[0x0112] = 6  # held upright: turn a quarter clockwise to show
   path = saved(tmp_path / "a.png", photo, exif=exif)
-  np.testing.assert_array_equal(images.load_image(path), np.rot90(photo, -1))
+  np.testing.assert_array_equal(
+    preprocessing.load_picture(path), np.rot90(photo, -1)
+  )
 
 
 def test_transparency_lies_on_white(tmp_path, photo):
   alpha = np.zeros(photo.shape[:2], np.uint8)
   alpha[:, 100:] = 255
   path = saved(tmp_path / "a.png", np.dstack([photo, alpha]))
-  image = images.load_image(path)
+  image = preprocessing.load_picture(path)
   assert (image[:, :100] == 255).all()
   np.testing.assert_array_equal(image[:, 100:], photo[:, 100:])
 
@@ -50,7 +53,9 @@ def test_transparent_palette_lies_on_white(tmp_path):
   picture = Image.new("P", (4, 4), 0)
   picture.putpalette([10, 20, 30, 40, 50, 60])
   picture.putpixel((1, 1), 1)
-  image = images.load_image(saved(tmp_path / "a.png", picture, transparency=0))
+  image = preprocessing.load_picture(
+    saved(tmp_path / "a.png", picture, transparency=0)
+  )
   assert image[0, 0].tolist() == [255, 255, 255]
   assert image[1, 1].tolist() == [40, 50, 60]
 
@@ -59,30 +64,34 @@ def test_gray_and_sixteen_bit_keep_their_brightness(tmp_path):
   gray = data.camera()[:64, :64]
   expected = np.repeat(gray[..., None], 3, -1)
   path = saved(tmp_path / "a.png", gray)
-  np.testing.assert_array_equal(images.load_image(path), expected)
+  np.testing.assert_array_equal(preprocessing.load_picture(path), expected)
   deep = gray.astype(np.uint16) * 257
   for suffix in ("png", "tif"):
     path = saved(tmp_path / f"deep.{suffix}", deep)
-    np.testing.assert_array_equal(images.load_image(path), expected)
+    np.testing.assert_array_equal(preprocessing.load_picture(path), expected)
   black_and_white = Image.fromarray(gray > np.median(gray))
-  image = images.load_image(saved(tmp_path / "b.png", black_and_white))
+  image = preprocessing.load_picture(saved(tmp_path / "b.png", black_and_white))
   assert set(np.unique(image)) == {0, 255}
 
 
 def test_cmyk_becomes_rgb(tmp_path, photo):
   picture = Image.fromarray(photo).convert("CMYK")
-  image = images.load_image(saved(tmp_path / "a.jpg", picture, quality=98))
+  image = preprocessing.load_picture(
+    saved(tmp_path / "a.jpg", picture, quality=98)
+  )
   assert np.abs(image.astype(int) - photo).mean() < 6
 
 
 def test_jpeg_round_trip(photo):
-  image = images.decode_image(images.encode_jpeg(photo), "x").astype(int)
+  image = preprocessing.load_picture(pictures.encode_jpeg(photo), "x").astype(
+    int
+  )
   assert np.abs(image - photo).mean() < 1.5
 
 
 def test_shrink_averages(photo):
-  assert images.shrink(photo, 120) is photo
-  small = images.shrink(photo, 60)
+  assert pictures.shrink(photo, 120) is photo
+  small = pictures.shrink(photo, 60)
   expected = photo.reshape(60, 2, 100, 2, 3).mean((1, 3))
   assert np.abs(small - expected).max() <= 1
 
@@ -110,7 +119,7 @@ def cut_png():
   [
     (b"", "empty"),
     (b"just a text, not pixels", "not a picture"),
-    (images.encode_jpeg(data.chelsea())[:5000], "damaged"),
+    (pictures.encode_jpeg(data.chelsea())[:5000], "damaged"),
     (cut_png(), "damaged"),
     (bomb(), "60000"),
   ],
@@ -119,13 +128,13 @@ def test_unusable_files_are_named_with_the_reason(tmp_path, content, reason):
   path = tmp_path / "given.jpg"
   path.write_bytes(content)
   with pytest.raises(InputError, match=reason) as caught:
-    images.load_image(path)
+    preprocessing.load_picture(path)
   assert "given.jpg" in str(caught.value)
   assert "\n" not in str(caught.value)
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
   with pytest.raises(InputError, match=r"absent\.png.*No such file"):
-    images.load_image(tmp_path / "absent.png")
+    preprocessing.load_picture(tmp_path / "absent.png")
   with pytest.raises(InputError, match="directory"):
-    images.load_image(tmp_path)
+    preprocessing.load_picture(tmp_path)

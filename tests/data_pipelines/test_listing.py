@@ -5,10 +5,9 @@ import tracemalloc
 
 import pytest
 
-from data_pipelines import listing
-from data_pipelines.listing import Listing, read_group
-from data_pipelines.manifest import Source, read_manifest
-from data_pipelines.quarantine import read_drops
+from data_pipelines.footage.groups import Listing, read_group
+from data_pipelines.footage.manifest import Source, read_manifest
+from data_pipelines.footage.quarantine import read_drops
 from i2vgen_jax.errors import InputError
 
 
@@ -28,11 +27,11 @@ def test_the_groups_hold_the_rows_in_order(tmp_path, count, size):
   assert (listed.rows, listed.sources) == (count, count - 2)
   assert listed.group_size == size
   listed.spread(tmp_path)
-  groups = [list(read_group(tmp_path, n)) for n in range(listed.groups)]
-  assert {len(group) for group in groups[:-1]} <= {size}
+  read = [list(read_group(tmp_path, n)) for n in range(listed.groups)]
+  assert {len(group) for group in read[:-1]} <= {size}
   rows = [row for row in read_manifest(path) if isinstance(row, Source)]
-  assert [row for group in groups for row in group] == rows
-  bad = read_drops(listing.bad_rows(tmp_path))
+  assert [row for group in read for row in group] == rows
+  bad = read_drops(groups.bad_rows(tmp_path))
   assert [(drop.row, drop.reason) for drop in bad] == [
     (1, "bad-row"),
     (3, "bad-row"),

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from data_pipelines.manifest import Source, local_file, read_manifest
-from data_pipelines.quarantine import Drop, Unusable
+from data_pipelines.footage.manifest import Source, local_file, read_manifest
+from data_pipelines.footage.quarantine import Drop
 from i2vgen_jax.errors import InputError
 
 
@@ -208,7 +208,7 @@ def test_a_uri_is_copied_and_removed(tmp_path):
   with local_file(str(tmp_path / "a.bin"), seconds=60) as file:
     assert file == tmp_path / "a.bin"
   with (
-    pytest.raises(Unusable, match="cannot fetch") as raised,
+    pytest.raises(InputError, match="cannot fetch") as raised,
     local_file("nowhere://bucket/a.mp4", seconds=60),
   ):
     pass

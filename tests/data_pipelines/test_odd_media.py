@@ -10,11 +10,11 @@ from av.stream import Disposition
 from PIL import Image
 from skimage import data
 
-from data_pipelines import video
-from data_pipelines.manifest import Source
-from data_pipelines.quarantine import Unusable
-from data_pipelines.scan import ScanSettings, scan
-from data_pipelines.writing import encode
+from data_pipelines.footage.manifest import Source
+from data_pipelines.footage.scan import ScanSettings, scan
+from data_pipelines.footage.writing import encode
+from data_pipelines.media import video
+from i2vgen_jax.errors import InputError
 
 WHOLE = ScanSettings(split_shots=False, min_frames=8)
 TICK = Fraction(1, 1000)
@@ -65,7 +65,7 @@ def reason(path, settings=WHOLE):
   source = Source(1, path.name, str(path), ("x",))
   try:
     candidates, [drop] = scan(source, path, settings)
-  except Unusable as error:
+  except InputError as error:
     assert str(error).isprintable()
     return error.reason
   assert not candidates

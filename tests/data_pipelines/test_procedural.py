@@ -6,7 +6,7 @@ from scipy.ndimage import binary_dilation
 from skimage.color import rgb2hsv
 from skimage.transform import rotate
 
-from data_pipelines import procedural
+from data_pipelines.procedural import world
 
 SIZES = [(64, 64), (112, 64), (48, 80)]
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -15,7 +15,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 def scenes(number, split="train", **fixed):
   found, candidate = [], 0
   while len(found) < number:
-    scene = procedural.numbered_scene(1, candidate, split)
+    scene = world.numbered_scene(1, candidate, split)
     candidate += 1
     if all(getattr(scene, key) in value for key, value in fixed.items()):
       found.append(scene)
@@ -32,7 +32,7 @@ def overlap(a, b):
 
 
 def test_there_are_twelve_motions():
-  assert len(set(procedural.MOTIONS)) == 12
+  assert len(set(world.MOTIONS)) == 12
 
 
 def test_the_splits_share_no_combination_and_cover_all_words():
@@ -43,36 +43,36 @@ def test_the_splits_share_no_combination_and_cover_all_words():
   }
   assert not triples["train"] & triples["test"]
   for drawn in sides.values():
-    assert {s.motion for s in drawn} == set(procedural.MOTIONS)
-    assert {s.shape for s in drawn} == set(procedural.SHAPES)
-    assert {s.ground for s in drawn} == set(procedural.GROUNDS)
-    assert {s.colour for s in drawn} == set(procedural.COLOURS)
+    assert {s.motion for s in drawn} == set(world.MOTIONS)
+    assert {s.shape for s in drawn} == set(world.SHAPES)
+    assert {s.ground for s in drawn} == set(world.GROUNDS)
+    assert {s.colour for s in drawn} == set(world.COLOURS)
 
 
 def test_a_numbered_scene_is_always_the_same():
-  first, again = (procedural.numbered_scene(5, 7, "test") for _ in range(2))
+  first, again = (world.numbered_scene(5, 7, "test") for _ in range(2))
   assert first == again
-  assert first != procedural.numbered_scene(6, 7, "test")
-  assert first != procedural.numbered_scene(5, 8, "test")
+  assert first != world.numbered_scene(6, 7, "test")
+  assert first != world.numbered_scene(5, 8, "test")
   np.testing.assert_array_equal(
-    procedural.render(first, (32, 32)), procedural.render(again, (32, 32))
+    world.render(first, (32, 32)), world.render(again, (32, 32))
   )
 
 
 def test_captions_name_everything():
   for scene in scenes(20):
-    words = procedural.caption(scene)
+    words = world.caption(scene)
     for name in (scene.shape, scene.colour, scene.motion, scene.ground):
       assert name in words
-    assert scene.motion not in procedural.still_caption(scene)
-  assert procedural.caption(scenes(1, colour=["orange"])[0]).startswith("an ")
-  assert procedural.caption(scenes(1, colour=["red"])[0]).startswith("a red")
+    assert scene.motion not in world.still_caption(scene)
+  assert world.caption(scenes(1, colour=["orange"])[0]).startswith("an ")
+  assert world.caption(scenes(1, colour=["red"])[0]).startswith("a red")
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_object_stays_in_the_frame(size):
   for scene in scenes(120):
-    masks = procedural.object_mask(scene, size)
+    masks = world.object_mask(scene, size)
     edges = [masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]]
     assert not any(edge.any() for edge in edges)
     assert masks.sum((1, 2)).min() > 0.008 * min(size) ** 2
@@ -84,7 +84,7 @@ def test_objects_travel_as_far_as_their_caption_says(heading, size):
   size = (2 * size[0], 2 * size[1])  # masks are whole pixels
   for pace, share in (("slowly", 0.20), ("quickly", 0.42)):
     for scene in scenes(6, motion=[f"moves {heading} {pace}"]):
-      masks = procedural.object_mask(scene, size, 8)
+      masks = world.object_mask(scene, size, 8)
       path = np.stack([centroid(mask) for mask in masks])
       expected = np.array(DIRECTIONS[heading]) * share * min(size)
       np.testing.assert_allclose(path[-1] - path[0], expected, atol=1)
@@ -97,7 +97,7 @@ def test_objects_travel_as_far_as_their_caption_says(heading, size):
 )
 def test_objects_change_size_in_place(motion, ratio):
   for scene in scenes(10, motion=[motion]):
-    masks = procedural.object_mask(scene, (256, 256), 8)  # whole pixels
+    masks = world.object_mask(scene, (256, 256), 8)  # whole pixels
     lengths = np.sqrt(masks.sum((1, 2)))
     np.testing.assert_allclose(lengths[-1] / lengths[0], ratio, rtol=0.05)
     drift = centroid(masks[-1]) - centroid(masks[0])
@@ -111,7 +111,7 @@ def test_objects_change_size_in_place(motion, ratio):
 def test_objects_turn_a_quarter_the_named_way(motion, clockwise):
   for scene in scenes(12, motion=[motion]):
     assert scene.shape not in ("disc", "ring")
-    first, middle, last = procedural.object_mask(scene, (128, 128), 3)
+    first, middle, last = world.object_mask(scene, (128, 128), 3)
 
     def turned(degrees, mask=first):
       centre = centroid(mask)
@@ -126,8 +126,8 @@ def test_objects_turn_a_quarter_the_named_way(motion, clockwise):
 
 def test_the_ground_stands_still():
   for scene in scenes(10):
-    frames = procedural.render(scene, (64, 64)).astype(int)
-    masks = procedural.object_mask(scene, (64, 64))
+    frames = world.render(scene, (64, 64)).astype(int)
+    masks = world.object_mask(scene, (64, 64))
     near = binary_dilation(masks[0] | masks[-1], np.ones((7, 7)))
     assert near.mean() < 0.7
     np.testing.assert_array_equal(frames[0][~near], frames[-1][~near])
@@ -135,8 +135,8 @@ def test_the_ground_stands_still():
 
 def test_objects_are_vivid_and_grounds_muted():
   for scene in scenes(60):
-    frame = procedural.render(scene, (96, 96), 1)[0]
-    inside = procedural.object_mask(scene, (96, 96), 1)[0]
+    frame = world.render(scene, (96, 96), 1)[0]
+    inside = world.object_mask(scene, (96, 96), 1)[0]
     assert np.median(rgb2hsv(frame)[inside][:, 1]) > 0.5
     ground = frame[~inside]
     assert np.median(rgb2hsv(ground)[:, 1]) < 0.3
@@ -144,16 +144,16 @@ def test_objects_are_vivid_and_grounds_muted():
 
 def test_small_and_large_renderings_show_the_same():
   for scene in scenes(30):
-    large = procedural.render(scene, (128, 128), 2).astype(float)
-    small = procedural.render(scene, (64, 64), 2).astype(float)
+    large = world.render(scene, (128, 128), 2).astype(float)
+    small = world.render(scene, (64, 64), 2).astype(float)
     averaged = large.reshape(2, 64, 2, 64, 2, 3).mean((2, 4))
     assert np.abs(averaged - small).mean() < 1.5
 
 
 def test_one_frame_is_the_first_of_many():
   for scene in scenes(5):
-    many = procedural.render(scene, (64, 48), 8)
-    one = procedural.render(scene, (64, 48), 1)
+    many = world.render(scene, (64, 48), 8)
+    one = world.render(scene, (64, 48), 1)
     np.testing.assert_array_equal(one[0], many[0])
 
 

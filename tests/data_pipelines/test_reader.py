@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from dataset_standin import write_dataset
 
-from data_pipelines import procedural, reader, video
-from data_pipelines.dataset import Dataset, Example, dataset_dir
+from data_pipelines.loading import reader
+from data_pipelines.media import video
+from data_pipelines.procedural import world
+from data_pipelines.shards.dataset import Dataset, Example, dataset_dir
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 
@@ -124,8 +126,8 @@ def test_frames_and_views_are_those_of_the_record(
 
 
 def still_codes(tokenizer):
-  scenes = (procedural.numbered_scene(0, n, "train") for n in range(24))
-  texts = [procedural.still_caption(scene) for scene in scenes]
+  scenes = (world.numbered_scene(0, n, "train") for n in range(24))
+  texts = [world.still_caption(scene) for scene in scenes]
   return set(tokenizer(texts).ids[:, 0].tolist())
 
 

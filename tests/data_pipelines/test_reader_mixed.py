@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from dataset_standin import counting_clip, write_dataset
 
-from data_pipelines import reader
-from data_pipelines.augmentation import Augmentation
+from data_pipelines.loading import reader
+from data_pipelines.loading.augmentation import Augmentation
 
 # Everything at once: weights, shapes, lengths, captions, crops and flips.
 ALL_BUCKETS = (

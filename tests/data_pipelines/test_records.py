@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from data_pipelines import records
+from data_pipelines.shards import tfrecord
 from i2vgen_jax.errors import InputError
 
 VALUES = {
@@ -17,9 +17,9 @@ VALUES = {
   "captions": ["one", "two", "three"],
 }
 RECORDS = [
-  records.Record(b"one", 1, 4, 2),
-  records.Record(b"", 2, 6, 8),
-  records.Record(b"three" * 1000, 3, 10, 12),
+  tfrecord.Record(b"one", 1, 4, 2),
+  tfrecord.Record(b"", 2, 6, 8),
+  tfrecord.Record(b"three" * 1000, 3, 10, 12),
 ]
 
 
@@ -33,13 +33,13 @@ def tf():
 @pytest.fixture
 def shard(tmp_path):
   path = tmp_path / "some.tfrecord"
-  records.write_shard(path, RECORDS)
+  tfrecord.write_shard(path, RECORDS)
   return path
 
 
 def test_tensorflow_parses_our_examples(tf):
   feature = tf.train.Example.FromString(
-    records.encode_example(VALUES)
+    tfrecord.encode_example(VALUES)
   ).features.feature
   assert set(feature) == set(VALUES)
   assert feature["video"].bytes_list.value[:] == [VALUES["video"]]
@@ -61,7 +61,7 @@ def test_we_parse_tensorflows_examples(tf):
       }
     )
   ).SerializeToString()
-  assert records.decode_example(raw, ["c"]) == {
+  assert tfrecord.decode_example(raw, ["c"]) == {
     "a": b"x",
     "b": 0.5,
     "c": [-(2**40)],
@@ -70,7 +70,7 @@ def test_we_parse_tensorflows_examples(tf):
 
 def test_the_order_of_features_does_not_change_the_bytes():
   turned = dict(reversed(VALUES.items()))
-  assert records.encode_example(turned) == records.encode_example(VALUES)
+  assert tfrecord.encode_example(turned) == tfrecord.encode_example(VALUES)
 
 
 def test_tensorflow_reads_our_shards(tf, shard):
@@ -80,9 +80,9 @@ def test_tensorflow_reads_our_shards(tf, shard):
 
 
 def test_the_index_leads_to_every_record(shard):
-  index = records.read_index(shard)
+  index = tfrecord.read_index(shard)
   assert index[:, 2:].tolist() == [[1, 4, 2], [2, 6, 8], [3, 10, 12]]
-  read = [records.read_record(shard, *row[:2]) for row in index.tolist()]
+  read = [tfrecord.read_record(shard, *row[:2]) for row in index.tolist()]
   assert read == [b"one", b"", b"three" * 1000]
   assert sorted(p.name for p in shard.parent.iterdir()) == [
     "some.tfrecord",
@@ -96,20 +96,20 @@ def test_a_failed_write_leaves_no_shard(tmp_path):
     raise RuntimeError("decoder gave up")
 
   with pytest.raises(RuntimeError):
-    records.write_shard(tmp_path / "some.tfrecord", failing())
+    tfrecord.write_shard(tmp_path / "some.tfrecord", failing())
   assert not (tmp_path / "some.tfrecord").exists()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_shard_is_named(shard, damage):
-  offset, length, *_ = records.read_index(shard)[2].tolist()
+  offset, length, *_ = tfrecord.read_index(shard)[2].tolist()
   raw = bytearray(shard.read_bytes())
   raw[offset + 7] ^= 1
   shard.write_bytes(raw if damage == "flip" else raw[: offset + 100])
   if damage == "remove":
     shard.unlink()
   with pytest.raises(InputError, match=r"some\.tfrecord"):
-    records.read_record(shard, offset, length)
+    tfrecord.read_record(shard, offset, length)
 
 
 def narrow_index():
@@ -122,8 +122,8 @@ def narrow_index():
   "content", [None, b"", b"not an array", narrow_index()]
 )
 def test_a_missing_or_damaged_index_is_named(shard, content):
-  records.sidecar(shard).unlink()
+  tfrecord.sidecar(shard).unlink()
   if content is not None:
-    records.sidecar(shard).write_bytes(content)
+    tfrecord.sidecar(shard).write_bytes(content)
   with pytest.raises(InputError, match=r"some.tfrecord.idx"):
-    records.read_index(shard)
+    tfrecord.read_index(shard)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.runner import beam_runner, in_order
+from data_pipelines.running.runner import beam_runner, in_order
 
 
 def square(folder, number):

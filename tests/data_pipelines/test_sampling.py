@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.sampling import (
+from data_pipelines.loading.buckets import (
   Bucket,
   Window,
   draw_window,

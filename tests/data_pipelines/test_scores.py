@@ -6,7 +6,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
-from data_pipelines import procedural, scores, video
+from data_pipelines.footage import scores
+from data_pipelines.media import video
+from data_pipelines.procedural import world
 from i2vgen_jax.errors import InputError
 
 PHOTOS = ["astronaut", "chelsea", "coffee", "rocket"]
@@ -76,8 +78,8 @@ def test_a_still_clip_has_no_motion():
 @pytest.mark.parametrize("number", range(12))
 def test_what_an_encoder_adds_to_a_still_ground_is_no_motion(number):
   """Flow alone measures up to 0.012 here, as much as of slow motion."""
-  scene = procedural.numbered_scene(0, number, "train")
-  frame = procedural.render(scene, (96, 64), 1)
+  scene = world.numbered_scene(0, number, "train")
+  frame = world.render(scene, (96, 64), 1)
   frames = video.encode_mp4(np.repeat(frame, 12, axis=0), 12)
   assert scores.score(*video.decode_mp4(frames)).motion == 0
 

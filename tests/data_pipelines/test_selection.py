@@ -6,11 +6,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from data_pipelines import fingerprint, selection
+from data_pipelines.footage import fingerprint, selection
+from data_pipelines.footage.quarantine import read_drops
+from data_pipelines.footage.scan import Candidate
+from data_pipelines.footage.selection import Limits, first_alike, select
 from data_pipelines.json_files import write_rows
-from data_pipelines.quarantine import read_drops
-from data_pipelines.scan import Candidate
-from data_pipelines.selection import Limits, first_alike, select
 
 
 def candidate(row, look=None, kind="text_video", **scores):

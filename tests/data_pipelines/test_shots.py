@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import shots, video
+from data_pipelines.footage import shots
+from data_pipelines.media import video
 from i2vgen_jax.errors import InputError
 
 TRUTH = Path(__file__).parent / "truth"

@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from data_pipelines.sampling import make_buckets
-from data_pipelines.sources import Source, deal
+from data_pipelines.loading.buckets import make_buckets
+from data_pipelines.loading.mixing import Source, deal
 from i2vgen_jax.errors import InputError
 
 

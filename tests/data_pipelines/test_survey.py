@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from dataset_standin import counting_clip, write_dataset
 
-from data_pipelines import survey
-from data_pipelines.dataset import Example
+from data_pipelines.footage import survey
+from data_pipelines.footage.quarantine import Drop
 from data_pipelines.json_files import write_rows
-from data_pipelines.quarantine import Drop
+from data_pipelines.shards.dataset import Example
 from i2vgen_jax.errors import InputError
 
 

@@ -11,14 +11,15 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import procedural, video
+from data_pipelines.media import video
+from data_pipelines.procedural import world
 from i2vgen_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def clip():
-  scene = procedural.numbered_scene(0, 3, "train")
-  return procedural.render(scene, (96, 64), 12)
+  scene = world.numbered_scene(0, 3, "train")
+  return world.render(scene, (96, 64), 12)
 
 
 def psnr(a, b):
@@ -57,7 +58,7 @@ def test_uneven_times_are_kept(clip):
 
 _ENCODE = """
 import sys, numpy
-from data_pipelines import video
+from data_pipelines.media import video
 frames = numpy.load(sys.argv[1])
 sys.stdout.buffer.write(video.encode_mp4(frames, 8, full_colour=True))
 """
@@ -65,8 +66,8 @@ sys.stdout.buffer.write(video.encode_mp4(frames, 8, full_colour=True))
 
 def test_equal_input_gives_equal_bytes_whatever_was_in_memory(tmp_path):
   """x264's rate control once read memory that nothing had written."""
-  scene = procedural.numbered_scene(3, 0, "test")
-  np.save(tmp_path / "clip.npy", procedural.render(scene, (32, 32)))
+  scene = world.numbered_scene(3, 0, "test")
+  np.save(tmp_path / "clip.npy", world.render(scene, (32, 32)))
   encodings = {
     subprocess.run(
       [sys.executable, "-c", _ENCODE, str(tmp_path / "clip.npy")],

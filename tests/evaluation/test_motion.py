@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from data_pipelines import procedural
+from data_pipelines.procedural import world
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.evaluation import motion
 
@@ -134,14 +134,14 @@ def test_a_mask_without_object_or_ground_is_refused(value):
 def scenes(count, seed):
   rng = np.random.default_rng(seed)
   sides = ("train", "test")
-  return [procedural.sample_scene(rng, sides[k % 2]) for k in range(count)]
+  return [world.sample_scene(rng, sides[k % 2]) for k in range(count)]
 
 
 def test_the_motions_are_those_of_the_procedural_world():
   """Names, and the change that each scene's course makes."""
-  assert set(motion.MOTIONS) == set(procedural.MOTIONS)
+  assert set(motion.MOTIONS) == set(world.MOTIONS)
   for scene in scenes(100, seed=1):
-    centres, diameters, angles = procedural.course(scene, (96, 64), 8)
+    centres, diameters, angles = world.course(scene, (96, 64), 8)
     change = (
       *(centres[-1] - centres[0]),
       diameters[-1] / diameters[0],
@@ -168,11 +168,11 @@ def test_true_clips_are_told_apart(degraded):
   drawn = scenes(100, seed=2)
   assert {scene.motion for scene in drawn} == set(motion.MOTIONS)
   for k, scene in enumerate(drawn):
-    mask = procedural.object_mask(scene, (64, 64))[0]
+    mask = world.object_mask(scene, (64, 64))[0]
     if degraded:
-      clip = degrade(procedural.render(scene, (128, 128)), seed=k)
+      clip = degrade(world.render(scene, (128, 128)), seed=k)
     else:
-      clip = procedural.render(scene, (64, 64))
+      clip = world.render(scene, (64, 64))
     measured = motion.measure(clip, mask)
     if motion.classify(measured) != scene.motion:
       wrong.append((scene, measured))
@@ -181,7 +181,7 @@ def test_true_clips_are_told_apart(degraded):
 
 def test_still_true_clips_have_no_motion():
   for scene in scenes(30, seed=3):
-    clip = procedural.render(scene, (64, 64))[:1].repeat(8, axis=0)
-    mask = procedural.object_mask(scene, (64, 64))[0]
+    clip = world.render(scene, (64, 64))[:1].repeat(8, axis=0)
+    mask = world.object_mask(scene, (64, 64))[0]
     measured = motion.measure(degrade(clip, seed=4), mask)
     assert motion.classify(measured) == "none"

@@ -7,7 +7,8 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from data_pipelines import procedural, video
+from data_pipelines.media import video
+from data_pipelines.procedural import world
 from i2vgen_jax.tokenizer import Tokenizer
 
 PLACE = ["--output=out"]
@@ -28,8 +29,8 @@ def test_procedural(run, tmp_path):
 
 def test_manifest(run, tmp_path):
   Image.fromarray(skimage.data.coffee()).save(tmp_path / "coffee.jpg")
-  scene = procedural.numbered_scene(0, 6, "train")
-  clip = procedural.render(scene, (48, 32), 9)
+  scene = world.numbered_scene(0, 6, "train")
+  clip = world.render(scene, (48, 32), 9)
   video.write_mp4(tmp_path / "clip.mp4", clip, 8)
   video.write_mp4(tmp_path / "short.mp4", clip[:3], 8)
   names = ["coffee.jpg", "clip.mp4", "short.mp4", "absent.mp4", "gone.mp4"]
@@ -76,7 +77,7 @@ def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
   assert status == 0
   tok = Tokenizer.load(output)
   texts = [
-    procedural.caption(procedural.numbered_scene(0, number, split))
+    world.caption(world.numbered_scene(0, number, split))
     for number in range(200)
     for split in ("train", "test")
   ]

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import build, latents
-from data_pipelines.dataset import Dataset, dataset_dir
-from data_pipelines.reader import Reader
+from data_pipelines.loading.reader import Reader
+from data_pipelines.running import builds
+from data_pipelines.shards import latents
+from data_pipelines.shards.dataset import Dataset, dataset_dir
 from i2vgen_jax import encode, networks
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ SIZE = (32, 16)
 def pixels(tmp_path_factory):
   """Six clips of 8 frames and six pictures, in 3 shards each."""
   folder = tmp_path_factory.mktemp("pixels") / "set"
-  build.build_procedural(folder, 6, "train", size=(48, 32), shard_size=2)
+  builds.build_procedural(folder, 6, "train", size=(48, 32), shard_size=2)
   return folder
 
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import procedural
+from data_pipelines.procedural import world
 from launch import evaluate
 
 SMALL, LARGE, FRAMES = (64, 64), (128, 128), 8
 
 
 def make_case(number):
-  scene = procedural.numbered_scene(0, number, "test")
+  scene = world.numbered_scene(0, number, "test")
   return evaluate.Case(
     scene,
-    *(procedural.render(scene, size, FRAMES) for size in (SMALL, LARGE)),
-    *(procedural.object_mask(scene, size, FRAMES) for size in (SMALL, LARGE)),
+    *(world.render(scene, size, FRAMES) for size in (SMALL, LARGE)),
+    *(world.object_mask(scene, size, FRAMES) for size in (SMALL, LARGE)),
   )
 
 
@@ -38,7 +38,7 @@ def test_true_clips_move_as_asked_and_reversed_ones_do_not(cases):
   backwards = evaluate.motions(cases, clips[:, ::-1], small=True)
   assert evaluate.accuracy(cases, backwards) < 0.5
   counts = evaluate.by_motion(cases, backwards)
-  assert counts.keys() == set(procedural.MOTIONS)
+  assert counts.keys() == set(world.MOTIONS)
   hits, clips = np.sum(
     [np.array(v.split(" of "), int) for v in counts.values()], 0
   )

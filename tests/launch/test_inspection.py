@@ -10,10 +10,12 @@ import pytest
 from dataset_standin import counting_clip, write_dataset
 from PIL import Image
 
-from data_pipelines import build, images, survey
-from data_pipelines.dataset import Example
+from data_pipelines.footage import survey
+from data_pipelines.footage.quarantine import Drop
 from data_pipelines.json_files import write_rows
-from data_pipelines.quarantine import Drop
+from data_pipelines.media import pictures
+from data_pipelines.running import builds
+from data_pipelines.shards.dataset import Example
 from launch import sheets
 
 EVIL = '<script>alert("1")</script> & a fox'
@@ -47,7 +49,7 @@ def data_dir(tmp_path):
   ]
   stills = [
     Example(
-      images.encode_jpeg(np.full((h, w, 3), 90, np.uint8)),
+      pictures.encode_jpeg(np.full((h, w, 3), 90, np.uint8)),
       ["a wall"], f"s{w}", 1, w, h, scores=scores,
     )
     for w, h in ((48, 32), (8, 200))
@@ -57,7 +59,7 @@ def data_dir(tmp_path):
   drops = [Drop(4, "x.mp4", 1.0, "no-shot", "30 frames <b>")]
   write_rows(root / "quarantine.jsonl", drops)
   told = {"identity": {"seed": 3}, "dropped": {"no-shot": 1234}}
-  build.write_json(root / "build.json", told)
+  builds.write_json(root / "build.json", told)
   return root
 
 

@@ -4,8 +4,8 @@ import cascade_standin
 import pytest
 from PIL import Image
 
-from data_pipelines.footage import Settings, build_footage
-from data_pipelines.scan import ScanSettings
+from data_pipelines.footage.build import Settings, build_footage
+from data_pipelines.footage.scan import ScanSettings
 from i2vgen_jax.training import record
 from launch import train
 

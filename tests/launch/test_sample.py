@@ -11,7 +11,7 @@ import pytest
 from cascade_standin import NUM_FRAMES
 from PIL import Image
 
-from data_pipelines import video
+from data_pipelines.media import video
 from i2vgen_jax import programs
 from i2vgen_jax.interop import sources
 from launch import sample

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dataset_standin import counting_clip, write_dataset
 
-from data_pipelines.reader import Reader
+from data_pipelines.loading.reader import Reader
 from i2vgen_jax import networks, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.sharding import make_mesh

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import build
+from data_pipelines.running import builds
 from i2vgen_jax import networks
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
@@ -55,7 +55,7 @@ def small(arg: str, cascade: Path, shards: Path):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
   folder = tmp_path_factory.mktemp("shards") / "train"
-  build.build_procedural(folder, 8, "train", size=(64, 64))
+  builds.build_procedural(folder, 8, "train", size=(64, 64))
   return folder
 
 

@@ -42,22 +42,6 @@ REASONS = {
 }
 
 
-class Unusable(InputError):
-  """A file, a row or a shot that a build cannot use.
-
-  Attributes:
-    reason: a key of `REASONS`.
-  """
-
-  def __init__(self, reason: str, message: str):
-    # Both, so that the exception survives the way between two processes.
-    super().__init__(reason, message)
-    self.reason, self._message = reason, message
-
-  def __str__(self) -> str:
-    return self._message
-
-
 class Drop(NamedTuple):
   """One row of `quarantine.jsonl`.
 
@@ -80,8 +64,7 @@ def dropped(
   row: int, path: str | None, start: float | None, error: InputError
 ) -> Drop:
   """The drop of a file, or of a shot of it, that raised an error."""
-  reason = error.reason if isinstance(error, Unusable) else "damaged"
-  return Drop(row, path, start, reason, one_line(str(error)))
+  return Drop(row, path, start, error.reason, one_line(str(error)))
 
 
 def one_line(text: str) -> str:

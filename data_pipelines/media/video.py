@@ -21,9 +21,8 @@ from av.video.reformatter import (
 from jaxtyping import Float, UInt8
 
 from data_pipelines.atomic import appearing
-from data_pipelines.containers import is_cut_short
 from data_pipelines.files import check_file
-from data_pipelines.quarantine import Unusable
+from data_pipelines.media.containers import is_cut_short
 from i2vgen_jax.errors import InputError
 
 Frames = UInt8[np.ndarray, "f h w 3"]
@@ -64,15 +63,15 @@ def probe(source: bytes | str | Path, *, name: str | None = None) -> float:
     never beyond what a camera has.
 
   Raises:
-    Unusable: missing, empty, damaged, cut short, without a video or without a
+    InputError: missing, empty, damaged, cut short, without a video or without a
       frame in it; interlaced, of high dynamic range, or of too many pixels.
   """
   name = _called(source, name)
   with _opened(source, name) as container:
     if not isinstance(source, bytes) and is_cut_short(Path(source)):
-      raise Unusable(
-        "truncated",
+      raise InputError(
         f"video {name} is truncated: its end is missing; give an intact file",
+        "truncated",
       )
     track = _track(container, name)
     _check_size(track.codec_context.width, track.codec_context.height, name)
@@ -255,9 +254,9 @@ def stream(
     size = size or _scaled(frame, aspect, short_side)
     given = given or (frame.width, frame.height)
     if given != (frame.width, frame.height):
-      raise Unusable(
-        "resized",
+      raise InputError(
         f"video {name} changes its size at {time:.2f} s; cut it there",
+        "resized",
       )
     if time >= start:
       yield time, _to_rgb(frame, size, converter)
@@ -290,10 +289,10 @@ def _within_limit(
     frame = one.frame
     num_bytes += 3 * frame.width * frame.height
     if num_bytes > MAX_BYTES:
-      raise Unusable(
-        "too-long",
+      raise InputError(
         f"video {name} is too long: over {MAX_BYTES >> 30} GiB decoded;"
         " cut it into short clips first",
+        "too-long",
       )
     yield one
     if until is not None and one.time > until:
@@ -304,21 +303,21 @@ def _check(frame: av.VideoFrame, name: str) -> None:
   """Refuses frames that cannot be shown as they are."""
   _check_size(frame.width, frame.height, name)
   if frame.interlaced_frame:
-    raise Unusable(
-      "interlaced", f"video {name} is interlaced; deinterlace it first"
+    raise InputError(
+      f"video {name} is interlaced; deinterlace it first", "interlaced"
     )
   if frame.color_trc in _HDR:
-    raise Unusable(
-      "hdr", f"video {name} is of high dynamic range; map its tones first"
+    raise InputError(
+      f"video {name} is of high dynamic range; map its tones first", "hdr"
     )
 
 
 def _check_size(width: int, height: int, name: str) -> None:
   if width * height > MAX_PIXELS:
-    raise Unusable(
-      "too-large",
+    raise InputError(
       f"video {name} is {width}x{height}, more than {MAX_PIXELS} pixels;"
       " scale it down first",
+      "too-large",
     )
 
 
@@ -370,10 +369,10 @@ def _decode(
     track = _track(container, name)
     aspect = float(track.sample_aspect_ratio or 1)
     if not _ASPECTS[0] <= aspect <= _ASPECTS[1]:
-      raise Unusable(
-        "damaged",
+      raise InputError(
         f"the pixels of video {name} are {aspect:g} times as wide as high;"
         " correct its header",
+        "damaged",
       )
     frames = _frames(container, track, start, name)
     first = next(frames, None)
@@ -393,10 +392,12 @@ def _track(container: Any, name: str) -> Any:
     if not track.disposition & Disposition.attached_pic
   ]
   if not tracks:
-    raise Unusable("no-video", f"{name} has no video in it; give a video file")
+    raise InputError(
+      f"{name} has no video in it; give a video file", "no-video"
+    )
   if tracks[0].codec_context is None:
-    raise Unusable(
-      "damaged", f"no decoder for video {name}; give H.264, for instance"
+    raise InputError(
+      f"no decoder for video {name}; give H.264, for instance", "damaged"
     )
   return tracks[0]
 
@@ -407,8 +408,8 @@ def _opened(source: bytes | str | Path, name: str) -> Iterator[Any]:
   if is_path:
     check_file(source, f"video {name}")
   elif not source:
-    raise Unusable(
-      "empty", f"video {name} is empty (0 bytes); give another file"
+    raise InputError(
+      f"video {name} is empty (0 bytes); give another file", "empty"
     )
   try:
     with av.open(
@@ -417,15 +418,15 @@ def _opened(source: bytes | str | Path, name: str) -> Iterator[Any]:
       metadata_errors="replace",
     ) as container:
       if container.format.name in _PLAYLISTS:
-        raise Unusable(
-          "damaged", f"{name} is no video but a list of files; list them"
+        raise InputError(
+          f"{name} is no video but a list of files; list them", "damaged"
         )
       yield container
   except av.FFmpegError as error:
-    raise Unusable(
-      "damaged",
+    raise InputError(
       f"video {name} is damaged or no video ({error.strerror});"
       " give an intact file",
+      "damaged",
     ) from error
 
 
@@ -442,8 +443,8 @@ def _frames(
   frames = _timed(container, track, name)
   first = next(frames, None)
   if first is None:
-    raise Unusable(
-      "no-frames", f"video {name} has no frames; give an intact file"
+    raise InputError(
+      f"video {name} has no frames; give an intact file", "no-frames"
     )
   if start > 0:
     ticks = int((first.time + start) / track.time_base)
@@ -458,10 +459,10 @@ def _frames(
     yield frame.time - first.time, frame
   promised = _promised_frames(container, track)
   if count < promised:
-    raise Unusable(
-      "truncated",
+    raise InputError(
       f"video {name} is truncated: {count} of {promised} frames;"
       " give an intact file",
+      "truncated",
     )
 
 
@@ -484,18 +485,18 @@ def _sought(container, track, ticks: int) -> bool:
 def _timed(container, track, name: str) -> Iterator[av.VideoFrame]:
   for packet in container.demux(track):
     if packet.is_corrupt:
-      raise Unusable(
-        "truncated",
+      raise InputError(
         f"video {name} is truncated: it ends within a frame; give an intact"
         " file",
+        "truncated",
       )
     for frame in packet.decode():
       if frame.time is None:
-        raise Unusable(
-          "no-times", f"a frame of video {name} has no time; convert it"
+        raise InputError(
+          f"a frame of video {name} has no time; convert it", "no-times"
         )
       if frame.is_corrupt:
-        raise Unusable(
-          "damaged", f"a frame of video {name} is damaged; give an intact file"
+        raise InputError(
+          f"a frame of video {name} is damaged; give an intact file", "damaged"
         )
       yield frame

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
-from data_pipelines import fingerprint
+from data_pipelines.footage import fingerprint
+from data_pipelines.footage.quarantine import Drop, one_line
+from data_pipelines.footage.scan import Candidate
 from data_pipelines.json_files import write_rows
-from data_pipelines.quarantine import Drop, one_line
-from data_pipelines.scan import Candidate
 
 
 @dataclasses.dataclass(frozen=True)

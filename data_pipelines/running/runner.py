@@ -120,6 +120,6 @@ def _local_or_not(options) -> dict[str, Any]:
   # The mode would bring Beam's own command with it.
   direct.direct_running_mode = "in_memory"
   python = shlex.quote(sys.executable)
-  command = f"exec {python} -m data_pipelines.beam_worker {os.getpid()}"
+  command = f"exec {python} -m data_pipelines.running.beam_worker {os.getpid()}"
   environment = SubprocessSDKEnvironment.from_command_string(command)
   return {"options": options, "runner": FnApiRunner(environment)}

@@ -19,16 +19,17 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data_pipelines import build, listing, scanning, selection
-from data_pipelines.build import Built, Progress
-from data_pipelines.dataset import Kind
-from data_pipelines.listing import Listing
-from data_pipelines.quarantine import Drop, read_drops
-from data_pipelines.runner import Runner, in_order, run_missing
-from data_pipelines.scan import ScanSettings
-from data_pipelines.scores import load_hook
-from data_pipelines.selection import Limits
-from data_pipelines.writing import Shards
+from data_pipelines.footage import groups, scanning, selection
+from data_pipelines.footage.groups import Listing
+from data_pipelines.footage.quarantine import Drop, read_drops
+from data_pipelines.footage.scan import ScanSettings
+from data_pipelines.footage.scores import load_hook
+from data_pipelines.footage.selection import Limits
+from data_pipelines.footage.writing import Shards
+from data_pipelines.running import builds
+from data_pipelines.running.builds import Built, Progress
+from data_pipelines.running.runner import Runner, in_order, run_missing
+from data_pipelines.shards.dataset import Kind
 from i2vgen_jax.errors import InputError
 
 
@@ -88,9 +89,9 @@ def build_footage(
     "manifest": listed.digest,
     "settings": dataclasses.asdict(settings),
   }
-  if done := build.begin(output_dir, identity):
+  if done := builds.begin(output_dir, identity):
     return done
-  with build.alone(output_dir):
+  with builds.alone(output_dir):
     return _build(listed, output_dir, identity, settings, run, progress)
 
 
@@ -102,13 +103,13 @@ def _build(
   run: Runner,
   progress: Progress | None,
 ) -> Built:
-  work = build.work_dir(output_dir)
+  work = builds.work_dir(output_dir)
   listed.spread(work)
   found = _scan(work, listed.groups, settings, run, progress)
   unselected = work / "unselected.jsonl"
   chosen = selection.select(found, settings.limits, settings.seed, unselected)
   drops = [
-    listing.bad_rows(work),
+    groups.bad_rows(work),
     *(scanning.drops_of(work, number) for number in range(listed.groups)),
     unselected,
   ]
@@ -136,7 +137,7 @@ def _build(
       )
       shards.plan(places)
       drops += _write(shards, run, progress)
-  return build.finish(
+  return builds.finish(
     output_dir, identity, settings.split, counts, _read(drops)
   )
 

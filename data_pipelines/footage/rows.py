@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from data_pipelines import images
-from data_pipelines.quarantine import Unusable
+from data_pipelines.media import pictures
 from i2vgen_jax.errors import InputError
 
 _VIDEO_SUFFIXES = (
@@ -31,7 +30,7 @@ _VIDEO_SUFFIXES = (
 _LONGEST_ROW = 1 << 20
 
 
-def list_rows(path: Path) -> Iterator[str | dict | Unusable]:
+def list_rows(path: Path) -> Iterator[str | dict | InputError]:
   """The rows of a list.
 
   Args:
@@ -60,21 +59,21 @@ def list_rows(path: Path) -> Iterator[str | dict | Unusable]:
     raise InputError(f"cannot read manifest {path}: {error}") from error
 
 
-def _lines(file: TextIO) -> Iterator[str | Unusable]:
+def _lines(file: TextIO) -> Iterator[str | InputError]:
   while line := file.readline(_LONGEST_ROW):
     is_whole = line.endswith(("\n", "\r")) or len(line) < _LONGEST_ROW
     rest = line
     while not rest.endswith(("\n", "\r")) and rest:
       rest = file.readline(_LONGEST_ROW)
     if not is_whole:
-      yield Unusable(
-        "bad-row", f"the row is longer than {_LONGEST_ROW} characters"
+      yield InputError(
+        f"the row is longer than {_LONGEST_ROW} characters", "bad-row"
       )
     elif line.strip():
       yield line
 
 
-def _table(file: TextIO, path: Path) -> Iterator[dict | Unusable]:
+def _table(file: TextIO, path: Path) -> Iterator[dict | InputError]:
   reader = csv.DictReader(file)
   reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
   if "path" not in reader.fieldnames:
@@ -88,10 +87,10 @@ def _table(file: TextIO, path: Path) -> Iterator[dict | Unusable]:
     except StopIteration:
       return
     except csv.Error as error:
-      yield Unusable("bad-row", f"the row is not CSV: {error}")
+      yield InputError(f"the row is not CSV: {error}", "bad-row")
 
 
-def folder_rows(top: Path) -> Iterator[dict | Unusable]:
+def folder_rows(top: Path) -> Iterator[dict | InputError]:
   """The media below a folder, and what is wrong in it.
 
   Args:
@@ -106,22 +105,24 @@ def folder_rows(top: Path) -> Iterator[dict | Unusable]:
     raise InputError(f"cannot read folder {top}: {error.strerror}") from error
 
 
-def _media(folder: Path, top: Path) -> Iterator[dict | Unusable]:
+def _media(folder: Path, top: Path) -> Iterator[dict | InputError]:
   """By name, folder by folder; memory holds the names of one."""
   for path in sorted(folder.iterdir()):
     name = str(path.relative_to(top))
     if path.is_symlink() and path.is_dir():
-      yield Unusable("no-file", f"{name} is a link to a folder; list its files")
+      yield InputError(
+        f"{name} is a link to a folder; list its files", "no-file"
+      )
     elif path.is_dir():
       if not os.access(path, os.R_OK | os.X_OK):
-        yield Unusable("missing", f"cannot read folder {name}; allow it")
+        yield InputError(f"cannot read folder {name}; allow it", "missing")
         continue
       yield from _media(path, top)
-    elif path.suffix.lower() in _VIDEO_SUFFIXES or images.is_picture(path):
+    elif path.suffix.lower() in _VIDEO_SUFFIXES or pictures.is_picture(path):
       yield _row(path, name)
 
 
-def _row(path: Path, name: str) -> dict | Unusable:
+def _row(path: Path, name: str) -> dict | InputError:
   words = path.with_suffix(".txt")
   if not words.is_file():
     return {"path": name}
@@ -129,6 +130,6 @@ def _row(path: Path, name: str) -> dict | Unusable:
     with words.open(encoding="utf-8-sig", errors="surrogateescape") as file:
       return {"path": name, "captions": file.read(_LONGEST_ROW).splitlines()}
   except OSError as error:
-    return Unusable(
-      "missing", f"cannot read the captions of {name}: {error.strerror}"
+    return InputError(
+      f"cannot read the captions of {name}: {error.strerror}", "missing"
     )

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from data_pipelines import scan
 from data_pipelines.atomic import appearing_folder
-from data_pipelines.guard import guarded
+from data_pipelines.footage import scan
+from data_pipelines.footage.groups import read_group
+from data_pipelines.footage.manifest import local_file
+from data_pipelines.footage.quarantine import Drop, dropped
+from data_pipelines.footage.scan import Candidate, ScanSettings
 from data_pipelines.json_files import write_rows
-from data_pipelines.listing import read_group
-from data_pipelines.manifest import local_file
-from data_pipelines.quarantine import Drop, dropped
-from data_pipelines.scan import Candidate, ScanSettings
+from data_pipelines.running.guard import guarded
 from i2vgen_jax.errors import InputError
 
 

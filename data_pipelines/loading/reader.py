@@ -16,17 +16,18 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines import images, latents, video
-from data_pipelines.augmentation import Augmentation, View
-from data_pipelines.cache import Cache, Kept, Latents, Views
-from data_pipelines.sampling import (
+from data_pipelines.loading.augmentation import Augmentation, View
+from data_pipelines.loading.buckets import (
   Bucket,
   Window,
   draw_window,
   make_buckets,
   nearest_frames,
 )
-from data_pipelines.sources import Directories, EndlessRow, Source, deal
+from data_pipelines.loading.cache import Cache, Kept, Latents, Views
+from data_pipelines.loading.mixing import Directories, EndlessRow, Source, deal
+from data_pipelines.media import video
+from data_pipelines.shards import latents
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.types import Batch
@@ -182,7 +183,7 @@ class Reader:
   ) -> Views:
     name = record["id"].decode()
     if "image" in record:
-      frames = images.decode_image(record["image"], name)[None]
+      frames = preprocessing.load_picture(record["image"], name)[None]
     else:
       frames, _ = video.decode_mp4(
         record["video"],

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.atomic import appearing
+from data_pipelines.footage.manifest import Source, read_manifest
+from data_pipelines.footage.quarantine import Drop
 from data_pipelines.json_files import write_rows
-from data_pipelines.manifest import Source, read_manifest
-from data_pipelines.quarantine import Drop
 from i2vgen_jax.errors import InputError
 
 # Files of one group, which one task scans; fewer where there are few, so that

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from data_pipelines.records import Entry, Index
+from data_pipelines.shards.tfrecord import Entry, Index
 from i2vgen_jax.errors import InputError
 
 

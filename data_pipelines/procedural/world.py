@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from data_pipelines import drawing
+from data_pipelines.procedural import drawing
 
 Split = Literal["train", "test"]
 

@@ -8,15 +8,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from data_pipelines import images, records, scanning, selection, video
 from data_pipelines.atomic import appearing, appearing_folder
-from data_pipelines.build import work_dir
-from data_pipelines.dataset import Example, Kind, shard_path
-from data_pipelines.guard import guarded
+from data_pipelines.footage import scanning, selection
+from data_pipelines.footage.manifest import local_file
+from data_pipelines.footage.quarantine import Drop, dropped
+from data_pipelines.footage.scan import Candidate
 from data_pipelines.json_files import write_rows
-from data_pipelines.manifest import local_file
-from data_pipelines.quarantine import Drop, Unusable, dropped
-from data_pipelines.scan import Candidate
+from data_pipelines.media import pictures, video
+from data_pipelines.running.builds import work_dir
+from data_pipelines.running.guard import guarded
+from data_pipelines.shards import tfrecord
+from data_pipelines.shards.dataset import Example, Kind, shard_path
+from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 
 # Of x264: visually lossless.
@@ -56,7 +59,7 @@ class Shards(NamedTuple):
     drops: list[Drop] = []
     with appearing_folder(self._result(number)) as folder:
       examples = self._examples(number, drops)
-      records.write_shard(folder / self._path(number).name, examples)
+      tfrecord.write_shard(folder / self._path(number).name, examples)
       write_rows(folder / "drops.jsonl", drops)
 
   def is_written(self, number: int) -> bool:
@@ -68,14 +71,14 @@ class Shards(NamedTuple):
     path, folder = self._path(number), self._result(number)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The shard last: where it is, all of it is.
-    for final in (records.sidecar(path), path):
+    for final in (tfrecord.sidecar(path), path):
       if (folder / final.name).exists():
         os.replace(folder / final.name, final)
     return folder / "drops.jsonl"
 
   def _examples(
     self, number: int, drops: list[Drop]
-  ) -> Iterator[records.Record]:
+  ) -> Iterator[tfrecord.Record]:
     first = number * self.size
     places = np.load(self._order, mmap_mode="r")[first : first + self.size]
     for group, offset in places.tolist():
@@ -109,11 +112,11 @@ def encode(candidate: Candidate, file: Path, short_side: int) -> Example:
   """The example of a candidate, from the file it was found in.
 
   Raises:
-    Unusable: the file is no longer the same.
+    InputError: the file is no longer the same.
   """
   if candidate.kind == "text_image":
-    image = images.shrink(images.load_image(file), short_side)
-    media, fps = images.encode_jpeg(image), 0.0
+    image = pictures.shrink(preprocessing.load_picture(file), short_side)
+    media, fps = pictures.encode_jpeg(image), 0.0
     height, width, _ = image.shape
   else:
     media, fps, width, height = _clip(candidate, file, short_side)
@@ -146,10 +149,10 @@ def _clip(
     )
   )
   if len(decoded) != candidate.num_frames:
-    raise Unusable(
-      "changed",
+    raise InputError(
       f"{candidate.path} has {len(decoded)} frames where there were "
       f"{candidate.num_frames}; build again",
+      "changed",
     )
   times, frames = zip(*decoded, strict=True)
   height, width = (side // 2 * 2 for side in frames[0].shape[:2])

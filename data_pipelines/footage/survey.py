@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_pipelines import images, video
-from data_pipelines.dataset import SCORES, Dataset, Kind, dataset_dir
-from data_pipelines.quarantine import REASONS, read_drops
+from data_pipelines.footage.quarantine import REASONS, read_drops
+from data_pipelines.media import video
+from data_pipelines.shards.dataset import SCORES, Dataset, Kind, dataset_dir
+from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 
 # Records that are read for the figures.
@@ -124,7 +125,7 @@ def _decoded(
   kind: Kind, media: bytes, name: str
 ) -> UInt8[np.ndarray, "f h w 3"]:
   if kind == "text_image":
-    return images.decode_image(media, name)[None]
+    return preprocessing.load_picture(media, name)[None]
   frames, _ = video.decode_mp4(
     media, lambda times: _spread(len(times)), name=name
   )

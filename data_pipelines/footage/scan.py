@@ -14,11 +14,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from data_pipelines import fingerprint, images, scores, shots, video
-from data_pipelines.dataset import Kind
-from data_pipelines.manifest import Source
-from data_pipelines.quarantine import Drop, Unusable
-from data_pipelines.shots import Shot
+from data_pipelines.footage import fingerprint, scores, shots
+from data_pipelines.footage.manifest import Source
+from data_pipelines.footage.quarantine import Drop
+from data_pipelines.footage.shots import Shot
+from data_pipelines.media import pictures, video
+from data_pipelines.shards.dataset import Kind
+from i2vgen_jax import preprocessing
+from i2vgen_jax.errors import InputError
 
 # What is scanned is this small, in pixels of the shorter side.
 SIDE = 256
@@ -97,7 +100,7 @@ def scan(source: Source, file: Path, settings: ScanSettings) -> Scanned:
     settings: see above.
 
   Raises:
-    Unusable: nothing of the file can be used.
+    InputError: nothing of the file can be used.
   """
   if settings.join_captions:
     source = source._replace(captions=(" ".join(source.captions),))
@@ -107,9 +110,9 @@ def scan(source: Source, file: Path, settings: ScanSettings) -> Scanned:
 
 
 def _picture(source: Source, file: Path, settings: ScanSettings) -> Candidate:
-  image = images.load_image(file)
+  image = preprocessing.load_picture(file)
   _check_size(image, source)
-  image = images.shrink(image, SIDE)
+  image = pictures.shrink(image, SIDE)
   return _candidate(source, "text_image", image[None], [0.0], 1, settings)
 
 
@@ -132,11 +135,15 @@ def _film(source: Source, file: Path, settings: ScanSettings) -> Scanned:
   drops: list[Drop] = []
   times = small.times
   if not times:
-    raise Unusable("no-frames", f"no frame of {source.path} from start to end")
+    raise InputError(
+      f"no frame of {source.path} from start to end", "no-frames"
+    )
   if len(times) > 1 and not (np.diff(times) > 0).all():
-    raise Unusable("no-times", f"the frame times of {source.path} do not rise")
+    raise InputError(
+      f"the frame times of {source.path} do not rise", "no-times"
+    )
   if not found:
-    raise Unusable("no-shot", f"no single shot in {source.path}")
+    raise InputError(f"no single shot in {source.path}", "no-shot")
   for gap in _gaps(found, len(times)):
     text = f"{gap.stop - gap.start} frames that are no single shot"
     drops.append(_drop(source, times[gap.start], "no-shot", text))
@@ -193,10 +200,10 @@ def _candidate(
 def _check_size(picture: UInt8[np.ndarray, "h w 3"], source: Source) -> None:
   height, width, _ = picture.shape
   if min(height, width) < _MIN_SIDE:
-    raise Unusable(
-      "too-small",
+    raise InputError(
       f"{source.path} is {width}x{height}, less than {_MIN_SIDE} pixels a side;"
       " give a larger one",
+      "too-small",
     )
 
 
@@ -208,9 +215,9 @@ def _short(
     _check_size(frame, source)
     first = time if first is None else first
     if time - first > settings.max_film_seconds:
-      raise Unusable(
-        "too-long",
+      raise InputError(
         f"{source.path} is longer than {settings.max_film_seconds:g} seconds",
+        "too-long",
       )
     yield time, frame
 

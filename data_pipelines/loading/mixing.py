@@ -9,9 +9,9 @@ import grain
 import numpy as np
 from jaxtyping import Bool
 
-from data_pipelines.dataset import Choice, Dataset
-from data_pipelines.records import Entry, Index
-from data_pipelines.sampling import Bucket, fits
+from data_pipelines.loading.buckets import Bucket, fits
+from data_pipelines.shards.dataset import Choice, Dataset
+from data_pipelines.shards.tfrecord import Entry, Index
 from i2vgen_jax.errors import InputError
 
 Directory = str | Path

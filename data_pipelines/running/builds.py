@@ -18,12 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines import images, procedural, records, video
 from data_pipelines.atomic import sweep
-from data_pipelines.dataset import Example, Kind, describe, shard_path
+from data_pipelines.footage.quarantine import Drop
 from data_pipelines.json_files import write_json, write_rows
-from data_pipelines.quarantine import Drop
-from data_pipelines.runner import Progress
+from data_pipelines.media import pictures, video
+from data_pipelines.procedural import world
+from data_pipelines.running.runner import Progress
+from data_pipelines.shards import tfrecord
+from data_pipelines.shards.dataset import Example, Kind, describe, shard_path
 from i2vgen_jax.errors import InputError
 
 KINDS: tuple[Kind, ...] = ("text_video", "text_image")
@@ -165,7 +167,7 @@ def _tidy(output_dir: Path) -> None:
 def build_procedural(
   output_dir: str | Path,
   num_clips: int,
-  split: procedural.Split,
+  split: world.Split,
   *,
   size: tuple[int, int] = (128, 128),
   num_frames: int = 8,
@@ -225,14 +227,14 @@ def build_procedural(
     path = shard_path(output_dir, kind, split, number, count)
     if not path.exists():
       path.parent.mkdir(parents=True, exist_ok=True)
-      records.write_shard(path, (draw(kind, n).record(kind) for n in numbers))
+      tfrecord.write_shard(path, (draw(kind, n).record(kind) for n in numbers))
     if progress:
       progress("clips", numbers.stop, num_clips)
   return finish(output_dir, identity, split, dict.fromkeys(KINDS, count), [])
 
 
 def _drawn(
-  split: procedural.Split,
+  split: world.Split,
   seed: int,
   size: tuple[int, int],
   num_frames: int,
@@ -240,14 +242,14 @@ def _drawn(
   kind: Kind,
   number: int,
 ) -> Example:
-  scene = procedural.numbered_scene(seed, number, split)
-  frames = procedural.render(scene, size, num_frames)
+  scene = world.numbered_scene(seed, number, split)
+  frames = world.render(scene, size, num_frames)
   name = f"procedural-{split}-{seed}-{number:06d}"
   width, height = size
   if kind == "text_image":
     still = frames[np.random.default_rng(number).integers(num_frames)]
-    text = procedural.still_caption(scene)
-    return Example(images.encode_jpeg(still), [text], name, 1, width, height)
+    text = world.still_caption(scene)
+    return Example(pictures.encode_jpeg(still), [text], name, 1, width, height)
   mp4 = video.encode_mp4(frames, fps, crf=_CRF, full_colour=True)
-  text = procedural.caption(scene)
+  text = world.caption(scene)
   return Example(mp4, [text], name, num_frames, width, height, fps)

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines import images
-from data_pipelines.guard import guarded
-from data_pipelines.quarantine import Drop, Unusable, dropped
-from data_pipelines.rows import folder_rows, list_rows
+from data_pipelines.footage.quarantine import Drop, dropped
+from data_pipelines.footage.rows import folder_rows, list_rows
+from data_pipelines.media import pictures
+from data_pipelines.running.guard import guarded
+from i2vgen_jax.errors import InputError
 
 # Characters beyond which it is no caption.
 _LONGEST_CAPTION = 10_000
@@ -39,7 +40,7 @@ class Source(NamedTuple):
   @property
   def is_picture(self) -> bool:
     """Whether it is a photo rather than a film, by its name."""
-    return images.is_picture(self.path)
+    return pictures.is_picture(self.path)
 
 
 def read_manifest(path: Path) -> Iterator[Source | Drop]:
@@ -64,7 +65,7 @@ def read_manifest(path: Path) -> Iterator[Source | Drop]:
     try:
       row = _parsed(row)
       yield _source(number, row, folder)
-    except Unusable as error:
+    except InputError as error:
       name = row.get("path") if isinstance(row, Mapping) else None
       name = name if isinstance(name, str) else None
       yield dropped(number, name, None, error)
@@ -79,7 +80,7 @@ def local_file(location: str, *, seconds: float | int) -> Iterator[Path]:
     seconds: after which fetching is given up.
 
   Raises:
-    Unusable: it cannot be fetched.
+    InputError: it cannot be fetched.
   """
   if "://" not in location:
     yield Path(location)
@@ -96,32 +97,32 @@ def _fetch(location: str, copy: Path) -> None:
   try:
     epath.Path(location).copy(copy)
   except Exception as error:  # Whatever the store's own library raises.
-    raise Unusable("missing", f"cannot fetch {location}: {error}") from error
+    raise InputError(f"cannot fetch {location}: {error}", "missing") from error
 
 
-def _parsed(row: str | dict | Unusable) -> dict:
-  if isinstance(row, Unusable):
+def _parsed(row: str | dict | InputError) -> dict:
+  if isinstance(row, InputError):
     raise row
   try:
     row = json.loads(row) if isinstance(row, str) else row
   except (ValueError, RecursionError) as error:
-    raise Unusable("bad-row", f"the row is not JSON: {error}") from error
+    raise InputError(f"the row is not JSON: {error}", "bad-row") from error
   if not isinstance(row, dict):
-    raise Unusable("bad-row", "the row is no object with names; give it some")
+    raise InputError("the row is no object with names; give it some", "bad-row")
   return row
 
 
 def _source(number: int, row: dict, folder: Path) -> Source:
   path = row.get("path")
   if not isinstance(path, str) or not path.strip():
-    raise Unusable("bad-row", "the row has no path; give it one")
+    raise InputError("the row has no path; give it one", "bad-row")
   if "\0" in _text(path, "path"):
-    raise Unusable("bad-row", "the row's path has a zero byte in it")
+    raise InputError("the row's path has a zero byte in it", "bad-row")
   location = path if "://" in path else str((folder / path).absolute())
   start, stop = _seconds(row, "start", 0.0), _seconds(row, "end", math.inf)
   if not 0 <= start < stop:
-    raise Unusable(
-      "bad-row", f"{path} shall start at {start} and end at {stop}"
+    raise InputError(
+      f"{path} shall start at {start} and end at {stop}", "bad-row"
     )
   return Source(number, path, location, _captions(row), start, stop)
 
@@ -132,17 +133,17 @@ def _captions(row: dict) -> tuple[str, ...]:
   captions = []
   for text in given:
     if text is not None and not isinstance(text, str):
-      raise Unusable(
-        "bad-row", f"a caption of the row is {text!r:.40}; give text"
+      raise InputError(
+        f"a caption of the row is {text!r:.40}; give text", "bad-row"
       )
     if text and text.strip():
       captions.append(_text(text.strip(), "caption"))
   if not captions:
-    raise Unusable("no-caption", "the row has no caption; give it one")
+    raise InputError("the row has no caption; give it one", "no-caption")
   if sum(map(len, captions)) > _LONGEST_CAPTION:
-    raise Unusable(
-      "bad-row",
+    raise InputError(
       f"the row's captions have more than {_LONGEST_CAPTION} characters",
+      "bad-row",
     )
   return tuple(captions)
 
@@ -152,8 +153,8 @@ def _text(text: str, what: str) -> str:
   try:
     text.encode()
   except UnicodeEncodeError as error:
-    raise Unusable(
-      "bad-row", f"the row's {what} is not UTF-8; write it anew"
+    raise InputError(
+      f"the row's {what} is not UTF-8; write it anew", "bad-row"
     ) from error
   return text
 
@@ -167,6 +168,6 @@ def _seconds(row: dict, name: str, default: float) -> float:
       raise TypeError
     return float(value)
   except (TypeError, ValueError, OverflowError) as error:
-    raise Unusable(
-      "bad-row", f"the row's {name} is {value!r:.40}; give seconds"
+    raise InputError(
+      f"the row's {name} is {value!r:.40}; give seconds", "bad-row"
     ) from error

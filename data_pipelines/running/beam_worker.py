@@ -6,7 +6,7 @@ Beam's own would wait for a runner that is gone, for ever.
 import runpy
 import sys
 
-from data_pipelines.guard import die_with
+from data_pipelines.running.guard import die_with
 
 if __name__ == "__main__":
   die_with(int(sys.argv.pop()))

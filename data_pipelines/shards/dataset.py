@@ -20,14 +20,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from data_pipelines import records
 from data_pipelines.atomic import sweep
-from data_pipelines.records import Record
+from data_pipelines.shards import tfrecord
+from data_pipelines.shards.tfrecord import Record
 from i2vgen_jax.errors import InputError
 
 Kind = Literal["text_video", "text_image", "latent_video", "latent_image"]
 # Rows of a sidecar -> which of their records are meant.
-Choice = Callable[[records.Index], Bool[np.ndarray, "n"]]
+Choice = Callable[[tfrecord.Index], Bool[np.ndarray, "n"]]
 VERSION = "1.0.0"
 
 # What was measured of a clip or picture, each NaN where nothing was; see
@@ -89,7 +89,7 @@ class Example:
       values["video"] = self.media
       values["num_frames"] = self.num_frames
       values |= {"fps": float(self.fps), "start": float(self.start)}
-    data = records.encode_example(values)
+    data = tfrecord.encode_example(values)
     return Record(data, self.num_frames, self.width, self.height)
 
 
@@ -118,7 +118,9 @@ def describe(data_dir: Path, kind: Kind, split: str, count: int) -> int:
   lengths, num_bytes = [], 0
   # One after the other: a process may hold no more than some hundred files.
   for number in range(count):
-    index = records.read_index(shard_path(data_dir, kind, split, number, count))
+    index = tfrecord.read_index(
+      shard_path(data_dir, kind, split, number, count)
+    )
     lengths.append(len(index))
     num_bytes += int(index[:, 1].sum())
   sweep(directory)
@@ -206,7 +208,7 @@ class Dataset:
           f"{shard.parent} is not {self.kind}, as {self._shards[0].parent} is;"
           " read one kind at a time"
         )
-    self._index = functools.lru_cache(_OPEN)(records.read_index)
+    self._index = functools.lru_cache(_OPEN)(tfrecord.read_index)
     self._choice: Choice | None = None
     lengths = (len(self._index(shard)) for shard in self._shards)
     self._ends = list(itertools.accumulate(lengths))
@@ -256,9 +258,9 @@ class Dataset:
     """
     shard, row = place
     path = self._shards[shard]
-    entry = records.Entry(*self._index(path)[row].tolist())
-    raw = records.read_record(path, entry.offset, entry.length)
-    return records.decode_example(raw, _LISTS)
+    entry = tfrecord.Entry(*self._index(path)[row].tolist())
+    raw = tfrecord.read_record(path, entry.offset, entry.length)
+    return tfrecord.decode_example(raw, _LISTS)
 
 
 def kind_of(directory: Path) -> Kind:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
 
-from data_pipelines.quarantine import Unusable
 from i2vgen_jax.errors import InputError
 
 # Of address space: what one file may ask for.
@@ -36,7 +35,7 @@ def guarded(fn: Callable[..., Any], *args: Any, seconds: float | int) -> Any:
     seconds: after which the child is killed.
 
   Raises:
-    Unusable: it stalled, the child died twice, or `fn` raised what is no
+    InputError: it stalled, the child died twice, or `fn` raised what is no
       InputError.
     InputError: what `fn` raises.
   """
@@ -49,7 +48,7 @@ def guarded(fn: Callable[..., Any], *args: Any, seconds: float | int) -> Any:
   try:
     return _child().call(fn, args, seconds)
   except _Died as error:
-    raise Unusable("crashed", str(error)) from error
+    raise InputError(str(error), "crashed") from error
 
 
 class _Died(Exception):
@@ -94,7 +93,7 @@ class _Child:
     try:
       self._pipe.send((fn, args))
       if not self._pipe.poll(seconds):
-        raise Unusable("stalled", f"no end after {seconds:g} seconds")
+        raise InputError(f"no end after {seconds:g} seconds", "stalled")
       result, error = self._pipe.recv()
     except (EOFError, ConnectionError) as e:
       code = self._process.wait()
@@ -122,17 +121,15 @@ def _answer(fn: Callable[..., Any], args: tuple) -> tuple[Any, Any]:
     return fn(*args), None
   except MemoryError:
     text = f"needs more than {MAX_MEMORY >> 30} GiB of memory"
-    return None, Unusable("too-large", text)
-  except Unusable as error:
-    return None, error
+    return None, InputError(text, "too-large")
   except InputError as error:
-    return None, InputError(str(error))
+    return None, error
   except Exception as error:
     # Said here, as not every exception survives the way between processes.
     said = " ".join(f"{type(error).__name__}: {error}".split())
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{os.path.basename(place.filename)}:{place.lineno}"
-    return None, Unusable("failed", f"{said} ({where})")
+    return None, InputError(f"{said} ({where})", "failed")
 
 
 def die_with(parent: int) -> None:

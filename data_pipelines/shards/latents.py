@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float16, UInt8
 
-from data_pipelines import images, records, video
-from data_pipelines.build import Progress
-from data_pipelines.dataset import (
+from data_pipelines.json_files import write_json
+from data_pipelines.media import video
+from data_pipelines.running.builds import Progress
+from data_pipelines.shards import tfrecord
+from data_pipelines.shards.dataset import (
   SCORES,
   Dataset,
   Kind,
@@ -24,7 +26,6 @@ from data_pipelines.dataset import (
   describe,
   shard_path,
 )
-from data_pipelines.json_files import write_json
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 
@@ -93,7 +94,7 @@ def encode_dataset(
   for done, number in enumerate(todo, 1):
     path = shard_path(output_dir, target, split, number, count)
     if not path.exists():
-      records.write_shard(
+      tfrecord.write_shard(
         path,
         (
           _encoded(record, encoder, size, clip_size)
@@ -126,7 +127,7 @@ def _encoded(
   encoder: Encoder,
   size: tuple[int, int],
   clip_size: int,
-) -> records.Record:
+) -> tfrecord.Record:
   frames, times = _frames(record)
   width, height = size
   views = [preprocessing.clip_view(frame, width, clip_size) for frame in frames]
@@ -149,8 +150,8 @@ def _encoded(
     "latent_height": h,
     "latent_channels": c // 2,
   }
-  data = records.encode_example(values)
-  return records.Record(data, len(frames), width, height)
+  data = tfrecord.encode_example(values)
+  return tfrecord.Record(data, len(frames), width, height)
 
 
 def _frames(
@@ -158,7 +159,7 @@ def _frames(
 ) -> tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, "n"]]:
   name = record["id"].decode()
   if "image" in record:
-    return images.decode_image(record["image"], name)[None], np.zeros(1)
+    return preprocessing.load_picture(record["image"], name)[None], np.zeros(1)
   return video.decode_mp4(record["video"], name=name)
 
 

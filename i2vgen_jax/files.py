@@ -1,0 +1,141 @@
+"""Files and folders that appear whole or not at all, and JSON in them.
+
+A writer works under a temporary name of its own in the same folder, which is
+flushed to disk and renamed at the end. A process that is killed leaves
+`NAME.*.tmp` behind; `remove_temporary` deletes such leftovers.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from i2vgen_jax.errors import InputError, reading, writing
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+  """Yields a temporary path to write; at the end it is renamed to `path`.
+
+  Raises:
+    InputError: the file cannot be written; what was at `path` is unchanged.
+  """
+  temporary = _temporary(path)
+  try:
+    with writing(path):
+      yield temporary
+      _sync(temporary)
+      os.replace(temporary, path)
+      _sync(path.parent)
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+  """Yields a temporary folder to fill; at the end it is renamed to `path`.
+
+  If another process has created `path` in the meantime, its folder stays and
+  this one is removed: a folder never mixes the files of two writers.
+
+  Raises:
+    InputError: the folder cannot be written.
+  """
+  temporary = _temporary(path)
+  try:
+    with writing(path):
+      temporary.mkdir(parents=True)
+      yield temporary
+      for part in temporary.rglob("*"):
+        _sync(part)
+      _sync(temporary)
+      try:
+        os.rename(temporary, path)
+      except OSError:
+        if not path.exists():
+          raise
+      _sync(path.parent)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporary(folder: Path) -> None:
+  """Deletes the files that killed writers left in a folder."""
+  for path in folder.glob("*.tmp"):
+    path.unlink(missing_ok=True)
+
+
+def check_file(path: str | Path, name: str) -> None:
+  """Raises InputError unless `path` is a readable file with content.
+
+  A pipe would block for ever when opened, and a device may never end.
+
+  Args:
+    path: links are followed.
+    name: how messages refer to it, for example "video a.mp4".
+  """
+  try:
+    status = os.stat(path)
+    if stat.S_ISREG(status.st_mode):
+      with open(path, "rb"):
+        pass
+  # ValueError: the name has a zero byte or cannot be encoded.
+  except (OSError, ValueError) as e:
+    said = getattr(e, "strerror", None) or e
+    raise InputError(
+      f"cannot read {name}: {said}; check the path", "missing"
+    ) from e
+  if not stat.S_ISREG(status.st_mode):
+    kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+    raise InputError(f"{name} is {kind}; give a file", "no-file")
+  if not status.st_size:
+    raise InputError(f"{name} is empty (0 bytes); give another file", "empty")
+
+
+def read_json(
+  path: Path, kind: type = dict, advice: str = "copy the file again"
+) -> Any:
+  """The value in a JSON file.
+
+  Raises:
+    InputError: the file cannot be read, is not JSON, or holds another type
+      than `kind`.
+  """
+  with reading(path, advice):
+    value = json.loads(path.read_text("utf-8"))
+    if not isinstance(value, kind):
+      names = {dict: "object", list: "array"}
+      raise ValueError(f"not a JSON {names.get(kind, kind.__name__)}")
+  return value
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a value as indented JSON."""
+  with replacing(path) as temporary:
+    temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+  """Writes one JSON value per line."""
+  with replacing(path) as temporary, temporary.open("w") as file:
+    file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _temporary(path: Path) -> Path:
+  return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def _sync(path: Path) -> None:
+  """Flushes a file or folder to disk, where the file system supports it."""
+  with contextlib.suppress(OSError):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
