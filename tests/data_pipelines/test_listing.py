@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 
+from data_pipelines.footage import groups
 from data_pipelines.footage.groups import Listing, read_group
 from data_pipelines.footage.manifest import Source, read_manifest
 from data_pipelines.footage.quarantine import read_drops
