@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from i2vgen_jax import networks, preprocessing, programs, stage, weights
+from i2vgen_jax import preprocessing, programs, stage, weights
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.networks import Network
+from i2vgen_jax.models import build
+from i2vgen_jax.models.build import Network
 from i2vgen_jax.programs import Progress
 from i2vgen_jax.stage import Settings
 from i2vgen_jax.tokenizer import Tokenizer
@@ -68,15 +69,13 @@ class Cascade:
     if not folder.is_dir():
       raise InputError(f"no cascade folder at {folder}; check --weights")
     names = [
-      name
-      for name in networks.TYPES
-      if name == "vae" or (folder / name).is_dir()
+      name for name in build.TYPES if name == "vae" or (folder / name).is_dir()
     ]
     # Before anything large is read.
     for name in names:
       _check_notes(name, weights.load_config(folder / name), folder)
     check_stages(names, folder)
-    found = {name: networks.load(folder / name, dtype) for name in names}
+    found = {name: build.load(folder / name, dtype) for name in names}
     return cls.assemble(folder, folder / "tokenizer", found)
 
   @classmethod
@@ -102,7 +101,7 @@ class Cascade:
     return cls(
       folder=folder,
       tokenizer=text and _tokenizer_of(text, tokenizer),
-      **{name: found.get(name) for name in networks.TYPES},
+      **{name: found.get(name) for name in build.TYPES},
     )
 
   def settings(self, name: str) -> Settings:
@@ -291,7 +290,7 @@ class Cascade:
     return stage.Diffusion.from_config(self._stage(name).config["diffusion"])
 
   def _towers(self, name: str) -> dict[str, Network]:
-    needed = networks.towers_of(self._stage(name).module)
+    needed = build.towers_of(self._stage(name).module)
     return {tower: getattr(self, tower) for tower in needed}
 
   def _check_parts(self, name: str, settings: Settings) -> None:
@@ -309,7 +308,7 @@ class Cascade:
       )
     for tower, network in self._towers(name).items():
       check_tower(name, tower, network, self.folder)
-    networks.check_fit(unet, self._towers(name))
+    build.check_fit(unet, self._towers(name))
 
   def _fits(self, name: str, width: int, height: int) -> bool:
     factor = self._factor

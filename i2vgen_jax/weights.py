@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
@@ -117,28 +116,6 @@ def load_config(folder: Path) -> dict[str, Any]:
       f"{path} is not the config of a network; it lacks `module`"
     )
   return config
-
-
-def build(module_type: type, fields: dict[str, Any], where: Path) -> Any:
-  """A module from the fields of its config.
-
-  Raises:
-    InputError: a field that the module does not have.
-  """
-  known = module_type.__dataclass_fields__
-  for name in fields:
-    if name not in known:
-      raise InputError(
-        f"unknown field {name!r} for {module_type.__name__}, in {where}; the "
-        "weights are of another variant or a newer version"
-      )
-  fields = {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in fields.items()
-  }
-  if "dtype" in fields:
-    fields["dtype"] = jnp.dtype(fields["dtype"])
-  return module_type(**fields)
 
 
 def load_types(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:

@@ -22,7 +22,7 @@ from data_pipelines.shards.latents import Encoded, Encoder
 from i2vgen_jax import encode, sharding, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import hub, sources
-from i2vgen_jax.networks import Network
+from i2vgen_jax.models.build import Network
 from launch import arguments
 from launch.progress import Lines, note
 

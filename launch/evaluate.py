@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.procedural import world
-from i2vgen_jax import networks
 from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.evaluation import motion, spectra
 from i2vgen_jax.evaluation.quality import psnr
+from i2vgen_jax.models import build
 from launch import arguments, outputs
 from launch.contact_sheet import encode_png
 from launch.progress import Line
@@ -112,8 +112,8 @@ def generate(
 def untrain(cascade: Cascade) -> Cascade:
   """The same cascade with denoisers of random weights."""
 
-  def fresh(network: networks.Network) -> networks.Network:
-    params = networks.init_params(network.module, jax.random.key(0))
+  def fresh(network: build.Network) -> build.Network:
+    params = build.init_params(network.module, jax.random.key(0))
     return dataclasses.replace(network, params=params)
 
   return dataclasses.replace(

@@ -19,10 +19,11 @@ from pathlib import Path
 import jax
 
 from data_pipelines.media import video
-from i2vgen_jax import interop, networks, tokenizer
+from i2vgen_jax import interop, tokenizer
 from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.choices import Choices
+from i2vgen_jax.models import build
 from i2vgen_jax.stage import Settings
 from launch import arguments, contact_sheet, guards, outputs
 from launch.progress import Line, note
@@ -185,7 +186,7 @@ def _choices(cascade: Cascade) -> dict:
 
 
 def _configs(cascade: Cascade) -> dict[str, dict]:
-  parts = {name: getattr(cascade, name) for name in networks.TYPES}
+  parts = {name: getattr(cascade, name) for name in build.TYPES}
   return {name: part.config for name, part in parts.items() if part}
 
 

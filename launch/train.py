@@ -22,8 +22,9 @@ from data_pipelines.loading.augmentation import Augmentation
 from data_pipelines.loading.reader import Reader
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import kind_of
-from i2vgen_jax import interop, networks, sharding, weights
+from i2vgen_jax import interop, sharding, weights
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models import build
 from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training import tasks
 from i2vgen_jax.training.checkpoint import load_params
@@ -122,8 +123,8 @@ def _initial_params(config: ConfigDict) -> Params | None:
   if config.init_from is None:
     return None
   if config.objective == "autoencoder":
-    vae = networks.build("vae", config.vae.to_dict(), Path("config.vae"))
-    abstract = networks.abstract_params(vae)
+    vae = build.make_module("vae", config.vae.to_dict(), Path("config.vae"))
+    abstract = build.abstract_params(vae)
     return weights.load_params(Path(config.init_from), abstract, jnp.float32)
   if config.objective != "diffusion":
     raise InputError(
@@ -131,7 +132,7 @@ def _initial_params(config: ConfigDict) -> Params | None:
       "leave it out"
     )
   fields = config.unet.to_dict()
-  unet = networks.build(config.component, fields, Path("config.unet"))
+  unet = build.make_module(config.component, fields, Path("config.unet"))
   rng = jax.random.key(config.train.seed)
   return interop.initial_params(config.init_from, unet, rng)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from i2vgen_jax import networks, tokenizer, weights
+from i2vgen_jax import tokenizer, weights
+from i2vgen_jax.models import build
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "i2vgen_xl.py"
 BASE_SIZE, REFINED_SIZE = (32, 32), (64, 64)
@@ -57,7 +58,7 @@ def write_cascade(folder, seed=0):
       "sampling": sampling,
     }
   for number, (name, values) in enumerate(fields.items()):
-    module = networks.build(name, values, folder)
+    module = build.make_module(name, values, folder)
     weights.save(
       folder / name,
       {"module": values} | notes.get(name, {}),
@@ -68,9 +69,7 @@ def write_cascade(folder, seed=0):
 
 def random_params(module, seed):
   """Noise everywhere: a fresh U-Net answers zero, and compiles for minutes."""
-  shapes = jax.eval_shape(
-    lambda: networks.init_params(module, jax.random.key(0))
-  )
+  shapes = jax.eval_shape(lambda: build.init_params(module, jax.random.key(0)))
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):

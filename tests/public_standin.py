@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from i2vgen_jax import networks, tokenizer
+from i2vgen_jax import tokenizer
 from i2vgen_jax.interop import convert, diffusers_folder, sources
 from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.models import build
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.unet import I2VGenUNet
 from i2vgen_jax.models.vae import AutoencoderKL
@@ -51,14 +52,14 @@ def unet(variant="released", **fields):
   return I2VGenUNet(**VARIANTS[variant].unet | small | fields)
 
 
-abstract = functools.cache(networks.abstract_params)
+abstract = functools.cache(build.abstract_params)
 
 
 @contextlib.contextmanager
 def traced_once():
   """Shapes take a second to trace, and most tests look at the same network."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(networks, "abstract_params", abstract)
+    patch.setattr(build, "abstract_params", abstract)
     yield
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from cascade_standin import BASE_SIZE, NUM_FRAMES, REFINED_SIZE
 
-from i2vgen_jax import networks, programs
+from i2vgen_jax import programs
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models import build
 
 PROMPT = "a red disc moves left"
 
@@ -285,7 +286,7 @@ def test_truncated_weights_are_refused(copy, cascade, part):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * part)])
     try:
-      params = networks.load(folder).params
+      params = build.load(folder).params
     except InputError as e:
       assert "damaged" in str(e) or "cannot read" in str(e)
       refused += 1
@@ -355,7 +356,7 @@ def test_weights_of_another_variant(copy, source, target):
   shutil.rmtree(copy / target / "params")
   shutil.copytree(copy / source / "params", copy / target / "params")
   with pytest.raises(InputError, match="weights of another variant"):
-    networks.load(copy / target)
+    build.load(copy / target)
 
 
 @pytest.mark.parametrize("name", ["base", "refine"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from i2vgen_jax import networks
+from i2vgen_jax.models import build
 from i2vgen_jax.stage import Diffusion, Settings
 
 PATH = Path(__file__).parents[1] / "configs" / "i2vgen_xl.py"
@@ -31,8 +31,8 @@ def get_config(arg):
 
 
 def abstract_params(name, group):
-  module = networks.build(name, group.to_dict(), PATH)
-  return networks.abstract_params(module)
+  module = build.make_module(name, group.to_dict(), PATH)
+  return build.abstract_params(module)
 
 
 def sizes(tree):
@@ -77,7 +77,7 @@ def test_stage_samples_as_configured(arg):
   config = get_config(arg)
   settings = Settings.from_config(config.sampling.to_dict())
   Diffusion.from_config(config.diffusion.to_dict()).make_solver(settings)
-  unet = networks.build(config.component, config.unet.to_dict(), PATH)
+  unet = build.make_module(config.component, config.unet.to_dict(), PATH)
   for width, height in (settings.size, config.data.size):
     assert width % 8 == height % 8 == 0
     unet.check_size(width // 8, height // 8)
@@ -103,7 +103,7 @@ def test_unknown_field_of_the_network_is_named():
   with pytest.raises(AttributeError, match="block_channels"):
     get_config("tiny").unet.blockchannels = (8,)
   with pytest.raises(ValueError, match="'blockchannels'"):
-    networks.build("base", config.unet.to_dict(), PATH)
+    build.make_module("base", config.unet.to_dict(), PATH)
 
 
 def test_unknown_argument_lists_the_known():

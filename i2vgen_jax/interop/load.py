@@ -7,11 +7,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from i2vgen_jax import networks
 from i2vgen_jax.cascade import Cascade, check_stages, check_tower
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import hub, sources
 from i2vgen_jax.interop.tensors import weight_dtype
+from i2vgen_jax.models import build
 from i2vgen_jax.types import Params
 
 Loaded = tuple[Any, Params]
@@ -138,7 +138,7 @@ class Opened:
     needed = {
       tower: name
       for name in stages
-      for tower in networks.towers_of(self.found[name].module)
+      for tower in build.towers_of(self.found[name].module)
     }
     for tower, name in needed.items():
       check_tower(name, tower, self.found.get(tower), self.folder)

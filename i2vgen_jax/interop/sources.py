@@ -22,7 +22,7 @@ import jax
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from i2vgen_jax import networks, tokenizer, weights
+from i2vgen_jax import tokenizer, weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import (
   clip_keys,
@@ -42,7 +42,8 @@ from i2vgen_jax.interop.layouts import PLAIN
 from i2vgen_jax.interop.recognise import Found, recognise
 from i2vgen_jax.interop.table import Row, Table
 from i2vgen_jax.interop.tensors import Tensors, weight_dtype
-from i2vgen_jax.networks import Network
+from i2vgen_jax.models import build
+from i2vgen_jax.models.build import Network
 from i2vgen_jax.sharding import param_shardings
 from i2vgen_jax.types import Params
 from i2vgen_jax.variants import VARIANTS, variant_of
@@ -57,7 +58,7 @@ class Source:
   """One network on disk.
 
   Attributes:
-    name: its place in a cascade folder, a key of `networks.TYPES`.
+    name: its place in a cascade folder, a key of `build.TYPES`.
     form: diffusers, vgen, ldm, transformers, openclip or orbax (ours).
     module: the network.
     config: what `config.json` of a cascade holds for it.
@@ -145,7 +146,7 @@ def find(
   if (path / "params").is_dir():
     source = _native(path, choices)
     return {source.name: source}
-  native = [n for n in networks.TYPES if (path / n / "params").is_dir()]
+  native = [n for n in build.TYPES if (path / n / "params").is_dir()]
   if native:
     return {name: _native(path / name, choices) for name in native}
   whole = (path / "model_index.json").is_file()
@@ -284,7 +285,7 @@ def _native(path: Path, choices: Mapping) -> Source:
 
 def _native_name(path: Path, config: Mapping[str, Any]) -> str:
   """The folder's, or if it was renamed that of the network it describes."""
-  if (name := path.resolve().name) in networks.TYPES:
+  if (name := path.resolve().name) in build.TYPES:
     return name
   module, sampling = config["module"], config.get("sampling")
   if sampling is not None:
@@ -298,7 +299,7 @@ def _native_name(path: Path, config: Mapping[str, Any]) -> str:
     return "vae"
   raise InputError(
     f"{path} does not say which network it is; name the folder as one of "
-    f"{', '.join(networks.TYPES)}"
+    f"{', '.join(build.TYPES)}"
   )
 
 
@@ -361,9 +362,9 @@ def _built(
   name: str, config: dict[str, Any], choices: Mapping, where: Path
 ) -> tuple[Any, Params]:
   """The module of a config and its shapes, if there can be such a network."""
-  module = networks.build(name, config["module"], where)
+  module = build.make_module(name, config["module"], where)
   try:
-    shapes = networks.abstract_params(module)
+    shapes = build.abstract_params(module)
   except (ArithmeticError, TypeError, ValueError) as e:
     reason = str(e).strip().partition("\n")[0]
     raise InputError(

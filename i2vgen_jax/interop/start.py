@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from i2vgen_jax import networks
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import convert, files, hub, sources
 from i2vgen_jax.interop.image_keys import stable_diffusion_table
 from i2vgen_jax.interop.recognise import Found, recognise
+from i2vgen_jax.models import build
 from i2vgen_jax.types import Params
 
 # Fields of a U-Net that its weights do not depend on, or not as they are:
@@ -81,7 +81,7 @@ def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
   table = stable_diffusion_table(
     unet.block_channels, unet.layers_per_block, image.form
   )
-  shapes = traverse_util.flatten_dict(networks.abstract_params(unet), sep="/")
+  shapes = traverse_util.flatten_dict(build.abstract_params(unet), sep="/")
   spatial = {row.path: shapes[row.path] for row in table.rows}
   mouth = spatial["conv_in/kernel"]
   height, width, _, features = mouth.shape
@@ -93,7 +93,7 @@ def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
     table,
     traverse_util.unflatten_dict(spatial, sep="/"),
   )
-  init = jax.jit(lambda key: networks.init_params(unet, key))(rng)
+  init = jax.jit(lambda key: build.init_params(unet, key))(rng)
   params = traverse_util.flatten_dict(init, sep="/")
   for path in leaves.shapes:
     array = leaves.read(path)

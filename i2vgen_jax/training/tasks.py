@@ -13,10 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from i2vgen_jax import encode, networks, stage, weights
+from i2vgen_jax import encode, stage, weights
 from i2vgen_jax.diffusion.schedules import make_schedule
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.networks import Network
+from i2vgen_jax.models import build
+from i2vgen_jax.models.build import Network
 from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training import objectives
 from i2vgen_jax.training.step import Objective
@@ -115,7 +116,7 @@ def text_length(config: ConfigDict) -> int:
 
 
 def _module(config: ConfigDict, name: str, fields: ConfigDict) -> Any:
-  return networks.build(name, fields.to_dict(), Path(f"config.{name}"))
+  return build.make_module(name, fields.to_dict(), Path(f"config.{name}"))
 
 
 # ---- Denoisers ----
@@ -124,10 +125,10 @@ def _module(config: ConfigDict, name: str, fields: ConfigDict) -> Any:
 def _diffusion(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
   unet = _module(config, config.component, config.unet)
   towers = {
-    name: networks.load(Path(config.frozen) / name)
-    for name in networks.towers_of(unet)
+    name: build.load(Path(config.frozen) / name)
+    for name in build.towers_of(unet)
   }
-  networks.check_fit(unet, towers)
+  build.check_fit(unet, towers)
   frozen = {name: network.params for name, network in towers.items()}
   negative = tokenizer([config.sampling.negative_prompt]).ids[0]
   frozen["null_token_ids"] = jnp.asarray(negative)
@@ -164,7 +165,7 @@ def _diffusion(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Task:
     "sampling": config.sampling.to_dict(),
   }
   return Task(
-    init_params=lambda rng: networks.init_params(unet, rng),
+    init_params=lambda rng: build.init_params(unet, rng),
     objective=objective,
     frozen=frozen,
     picture=_clip_picture(config, unet, towers, frozen["null_token_ids"]),
@@ -290,7 +291,7 @@ def _autoencoder(config: ConfigDict) -> Task:
     return {"vae": (exported, params)}
 
   return Task(
-    init_params=lambda rng: networks.init_params(vae, rng),
+    init_params=lambda rng: build.init_params(vae, rng),
     objective=objectives.autoencoder_objective(vae=vae, **settings),
     frozen={},
     picture=picture,
@@ -311,7 +312,7 @@ def _contrastive(config: ConfigDict) -> Task:
   def init_params(rng: jax.Array) -> Params:
     keys = jax.random.split(rng, len(modules))
     towers = {
-      name: networks.init_params(module, key)
+      name: build.init_params(module, key)
       for (name, module), key in zip(modules.items(), keys, strict=True)
     }
     return towers | {"logit_scale": jnp.asarray(math.log(1 / 0.07))}

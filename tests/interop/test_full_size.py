@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from i2vgen_jax import networks
 from i2vgen_jax.interop import convert, safetensors_files, unet_keys
 from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ print("peak", peak)
 def weights(tmp_path_factory):
   """A diffusers file of 5.68 GB, drawn so that signals keep their size."""
   module, rng = I2VGenUNet(), np.random.default_rng(0)
-  abstract = networks.abstract_params(module)
+  abstract = build.abstract_params(module)
   leaves = traverse_util.flatten_dict(abstract, sep="/")
 
   def read(path):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from i2vgen_jax import interop, networks, weights
+from i2vgen_jax import interop, weights
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
 SIZES = {
@@ -96,7 +97,7 @@ def test_another_size_is_named(folder):
 @pytest.fixture
 def with_gain(tmp_path):
   """Weights of a U-Net whose picture counts twice, and its first kernel."""
-  shapes = networks.abstract_params(I2VGenUNet(**SIZES))
+  shapes = build.abstract_params(I2VGenUNet(**SIZES))
   params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   kernel = np.arange(3 * 3 * 8 * 16, dtype="f").reshape(3, 3, 8, 16)
   params["conv_in"]["kernel"] = kernel

@@ -6,10 +6,10 @@ import pytest
 import transformers
 from torch_dicts import arrays_of, from_torch, leaves_of
 
-from i2vgen_jax import networks
 from i2vgen_jax.interop import clip_keys, vae_keys
 from i2vgen_jax.interop.convert import compare, to_torch
 from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.models import build
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.vae import AutoencoderKL
 
@@ -51,7 +51,7 @@ VISION = {
 }
 
 
-abstract = networks.abstract_params
+abstract = build.abstract_params
 
 
 def load(arrays, table, abstract_params):

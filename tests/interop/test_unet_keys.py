@@ -10,12 +10,12 @@ import torch
 from flax import traverse_util
 from torch_dicts import arrays_of, from_torch, leaves_of
 
-from i2vgen_jax import networks
 from i2vgen_jax.interop.convert import compare, to_torch
 from i2vgen_jax.interop.image_keys import stable_diffusion_table
 from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.interop.unet_keys import diffusers_table
 from i2vgen_jax.interop.vgen_keys import vgen_table
+from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
 FULL = ((320, 640, 1280, 1280), 2)
@@ -41,7 +41,7 @@ def unet(channels, layers, fps, image_embeds, local_image, **widths):
   )
 
 
-abstract = networks.abstract_params
+abstract = build.abstract_params
 
 
 def load(arrays, table, abstract_params):

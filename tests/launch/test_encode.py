@@ -10,8 +10,9 @@ from data_pipelines.loading.reader import Reader
 from data_pipelines.running import builds
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import Dataset, dataset_dir
-from i2vgen_jax import encode, networks
+from i2vgen_jax import encode
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models import build
 from i2vgen_jax.tokenizer import Tokenizer
 from launch import train
 
@@ -40,9 +41,7 @@ def encoded(pixels, weights, tmp_path_factory):
 
 @pytest.fixture
 def towers(weights):
-  return {
-    name: networks.load(weights / name) for name in ("vae", "image_encoder")
-  }
+  return {name: build.load(weights / name) for name in ("vae", "image_encoder")}
 
 
 def reader(folder, kinds, weights, towers, **changes):

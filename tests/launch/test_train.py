@@ -9,8 +9,9 @@ import pytest
 from dataset_standin import counting_clip, write_dataset
 
 from data_pipelines.loading.reader import Reader
-from i2vgen_jax import networks, weights
+from i2vgen_jax import weights
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models import build
 from i2vgen_jax.sharding import make_mesh
 from i2vgen_jax.tokenizer import Tokenizer, build_vocabulary
 from launch import train
@@ -76,7 +77,7 @@ class TestInitFrom:
   def folder(self, tmp_path):
     """A stored autoencoder, in float16 as the bundled one is."""
     config = cascade_standin.get_config("tiny_vae")
-    module = networks.build("vae", config.vae.to_dict(), tmp_path)
+    module = build.make_module("vae", config.vae.to_dict(), tmp_path)
     params = jax.tree.map(
       lambda x: x.astype(np.float16), cascade_standin.random_params(module, 0)
     )
@@ -89,7 +90,7 @@ class TestInitFrom:
     config.init_from = str(folder)
     params = train._initial_params(config)
     assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
-    stored = networks.load(folder).params
+    stored = build.load(folder).params
     jax.tree.map(np.testing.assert_array_equal, params, stored)
 
   def test_another_width_is_refused(self, folder):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.running import builds
-from i2vgen_jax import networks
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models import build
 from i2vgen_jax.tokenizer import build_vocabulary
 from launch import train
 
@@ -100,8 +100,8 @@ def test_a_decoder_trains_alone_and_the_latents_stay(trained, shards):
     train.run(config, trained / "decoder")
   config.init_from = str(trained / "cascade" / "vae")
   train.run(config, trained / "decoder")
-  before = networks.load(trained / "cascade" / "vae")
-  after = networks.load(trained / "decoder" / "export" / "vae")
+  before = build.load(trained / "cascade" / "vae")
+  after = build.load(trained / "decoder" / "export" / "vae")
   assert after.config == before.config
   same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
   same(after.params["encoder"], before.params["encoder"])

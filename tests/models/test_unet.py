@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from i2vgen_jax import networks
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
 # One level has every kind of block; parity is where all four are.
@@ -346,7 +346,7 @@ def test_what_starts_at_zero():
 
   @jit
   def init():
-    return networks.init_params(unet("released"), jax.random.key(0))
+    return build.init_params(unet("released"), jax.random.key(0))
 
   flat = traverse_util.flatten_dict(init(), sep="/")
   kernels = {path: x for path, x in flat.items() if path.endswith("kernel")}

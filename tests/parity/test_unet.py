@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch_dicts import arrays_of, from_torch, leaves_of
 
-from i2vgen_jax import networks
 from i2vgen_jax.interop import convert
 from i2vgen_jax.interop.convert import to_torch
 from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.interop.unet_keys import diffusers_table
+from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
 TOLERANCE = 1e-4
@@ -56,7 +56,7 @@ def reference(
 
 def abstract(sizes):
   return jax.eval_shape(
-    lambda: networks.init_params(I2VGenUNet(**sizes), jax.random.key(0))
+    lambda: build.init_params(I2VGenUNet(**sizes), jax.random.key(0))
   )
 
 

@@ -18,9 +18,9 @@ from training_standins import (
   make_frozen,
 )
 
-from i2vgen_jax import networks
 from i2vgen_jax.diffusion.schedules import make_schedule
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models import build
 from i2vgen_jax.models.clip import TextOutput
 from i2vgen_jax.models.vae import AutoencoderKL, Posterior
 from i2vgen_jax.sharding import make_mesh
@@ -402,7 +402,7 @@ class TestContrastive:
   @pytest.mark.parametrize("decoder_only", [False, True])
   def test_decoder_only_leaves_the_encoder_alone(self, decoder_only):
     vae = AutoencoderKL((8, 8), layers_per_block=1, norm_groups=4)
-    params = networks.init_params(vae, RNG)
+    params = build.init_params(vae, RNG)
     objective = autoencoder_objective(
       vae=vae,
       scales=((1, 8),),

@@ -1,6 +1,7 @@
-"""The networks of a cascade: which class each is, and what it is fed."""
+"""Modules of a cascade's networks from their configs, and their parameters."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,32 @@ class Network:
   config: dict[str, Any]
 
 
-def build(name: str, fields: dict[str, Any], where: Path) -> Any:
-  """The module of this name in a cascade, from the fields of its config."""
-  return weights.build(TYPES[name], fields, where)
+def make_module(name: str, fields: Mapping[str, Any], where: str | Path) -> Any:
+  """The module of network `name`, from the fields in its config.
+
+  Args:
+    name: a key of `TYPES`.
+    fields: constructor arguments, as read from JSON.
+    where: the file or config group, for messages.
+
+  Raises:
+    InputError: a field that the module does not have.
+  """
+  module_type = TYPES[name]
+  known = module_type.__dataclass_fields__
+  for field in fields:
+    if field not in known:
+      raise InputError(
+        f"unknown field {field!r} for {module_type.__name__}, in {where}; the "
+        "weights are of another variant or a newer version"
+      )
+  fields = {
+    field: tuple(value) if isinstance(value, list) else value
+    for field, value in fields.items()
+  }
+  if "dtype" in fields:
+    fields["dtype"] = jnp.dtype(fields["dtype"])
+  return module_type(**fields)
 
 
 def init_params(module: Any, rng: jax.Array) -> Params:
@@ -67,7 +91,7 @@ def load(folder: Path, dtype: Any = None) -> Network:
     InputError: missing, damaged, or of another variant.
   """
   config = weights.load_config(folder)
-  module = build(folder.name, config["module"], folder / "config.json")
+  module = make_module(folder.name, config["module"], folder / "config.json")
   abstract = abstract_params(module)
   return Network(module, weights.load_params(folder, abstract, dtype), config)
 
