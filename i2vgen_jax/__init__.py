@@ -1,12 +1,12 @@
-"""I2VGen-XL in JAX: `load` gives a pipeline, `interop` the networks."""
+"""I2VGen-XL in JAX: `load` gives a cascade, `interop` single networks."""
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-  # Loading a pipeline imports everything, which most parts do not need.
+  # Loading a cascade imports everything, which most parts do not need.
   if name == "load":
-    from i2vgen_jax.pipeline import load
+    from i2vgen_jax.cascade import Cascade
 
-    return load
+    return Cascade.load
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

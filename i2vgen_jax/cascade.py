@@ -1,413 +1,414 @@
 """A picture and a sentence become a video: both stages, chained.
 
-cascade = Cascade.load(BUNDLED)
-clip = cascade.run_base([image], ["a red arrow moves up slowly ..."])
-clip = cascade.run_refine(clip, ["a red arrow moves up slowly ..."])
+import i2vgen_jax
+
+cascade = i2vgen_jax.load("ali-vilab/i2vgen-xl")
+frames = cascade("photo.jpg", "a sailing boat in the evening sun", seed=0)
 """
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from i2vgen_jax import preprocessing, programs, stage, weights
+from i2vgen_jax import interop, preprocessing
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.models import build
-from i2vgen_jax.models.build import Network
-from i2vgen_jax.programs import Progress
-from i2vgen_jax.stage import Settings
+from i2vgen_jax.models.build import Network, towers_of
+from i2vgen_jax.preprocessing import Picture
+from i2vgen_jax.stage import (
+  STAGES,
+  Diffusion,
+  Progress,
+  Sampling,
+  Stage,
+  read_group,
+)
 from i2vgen_jax.tokenizer import Tokenizer
-from i2vgen_jax.types import Params
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny"
 
 Clips = UInt8[np.ndarray, "b f h w 3"]
 Latents = Float[np.ndarray, "b f h w c"]
 
-# What the config of a network says beside the fields of its module.
-_NOTES = {
-  "vae": ("scaling_factor",),
-  "base": ("diffusion", "sampling"),
-  "refine": ("diffusion", "sampling"),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-  """The networks of one cascade folder; see `weights` for its layout.
+  """The stages at one place, with their weights.
 
-  A folder may hold one stage alone; what it lacks is None, and is asked for
-  with one clear line.
+  Attributes:
+    folder: where the weights are stored, for messages.
+    networks: module, weights and config of each network by name: `vae`,
+      `text_encoder`, `image_encoder`, `base`, `refine`.
+    stages: the stages by name, `base` before `refine`.
+    tokenizer: None if no stage takes text.
   """
 
   folder: Path
+  networks: Mapping[str, Network]
+  stages: Mapping[str, Stage]
   tokenizer: Tokenizer | None
-  vae: Network
-  text_encoder: Network | None
-  image_encoder: Network | None
-  base: Network | None
-  refine: Network | None
 
   @classmethod
-  def load(cls, folder: Path, dtype: Any = None) -> "Cascade":
-    """Reads every network that the folder has.
-
-    Args:
-      folder: a cascade folder; `BUNDLED` is the one in this package.
-      dtype: of the weights; None keeps what is stored, float32 is exact.
-
-    Raises:
-      InputError: no cascade there, or a part of it is damaged or of another
-        variant than the rest.
-    """
-    if not folder.is_dir():
-      raise InputError(f"no cascade folder at {folder}; check --weights")
-    names = [
-      name for name in build.TYPES if name == "vae" or (folder / name).is_dir()
-    ]
-    # Before anything large is read.
-    for name in names:
-      _check_notes(name, weights.load_config(folder / name), folder)
-    check_stages(names, folder)
-    found = {name: build.load(folder / name, dtype) for name in names}
-    return cls.assemble(folder, folder / "tokenizer", found)
-
-  @classmethod
-  def assemble(
-    cls, folder: Path, tokenizer: Path | None, found: dict[str, Network]
+  def load(
+    cls,
+    path: str | Path | interop.StoredWeights = BUNDLED,
+    dtype: Any = None,
+    *,
+    stages: Sequence[str] | None = None,
+    mesh: Mesh | None = None,
+    size: tuple[int, int] | None = None,
+    choices: Mapping[str, Any] | None = None,
   ) -> "Cascade":
-    """Of networks that are loaded.
+    """Weights in any form, ready to make videos.
 
     Args:
-      folder: where they come from, for messages.
-      tokenizer: a folder with `vocab.json` and `merges.txt`; read if there is
-        a text tower, and not asked for otherwise.
-      found: the networks by name.
+      path: a cascade folder of ours, a diffusers folder, a folder with the
+        original files, `owner/name` on the Hub, or what
+        `interop.open_weights` found; by default the small cascade of this
+        package.
+      dtype: type of weights and computation, as `jax.numpy.bfloat16`; None
+        keeps what is stored.
+      stages: names of the stages to load; None loads all.
+      mesh: splits large weights over its devices; see `sharding.make_mesh`.
+      size: (width, height) of the videos; None is that of the weights.
+      choices: see `interop.choices.Choices`.
 
     Raises:
-      InputError: no stage among them, no tokenizer or one of another text
-        tower, or a config that lacks what a cascade needs.
+      InputError: no weights there, or they are damaged, of another model, or
+        incomplete.
     """
-    for name, network in found.items():
-      _check_notes(name, network.config, folder)
-    check_stages(found, folder)
-    text = found.get("text_encoder")
-    return cls(
-      folder=folder,
-      tokenizer=text and _tokenizer_of(text, tokenizer),
-      **{name: found.get(name) for name in build.TYPES},
-    )
-
-  def settings(self, name: str) -> Settings:
-    """The stored sampling defaults of stage `base` or `refine`."""
-    return Settings.from_config(self._stage(name).config["sampling"])
-
-  def base_size(self, size: tuple[int, int]) -> tuple[int, int]:
-    """The base stage's size for a refined (width, height).
-
-    Same shape, and as much smaller in area as by default.
-    """
-    base, refined = self.settings("base").size, self.settings("refine").size
-    shrink = np.sqrt(np.prod(base) / np.prod(refined))
-    factor = self._factor
-    width, height = (max(round(n * shrink / factor), 1) * factor for n in size)
-    return width, height
+    if not isinstance(path, interop.StoredWeights):
+      half = interop.is_half(dtype)
+      path = interop.open_weights(path, choices=choices, half=half)
+    names = _stage_names(path, stages)
+    made = {name: _make_stage(name, path) for name in names}
+    if size:
+      made = _resized(made, size)
+    needed = {tower for stage in made.values() for tower in _towers(stage)}
+    networks = {
+      name: path.networks[name].load(dtype, mesh)
+      for name in (*sorted(needed), *names)
+    }
+    # The modules that were loaded compute in `dtype`.
+    made = {
+      name: dataclasses.replace(stage, **_modules(networks, name))
+      for name, stage in made.items()
+    }
+    tokenizer = None
+    if "text_encoder" in networks:
+      tokenizer = _tokenizer(networks["text_encoder"], path)
+    return cls(path.folder, networks, made, tokenizer)
 
   def plan(
     self,
-    stages: Sequence[str],
+    names: Sequence[str] | None = None,
     *,
     size: tuple[int, int] | None = None,
     num_frames: int | None = None,
     fps: float | int | None = None,
-    num_steps: int | None = None,
-    guidance_scale: float | int | None = None,
-    negative_prompt: str | None = None,
-  ) -> dict[str, Settings]:
-    """Settings of the stages to run, in order, where None is as stored.
+    **first: Any,
+  ) -> dict[str, Stage]:
+    """The stages to run, in order, with changed settings.
 
     Args:
-      stages: `base`, `refine` or both.
-      size: (width, height) of the result; a base stage that is followed by
-        another is as much smaller as by default.
-      num_frames: of the clip.
-      fps: of the clip.
-      num_steps: of the first stage, as the two below.
-      guidance_scale: 1 is off.
-      negative_prompt: of guidance's other branch.
+      names: of the stages; None is all.
+      size: (width, height) of the result; a base stage that is followed by a
+        refine stage is smaller by the same factor as by default.
+      num_frames: number of frames of the video.
+      fps: conditioning fps, and the frame rate of the video.
+      **first: settings of the first stage, such as num_steps, solver,
+        guidance_scale or negative_prompt. None leaves a setting, here and
+        above, as it is stored.
 
     Raises:
-      InputError: a stage is missing.
+      InputError: a stage is missing, or cannot sample with such settings.
     """
-    plan = {name: self.settings(name) for name in stages}
-    first, last = stages[0], stages[-1]
-    asked = {
+    plan = {name: self.stage(name) for name in names or self.stages}
+    clip = {
       "num_frames": num_frames,
-      "fps": fps,
-      "num_steps": num_steps,
-      "guidance_scale": guidance_scale,
-      "negative_prompt": negative_prompt,
+      "fps": None if fps is None else float(fps),
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    for name in given.keys() & {"fps", "guidance_scale"}:
-      given[name] = float(given[name])
-    plan[first] = dataclasses.replace(plan[first], **given)
-    clip = {name: getattr(plan[first], name) for name in ("num_frames", "fps")}
-    plan[last] = dataclasses.replace(plan[last], **clip)
+    changes: dict[str, dict[str, Any]] = {name: {**clip} for name in plan}
+    changes[next(iter(plan))] |= first
+    given = {
+      name: {k: v for k, v in some.items() if v is not None}
+      for name, some in changes.items()
+    }
     if size:
-      plan[last] = dataclasses.replace(plan[last], size=size)
-    if size and first != last:
-      small = self.base_size(size)
-      plan[first] = dataclasses.replace(plan[first], size=small)
-    return plan
+      plan = _resized(plan, size)
+    return {name: plan[name].with_sampling(**given[name]) for name in plan}
 
-  def check(self, name: str, settings: Settings) -> int:
-    """How often the stage evaluates its denoiser, if it can run at all.
+  def stage(self, name: str) -> Stage:
+    """Stage `base` or `refine`.
 
     Raises:
-      InputError: the stage cannot take the settings, lacks a tower, or has
-        weights that are not for a stage of its name.
+      InputError: these weights lack it.
     """
-    self._check_parts(name, settings)
-    width, height = settings.size
-    if not self._fits(name, width, height):
-      near = "{}x{}".format(*self._nearest_size(name, width, height))
-      raise InputError(
-        f"size {width}x{height} does not fit stage {name}, whose sides are "
-        f"multiples of {self._factor}; the nearest that fits is {near}"
-      )
-    if settings.num_frames < 1:
-      raise InputError(
-        f"{settings.num_frames} frames are no video; ask for at least 1"
-      )
-    if not math.isfinite(settings.guidance_scale):
-      raise InputError(
-        f"guidance scale {settings.guidance_scale} is no number; 1 is off"
-      )
-    if not 0 < settings.fps < math.inf:
-      raise InputError(f"{settings.fps} fps is no rate; ask for more than 0")
-    return self._diffusion(name).make_solver(settings).num_evaluations
+    if name not in self.stages:
+      raise InputError(f"no {name} stage in {self.folder}; use other weights")
+    return self.stages[name]
 
-  def run_base(
+  def run(
     self,
-    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    stage: Stage,
+    inputs: Sequence[Picture] | Clips,
     prompts: Sequence[str],
     *,
-    settings: Settings | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     decode: bool = True,
     progress: Progress | None = None,
   ) -> Clips | Latents:
-    """Clips that begin with the pictures.
+    """Runs one stage.
 
     Args:
-      images: one per clip, any size; cropped to the shape of the clip.
-      prompts: one per clip; without effect where the base takes no text.
-      settings: None takes the stored ones.
-      seed: fixes all randomness, the sample of the picture's latents too.
+      stage: from `stage` or `plan`.
+      inputs: a picture for each clip, of any size, cropped to the shape of the
+        stage; or, for a refine stage, the clips uint8[b f h w 3] to repair,
+        which are stretched to its size. The result then has as many frames.
+      prompts: one for each input; unused by a stage that takes no text.
+      seed: fixes all randomness; an int gives input i the seed `seed + i`.
       decode: False returns the scaled latents, float32[b f h w c].
       progress: called with the number of denoiser evaluations done.
 
     Raises:
-      InputError: the stage is missing or cannot take the settings, or there
-        are not as many prompts as pictures.
+      InputError: inputs, prompts and seeds do not match, or a picture cannot
+        be read.
     """
-    settings = settings or self.settings("base")
-    self.check("base", settings)
-    _check_rows(len(images), prompts)
-    clip_size = 1
-    if self.image_encoder is not None:
-      clip_size = self.image_encoder.module.image_size
-    views = [
-      preprocessing.views(
-        image, *settings.size, clip_size, black_edge=settings.black_edge
+    if not len(inputs) or len(inputs) != len(prompts):
+      raise InputError(
+        f"{len(inputs)} inputs but {len(prompts)} prompts; give one prompt per "
+        "input"
       )
-      for image in images
-    ]
-    pictures, clip_images = (np.stack(v) for v in zip(*views, strict=True))
-    clips = programs.base(
-      self._params("base"),
-      pictures,
+    if stage.starts_from_clip:
+      frames = np.asarray(inputs)
+      stage = stage.with_sampling(num_frames=frames.shape[1])
+    else:
+      frames, clip_images = _views(stage, inputs)
+    if stage.image_encoder is None:
+      clip_images = np.zeros((len(frames), 0, 0, 3), np.float32)
+    token_ids, negative_ids = self._tokens(stage, prompts)
+    clips = stage.generate(
+      self._params(stage),
+      frames,
       clip_images,
-      *self._tokens(prompts, settings),
-      _stage_rng("base", seed),
-      parts=self._parts("base"),
-      settings=settings,
+      token_ids,
+      negative_ids,
+      _keys(stage.name, seed, len(frames)),
       decode=decode,
       progress=progress,
     )
     return np.asarray(clips)
 
-  def run_refine(
+  def __call__(
     self,
-    clips: UInt8[np.ndarray, "b f _ _ 3"],
-    prompts: Sequence[str],
+    image: Picture | Sequence[Picture],
+    prompt: str | Sequence[str] = "",
     *,
-    settings: Settings | None = None,
-    seed: int = 0,
-    decode: bool = True,
+    seed: int | Sequence[int] = 0,
+    size: tuple[int, int] | None = None,
+    num_frames: int | None = None,
+    fps: float | int | None = None,
     progress: Progress | None = None,
-  ) -> Clips | Latents:
-    """The same clips at the refine stage's size, repaired under the text.
+    **first: Any,
+  ) -> Clips:
+    """Videos that begin with the pictures.
 
-    They are stretched to the size, noised to `settings.start_timestep` and
-    denoised (SDEdit). Arguments and errors as in `run_base`; the number of
-    frames is that of `clips`.
+    Args:
+      image: one picture or several: a path, a PIL image or uint8[h w 3].
+      prompt: one for all pictures, or one for each.
+      seed: see `run`.
+      size: see `plan`, as the arguments below.
+      num_frames: number of frames of each video.
+      fps: conditioning fps.
+      progress: called with the number of denoiser evaluations done in a stage.
+      **first: settings of the first stage: num_steps, solver, guidance_scale,
+        negative_prompt, ...; see `Sampling`.
+
+    Returns:
+      Frames of all videos.
+
+    Raises:
+      InputError: a picture cannot be read, or a setting cannot be met.
     """
-    settings = settings or self.settings("refine")
-    settings = dataclasses.replace(settings, num_frames=clips.shape[1])
-    self.check("refine", settings)
-    _check_rows(len(clips), prompts)
-    refined = programs.refine(
-      self._params("refine"),
-      clips,
-      *self._tokens(prompts, settings),
-      _stage_rng("refine", seed),
-      parts=self._parts("refine"),
-      settings=settings,
-      decode=decode,
-      progress=progress,
-    )
-    return np.asarray(refined)
-
-  @property
-  def _factor(self) -> int:
-    return 2 ** (len(self.vae.module.block_channels) - 1)
-
-  def _stage(self, name: str) -> Network:
-    network = getattr(self, name)
-    if network is None:
-      raise InputError(f"no {name} stage in {self.folder}; use other weights")
-    return network
-
-  def _diffusion(self, name: str) -> stage.Diffusion:
-    return stage.Diffusion.from_config(self._stage(name).config["diffusion"])
-
-  def _towers(self, name: str) -> dict[str, Network]:
-    needed = build.towers_of(self._stage(name).module)
-    return {tower: getattr(self, tower) for tower in needed}
-
-  def _check_parts(self, name: str, settings: Settings) -> None:
-    unet = self._stage(name).module
-    takes_picture = unet.use_image_embeds or unet.local_image != "none"
-    if name == "refine" and takes_picture:
+    images = [*image] if isinstance(image, list | tuple) else [image]
+    prompts = [prompt] * len(images) if isinstance(prompt, str) else [*prompt]
+    if "base" not in self.stages:
       raise InputError(
-        f"weights of another variant: refine in {self.folder} wants a picture, "
-        "as only a base stage does; use those of a refine stage"
+        f"no base stage in {self.folder}: a refine stage repairs a clip; pass "
+        "one to `run`"
       )
-    if name == "base" and settings.start_timestep is not None:
-      raise InputError(
-        f"weights of another variant: base in {self.folder} starts from a "
-        "clip, as only a refine stage does; use those of a base stage"
-      )
-    for tower, network in self._towers(name).items():
-      check_tower(name, tower, network, self.folder)
-    build.check_fit(unet, self._towers(name))
+    clips = images
+    plan = self.plan(size=size, num_frames=num_frames, fps=fps, **first)
+    for stage in plan.values():
+      clips = self.run(stage, clips, prompts, seed=seed, progress=progress)
+    return clips
 
-  def _fits(self, name: str, width: int, height: int) -> bool:
-    factor = self._factor
-    if min(width, height) < factor or width % factor or height % factor:
-      return False
-    try:
-      self._stage(name).module.check_size(width // factor, height // factor)
-    except InputError:
-      return False
-    return True
-
-  def _nearest_size(
-    self, name: str, width: int, height: int
-  ) -> tuple[int, int]:
-    """Searched for, because each U-Net has a rule of its own."""
-    factor = self._factor
-    reach = 2 ** len(self._stage(name).module.block_channels)
-    sides = [
-      [max(n // factor + i, 1) * factor for i in range(-reach, reach + 1)]
-      for n in (width, height)
-    ]
-    return min(
-      (size for size in itertools.product(*sides) if self._fits(name, *size)),
-      key=lambda size: abs(size[0] - width) + abs(size[1] - height),
-    )
-
-  def _params(self, name: str) -> dict[str, Params]:
-    networks_of_stage = self._towers(name) | {"unet": self._stage(name)}
-    return {part: n.params for part, n in networks_of_stage.items()}
-
-  def _parts(self, name: str) -> programs.Parts:
-    modules = {part: n.module for part, n in self._towers(name).items()}
-    return programs.Parts(
-      unet=self._stage(name).module,
-      vae=modules["vae"],
-      text_encoder=modules.get("text_encoder"),
-      image_encoder=modules.get("image_encoder"),
-      diffusion=self._diffusion(name),
-      scaling_factor=self.vae.config["scaling_factor"],
-    )
+  def _params(self, stage: Stage) -> dict[str, Any]:
+    parts = {"unet": self.networks[stage.name]}
+    parts |= {tower: self.networks[tower] for tower in _towers(stage)}
+    return {name: network.params for name, network in parts.items()}
 
   def _tokens(
-    self, prompts: Sequence[str], settings: Settings
+    self, stage: Stage, prompts: Sequence[str]
   ) -> tuple[np.ndarray, np.ndarray]:
-    if self.tokenizer is None:
+    if not stage.unet.use_text:
       return np.zeros((len(prompts), 1), np.int32), np.zeros((1, 1), np.int32)
-    texts = [prompt + settings.prompt_suffix for prompt in prompts]
+    suffix = stage.sampling.prompt_suffix
     return (
-      self.tokenizer(texts).ids,
-      self.tokenizer([settings.negative_prompt]).ids,
+      self.tokenizer([prompt + suffix for prompt in prompts]).ids,
+      self.tokenizer([stage.sampling.negative_prompt]).ids,
     )
 
 
-def check_stages(names: Collection[str], folder: Path) -> None:
-  """Raises InputError unless there is a stage among the names."""
-  if not {"base", "refine"} & set(names):
-    raise InputError(f"neither base nor refine in {folder}; it needs one")
+# ---- From stored weights to stages ----
 
 
-def check_tower(name: str, tower: str, found: Any, folder: Path) -> None:
-  """Raises InputError if a tower that stage `name` needs was not found."""
-  if found is None:
-    raise InputError(f"stage {name} needs {tower}, missing in {folder}; add it")
+def _stage_names(
+  weights: interop.StoredWeights, asked: Sequence[str] | None
+) -> tuple[str, ...]:
+  here = [name for name in STAGES if name in weights.networks]
+  if not here:
+    raise InputError(
+      f"neither base nor refine in {weights.folder}; it needs one"
+    )
+  names = [name for name in STAGES if name in (asked or here)]
+  if missing := [name for name in names if name not in here]:
+    raise InputError(
+      f"no {' and no '.join(missing)} stage in {weights.folder}; it has "
+      f"{' and '.join(here)}"
+    )
+  return tuple(names)
 
 
-def _tokenizer_of(text: Network, folder: Path) -> Tokenizer:
-  """Whose tokens the text tower knows, every one."""
+def _make_stage(name: str, weights: interop.StoredWeights) -> Stage:
+  """A stage as its configs describe it, before any weights are read."""
+  stored = weights.networks[name]
+  for tower in towers_of(stored.module):
+    if tower not in weights.networks:
+      raise InputError(
+        f"stage {name} needs {tower}, missing in {weights.folder}; add it"
+      )
+  if stored.module.use_text and weights.tokenizer is None:
+    raise InputError(
+      f"no tokenizer in {weights.folder}, which the text of stage {name} "
+      "needs; put CLIP's vocab.json and merges.txt there"
+    )
+  vae = weights.networks["vae"].config
+  if "scaling_factor" not in vae:
+    where = weights.folder / "vae" / "config.json"
+    raise InputError(f"no 'scaling_factor' in {where}; copy the file again")
+  where = weights.folder / name / "config.json"
+  groups = {
+    "diffusion": read_group(Diffusion, "diffusion", stored.config, where),
+    "sampling": read_group(Sampling, "sampling", stored.config, where),
+  }
+  try:
+    return Stage(
+      name=name,
+      scaling_factor=vae["scaling_factor"],
+      **groups,
+      **_modules(weights.networks, name),
+    )
+  except InputError as e:
+    raise InputError(f"{e} (stage {name} of {weights.folder})") from e
+
+
+def _modules(networks: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """The modules of a stage, by the names of its fields."""
+  unet = networks[name].module
+  needed = towers_of(unet)
+  modules = {
+    tower: networks[tower].module if tower in needed else None
+    for tower in ("vae", "text_encoder", "image_encoder")
+  }
+  return {"unet": unet, **modules}
+
+
+def _towers(stage: Stage) -> tuple[str, ...]:
+  return towers_of(stage.unet)
+
+
+def _tokenizer(
+  text_encoder: Network, weights: interop.StoredWeights
+) -> Tokenizer:
+  """A tokenizer every token of which the text tower has an embedding for."""
   made = Tokenizer.load(
-    folder,
-    max_length=text.module.max_length,
-    pad_token_id=text.config.get("pad_token_id", 0),
+    weights.tokenizer,
+    max_length=text_encoder.module.max_length,
+    pad_token_id=text_encoder.config.get("pad_token_id", 0),
   )
   largest = max(made.bpe.eos_token_id, made.pad_token_id)
-  if largest >= text.module.vocab_size:
+  if largest >= text_encoder.module.vocab_size:
     raise InputError(
-      f"token {largest} of {folder} is none of the {text.module.vocab_size} "
-      "that the text tower knows; use the tokenizer that came with it"
+      f"token {largest} of {weights.tokenizer} is none of the "
+      f"{text_encoder.module.vocab_size} that the text tower knows; use the "
+      "tokenizer that came with it"
     )
   return made
 
 
-def _check_notes(name: str, config: dict[str, Any], folder: Path) -> None:
-  for note in _NOTES.get(name, ()):
-    if note not in config:
-      path = folder / name / "config.json"
-      raise InputError(f"no {note!r} in {path}; copy it anew")
-  if "sampling" in config:
-    Settings.from_config(config["sampling"])
-    stage.Diffusion.from_config(config["diffusion"])
+def _resized(
+  stages: Mapping[str, Stage], size: tuple[int, int]
+) -> dict[str, Stage]:
+  """The last stage at the size, the one before smaller by its usual factor."""
+  *before, last = stages
+  resized = dict(stages)
+  resized[last] = stages[last].with_sampling(size=size)
+  for name in before:
+    small = base_size(stages[name], stages[last], size)
+    resized[name] = stages[name].with_sampling(size=small)
+  return resized
 
 
-def _check_rows(rows: int, prompts: Sequence[str]) -> None:
-  if not rows or rows != len(prompts):
+def base_size(
+  base: Stage, refine: Stage, size: tuple[int, int]
+) -> tuple[int, int]:
+  """The base stage's (width, height) for a refined one.
+
+  Same shape, and smaller in area by the same factor as by default.
+  """
+  ratio = np.prod(base.sampling.size) / np.prod(refine.sampling.size)
+  step = base.shrink
+  width, height = (
+    max(round(n * np.sqrt(ratio) / step), 1) * step for n in size
+  )
+  return width, height
+
+
+# ---- Inputs of a run ----
+
+
+def _views(
+  stage: Stage, pictures: Sequence[Picture]
+) -> tuple[UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, "b s s 3"]]:
+  """The frame and the CLIP view of each picture."""
+  s = stage.sampling
+  images = [preprocessing.load_picture(picture) for picture in pictures]
+  crops = [
+    preprocessing.center_crop_wide(image, *s.size, black_edge=s.black_edge)
+    for image in images
+  ]
+  side = 1 if stage.image_encoder is None else stage.image_encoder.image_size
+  views = [
+    preprocessing.clip_view(image, s.size[0], side, black_edge=s.black_edge)
+    for image in images
+  ]
+  return np.stack(crops)[:, None], np.stack(views)
+
+
+def _keys(name: str, seed: int | Sequence[int], count: int) -> jax.Array:
+  """A key for each clip; the stages of one seed must not see the same noise."""
+  seeds = [seed + i for i in range(count)] if isinstance(seed, int) else seed
+  if len(seeds) != count or not all(0 <= n < 2**32 for n in seeds):
     raise InputError(
-      f"{rows} inputs but {len(prompts)} prompts; give one prompt per input"
+      f"seed must be an integer from 0 to 2^32 - 1, or one for each of the "
+      f"{count} inputs, got {seed}"
     )
-
-
-def _stage_rng(name: str, seed: int) -> jax.Array:
-  """The stages of one seed must not see the same noise."""
-  number = ("base", "refine").index(name)
-  return jax.random.fold_in(jax.random.key(seed), number)
+  keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
+  number = STAGES.index(name)
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

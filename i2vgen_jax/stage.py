@@ -1,17 +1,26 @@
-"""One stage of the cascade: how its U-Net is sampled."""
+"""One stage of the cascade: its networks, and how they make a clip.
+
+`Stage` is all that decides a compiled program; the weights are arguments of
+its methods. Sampling, the training objective and the training's sample
+picture all go through `condition`, `sample` and `decode`.
+"""
 
 import dataclasses
+import functools
+import itertools
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Key
+from jaxtyping import Float, Int, Key, UInt8
 
-from i2vgen_jax import encode
+from i2vgen_jax import autoencoding
 from i2vgen_jax.diffusion import solvers
 from i2vgen_jax.diffusion.guidance import classifier_free
-from i2vgen_jax.diffusion.losses import offset_noise, per_row_rngs
+from i2vgen_jax.diffusion.losses import offset_noise
 from i2vgen_jax.diffusion.sampler import sample
 from i2vgen_jax.diffusion.schedules import NoiseSchedule, make_schedule
 from i2vgen_jax.diffusion.solvers import Solver
@@ -19,28 +28,39 @@ from i2vgen_jax.diffusion.timesteps import ddim_timesteps, spaced_timesteps
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.types import Array, Conditioning, Params
 
+STAGES = ("base", "refine")
+
+Progress = Callable[[int], None]
+
+# A field of each tower, and the field of the U-Net that it must equal.
+_SHARED_WIDTHS = {
+  "vae": ("latent_channels", "latent_channels"),
+  "text_encoder": ("width", "context_dim"),
+  "image_encoder": ("projection_dim", "context_dim"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Sampling:
   """How a stage samples; the group `sampling` of a config.
 
   Attributes:
     size: (width, height) of the frames in pixels.
-    num_frames: frames of the clip.
-    fps: the rate that the network is told; the file's rate too.
+    num_frames: number of frames of the clip.
+    fps: conditioning fps, and the frame rate of the video file.
     solver: ddim, dpmpp_2m, dpmpp_2m_sde or heun.
     spacing: which timesteps are visited. `ddim`: 981, 961, ..., 1, as the
       public samplers of (a) and (c) do. `trailing`: evenly from the noisiest
-      on, right for any number of steps.
-    num_steps: steps of the solver.
+      timestep on, right for any number of steps.
+    num_steps: number of solver steps.
     guidance_scale: s in uncond + s (cond - uncond); 1 is off.
     guidance_rescale: see `diffusion.guidance`.
     negative_prompt: text of the unconditional branch.
-    prompt_suffix: appended to every prompt.
-    noise_offset: standard deviation of the offset in the first noise.
+    prompt_suffix: text appended to every prompt.
+    noise_offset: standard deviation of the offset in the initial noise.
     start_timestep: level to which a low-resolution clip is noised before
       denoising (SDEdit); None starts from pure noise.
-    decode_chunk: frames of a clip that are decoded at once.
+    decode_chunk: number of frames of each clip that are decoded at once.
     to_clean: the last DDIM step removes all noise; see `solvers.ddim`.
     reference_start: see `solvers.sdedit_start`.
     black_edge: see `preprocessing.center_crop_wide`.
@@ -63,23 +83,22 @@ class Settings:
   reference_start: bool = False
   black_edge: bool = False
 
-  @classmethod
-  def from_config(cls, values: Mapping[str, Any]) -> "Settings":
-    """Settings of a stage from its `config.json`.
-
-    Raises:
-      InputError: an unknown setting, or one without default is missing.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if unknown := sorted(values.keys() - fields):
+  def __post_init__(self):
+    if self.num_frames < 1:
+      raise InputError(f"num_frames must be at least 1, got {self.num_frames}")
+    if not 0 < self.fps < math.inf:
+      raise InputError(f"fps must be above 0 and finite, got {self.fps}")
+    if not math.isfinite(self.guidance_scale):
       raise InputError(
-        f"unknown sampling setting {unknown[0]!r}; known are "
-        f"{', '.join(sorted(fields))}"
+        f"guidance_scale must be finite, got {self.guidance_scale}; 1 is off"
       )
-    for name, field in fields.items():
-      if field.default is dataclasses.MISSING and name not in values:
-        raise InputError(f"the sampling settings lack {name!r}; add it")
-    return cls(**{**values, "size": tuple(values["size"])})
+
+  @property
+  def compiled(self) -> "Sampling":
+    """The same, without what a compiled program takes as an argument."""
+    return dataclasses.replace(
+      self, fps=1.0, guidance_scale=1.0, negative_prompt="", prompt_suffix=""
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +107,7 @@ class Diffusion:
 
   Attributes:
     schedule: linear_sd, cosine or logsnr_cosine_interp.
-    zero_terminal_snr: whether its last level is pure noise.
+    zero_terminal_snr: whether the last noise level is pure noise.
     prediction_type: v, eps or x0.
   """
 
@@ -96,133 +115,463 @@ class Diffusion:
   zero_terminal_snr: bool
   prediction_type: str
 
-  @classmethod
-  def from_config(cls, values: Mapping[str, Any]) -> "Diffusion":
-    """From the group `diffusion` of a config, which training has more of.
 
-    Raises:
-      InputError: one of them is missing.
-    """
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name in names:
-      if name not in values:
-        raise InputError(f"the diffusion settings lack {name!r}; add it")
-    return cls(**{name: values[name] for name in names})
+def read_group(
+  cls: type, group: str, config: Mapping, where: Path | str
+) -> Any:
+  """The dataclass `cls` from group `group` of a network's config.
 
-  def make_schedule(self) -> NoiseSchedule:
-    """The noise levels."""
-    return make_schedule(self.schedule, self.zero_terminal_snr)
-
-  def make_solver(self, settings: Settings) -> Solver:
-    """The table of steps.
-
-    Raises:
-      InputError: steps out of range, or an unknown solver or spacing.
-    """
-    schedule = self.make_schedule()
-    last = schedule.num_train_timesteps - 1
-    start = settings.start_timestep
-    start = last if start is None else start
-    sde = settings.solver == "dpmpp_2m_sde"
-    if settings.spacing == "ddim":
-      timesteps = ddim_timesteps(settings.num_steps, start)
-    else:
-      timesteps = spaced_timesteps(
-        settings.num_steps, start, spacing=settings.spacing, drop_last=sde
-      )
-    match settings.solver:
-      case "ddim":
-        return solvers.ddim(schedule, timesteps, to_clean=settings.to_clean)
-      case "dpmpp_2m" | "dpmpp_2m_sde":
-        return solvers.dpmpp_2m(schedule, timesteps, eta=float(sde))
-      case "heun":
-        return solvers.heun(schedule, timesteps)
-    raise InputError(
-      f"unknown solver {settings.solver!r}; use ddim, dpmpp_2m, dpmpp_2m_sde "
-      "or heun"
-    )
-
-
-def sample_latents(
-  unet: Any,
-  params: Params,
-  diffusion: Diffusion,
-  settings: Settings,
-  cond: Conditioning,
-  null_cond: Conditioning,
-  rng: Key[Array, ""],
-  latents_shape: tuple[int, ...],
-  start: Float[Array, "b f h w c"] | None = None,
-  progress: Callable[[int], None] | None = None,
-) -> Float[Array, "b f h w c"]:
-  """Latents of new clips; jit-able.
-
-  Args:
-    unet: I2VGenUNet.
-    params: its weights.
-    diffusion: what the weights were trained to.
-    settings: how to sample.
-    cond: of every row.
-    null_cond: of the unconditional branch; see `null_conditioning`.
-    rng: of all noise; row i draws from it and i alone.
-    latents_shape: (b, f, h, w, c) of the result.
-    start: scaled latents of a clip to work over, for SDEdit.
-    progress: called with the evaluations done.
+  The group `diffusion` also has fields of training, which are passed over.
 
   Raises:
-    InputError: a stage with a start level lacks the clip to start from.
+    InputError: the group, or a field without a default, is missing, a field
+      is unknown, or a value is impossible.
   """
-  solver = diffusion.make_solver(settings)
-  rng_start, rng_steps = jax.random.split(rng)
-  xt = row_noise(rng_start, latents_shape, settings.noise_offset)
-  if settings.start_timestep is not None:
-    if start is None:
-      raise InputError("the refine stage works over a clip; give it one")
-    xt = solvers.sdedit_start(
-      start,
-      xt,
-      diffusion.make_schedule(),
-      settings.start_timestep,
-      reference_scale=settings.reference_start,
+  if group not in config:
+    raise InputError(f"no {group!r} in {where}; copy the file again")
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  values = dict(config[group])
+  if cls is Diffusion:
+    values = {name: values[name] for name in fields if name in values}
+  if unknown := sorted(values.keys() - fields.keys()):
+    raise InputError(
+      f"unknown {group} setting {unknown[0]!r} in {where}; known are "
+      f"{', '.join(sorted(fields))}"
     )
-  guided = classifier_free(
-    encode.denoiser(unet, params),
+  for name, field in fields.items():
+    if field.default is dataclasses.MISSING and name not in values:
+      raise InputError(f"the {group} settings in {where} lack {name!r}; add it")
+  try:
+    if "size" in values:
+      width, height = values["size"]
+      values["size"] = (int(width), int(height))
+    return cls(**values)
+  except (TypeError, ValueError) as e:
+    raise InputError(f"{e}, in group {group!r} of {where}; correct it") from e
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """The networks of one stage, what they were trained to, how to sample.
+
+  A stage has no weights. Where its methods take `params`, they read those of
+  the networks that they run, under `unet`, `vae`, `text_encoder` and
+  `image_encoder`.
+
+  Attributes:
+    name: base or refine.
+    unet: I2VGenUNet.
+    vae: AutoencoderKL.
+    text_encoder: CLIPTextModel; None if the U-Net takes no text.
+    image_encoder: CLIPVisionModel; None if the U-Net takes no CLIP vector.
+    diffusion: what the U-Net was trained to.
+    sampling: how to sample.
+    scaling_factor: factor on the autoencoder's latents; 0.18215 for the public
+      one.
+
+  Raises:
+    InputError: networks that do not fit each other, or settings that the
+      stage cannot sample with.
+  """
+
+  name: str
+  unet: Any
+  vae: Any
+  text_encoder: Any
+  image_encoder: Any
+  diffusion: Diffusion
+  sampling: Sampling
+  scaling_factor: float
+
+  def __post_init__(self):
+    self._check_networks()
+    self._check_size()
+    _ = self.solver
+
+  def with_sampling(self, **changes: Any) -> "Stage":
+    """The stage with other sampling settings."""
+    sampling = dataclasses.replace(self.sampling, **changes)
+    return dataclasses.replace(self, sampling=sampling)
+
+  # ---- What follows from the settings ----
+
+  @property
+  def shrink(self) -> int:
+    """Pixels of a frame's side for each latent."""
+    return 2 ** (len(self.vae.block_channels) - 1)
+
+  @property
+  def starts_from_clip(self) -> bool:
+    """Whether the stage repairs a clip (SDEdit), as a refine stage does."""
+    return self.sampling.start_timestep is not None
+
+  @functools.cached_property
+  def schedule(self) -> NoiseSchedule:
+    """Noise levels that the weights were trained on."""
+    return make_schedule(
+      self.diffusion.schedule, self.diffusion.zero_terminal_snr
+    )
+
+  @functools.cached_property
+  def solver(self) -> Solver:
+    """The table of solver steps.
+
+    Raises:
+      InputError: too many steps, or an unknown solver or spacing.
+    """
+    s = self.sampling
+    start = s.start_timestep
+    if start is None:
+      start = self.schedule.num_train_timesteps - 1
+    sde = s.solver == "dpmpp_2m_sde"
+    if s.spacing == "ddim":
+      timesteps = ddim_timesteps(s.num_steps, start)
+    else:
+      timesteps = spaced_timesteps(
+        s.num_steps, start, spacing=s.spacing, drop_last=sde
+      )
+    match s.solver:
+      case "ddim":
+        return solvers.ddim(self.schedule, timesteps, to_clean=s.to_clean)
+      case "dpmpp_2m" | "dpmpp_2m_sde":
+        return solvers.dpmpp_2m(self.schedule, timesteps, eta=float(sde))
+      case "heun":
+        return solvers.heun(self.schedule, timesteps)
+    raise InputError(
+      f"unknown solver {s.solver!r}; use ddim, dpmpp_2m, dpmpp_2m_sde or heun"
+    )
+
+  # ---- The networks; traceable ----
+
+  def encode(
+    self,
+    params: Mapping[str, Params],
+    frames: Float[Array, "b f H W 3"],
+    noise: Float[Array, "b f h w c"],
+  ) -> Float[Array, "b f h w c"]:
+    """Scaled latents of clips.
+
+    Args:
+      params: weights of the networks.
+      frames: pixels in [-1, 1].
+      noise: standard normal; selects a sample of the posterior, as all public
+        code does.
+    """
+    posterior = autoencoding.encode_clips(
+      self.vae, params["vae"], frames, self.sampling.decode_chunk
+    )
+    return self.scaling_factor * posterior.sample(noise)
+
+  def condition(
+    self,
+    params: Mapping[str, Params],
+    *,
+    token_ids: Int[Array, "b n"] | None = None,
+    clip_images: Float[Array, "b s s 3"] | None = None,
+    image_embeds: Float[Array, "b e"] | None = None,
+    image_latents: Float[Array, "b h w c"] | None = None,
+    fps: Float[Array, "b"] | None = None,
+  ) -> Conditioning:
+    """What the U-Net takes of the text, the picture and the frame rate.
+
+    Args:
+      params: weights of the networks.
+      token_ids: of the prompts.
+      clip_images: CLIP views of the pictures.
+      image_embeds: CLIP vectors in place of the views, if known already.
+      image_latents: scaled latents of the pictures.
+      fps: conditioning fps of each clip.
+    """
+    context = embeds = None
+    if self.unet.use_text:
+      context = self._text(params, token_ids)
+    if self.unet.use_image_embeds:
+      embeds = image_embeds
+      if embeds is None:
+        tower = {"params": params["image_encoder"]}
+        embeds = self.image_encoder.apply(tower, clip_images)
+      embeds = embeds.astype(jnp.float32)
+    return Conditioning(
+      text_context=context,
+      image_embeds=embeds,
+      image_latents=image_latents if self.unet.local_image != "none" else None,
+      fps=fps if self.unet.use_fps else None,
+    )
+
+  def unconditional(
+    self,
+    params: Mapping[str, Params],
+    cond: Conditioning,
+    negative_ids: Int[Array, "1 n"],
+  ) -> Conditioning:
+    """The unconditional branch of guidance, as in public variant (c).
+
+    The text becomes the negative prompt and the CLIP vector zero. The
+    picture's latents and fps stay, so that guidance cannot push off them.
+    """
+    context, embeds = cond.text_context, cond.image_embeds
+    if context is not None:
+      context = jnp.broadcast_to(
+        self._text(params, negative_ids), context.shape
+      )
+    return dataclasses.replace(
+      cond,
+      text_context=context,
+      image_embeds=None if embeds is None else jnp.zeros_like(embeds),
+    )
+
+  def denoiser(
+    self, params: Mapping[str, Params], **kwargs: Any
+  ) -> Callable[[Array, Array, Conditioning], Array]:
+    """The U-Net as the function (xt, t, cond) -> output that diffusion takes.
+
+    Args:
+      params: weights of the networks.
+      **kwargs: for the U-Net's `apply`, such as the rngs of dropout.
+    """
+
+    def denoise_fn(xt: Array, t: Array, cond: Conditioning) -> Array:
+      conditions = {
+        field.name: getattr(cond, field.name)
+        for field in dataclasses.fields(cond)
+      }
+      return self.unet.apply(
+        {"params": params["unet"]}, xt, t, **conditions, **kwargs
+      )
+
+    return denoise_fn
+
+  def sample(
+    self,
+    params: Mapping[str, Params],
+    cond: Conditioning,
+    null_cond: Conditioning | None,
+    rngs: Key[Array, "b"],
+    latents_shape: tuple[int, ...],
+    *,
+    guidance_scale: float | Float[Array, ""] = 1.0,
+    start: Float[Array, "b f h w c"] | None = None,
+    progress: Progress | None = None,
+  ) -> Float[Array, "b f h w c"]:
+    """Scaled latents of new clips.
+
+    Args:
+      params: weights of the networks.
+      cond: conditioning of every clip.
+      null_cond: see `unconditional`; None samples without guidance.
+      rngs: one key per clip, for all of its noise.
+      latents_shape: (b, f, h, w, c) of the result.
+      guidance_scale: s in uncond + s (cond - uncond).
+      start: scaled latents of the clips that a refine stage repairs.
+      progress: called with the number of evaluations done.
+
+    Raises:
+      InputError: a refine stage lacks the clips to start from.
+    """
+    keys = jax.vmap(jax.random.split)(rngs)
+    xt = _noise(keys[:, 0], latents_shape[1:], self.sampling.noise_offset)
+    if self.starts_from_clip:
+      if start is None:
+        raise InputError("a refine stage starts from a clip; pass start")
+      xt = solvers.sdedit_start(
+        start,
+        xt,
+        self.schedule,
+        self.sampling.start_timestep,
+        reference_scale=self.sampling.reference_start,
+      )
+    guided = classifier_free(
+      self.denoiser(params),
+      cond,
+      null_cond,
+      guidance_scale,
+      self.sampling.guidance_rescale,
+    )
+    return sample(
+      guided,
+      self.solver,
+      xt,
+      keys[:, 1],
+      prediction_type=self.diffusion.prediction_type,
+      progress=progress,
+    )
+
+  def decode(
+    self, params: Mapping[str, Params], latents: Float[Array, "b f h w c"]
+  ) -> UInt8[Array, "b f H W 3"]:
+    """Pixels of scaled latents."""
+    frames = autoencoding.decode_clips(
+      self.vae,
+      params["vae"],
+      latents / self.scaling_factor,
+      self.sampling.decode_chunk,
+    )
+    return autoencoding.to_pixels(frames)
+
+  def generate(
+    self,
+    params: Mapping[str, Params],
+    frames: UInt8[Array, "b k h w 3"],
+    clip_images: Float[Array, "b s s 3"],
+    token_ids: Int[Array, "b n"],
+    negative_ids: Int[Array, "1 n"],
+    rngs: Key[Array, "b"],
+    *,
+    decode: bool = True,
+    progress: Progress | None = None,
+  ) -> Array:
+    """Clips, from pixels and tokens: the whole stage as one program.
+
+    Other values of fps, guidance scale and prompts do not compile it again.
+
+    Args:
+      params: weights of the networks.
+      frames: one picture for each clip, or the clips that a refine stage
+        repairs; stretched to the size of the stage.
+      clip_images: CLIP views of the pictures.
+      token_ids: of the prompts.
+      negative_ids: of the negative prompt.
+      rngs: one key per clip.
+      decode: False returns the scaled latents, float32[b f h w c].
+      progress: called with the number of denoiser evaluations done.
+    """
+    s = self.sampling
+    return _generate(
+      dict(params),
+      frames,
+      clip_images,
+      token_ids,
+      negative_ids,
+      rngs,
+      jnp.float32(s.fps),
+      None if s.guidance_scale == 1 else jnp.float32(s.guidance_scale),
+      stage=dataclasses.replace(self, sampling=s.compiled),
+      decode=decode,
+      progress=progress,
+    )
+
+  # ---- Checks ----
+
+  def _text(self, params: Mapping[str, Params], ids: Array) -> Array:
+    tower = {"params": params["text_encoder"]}
+    return self.text_encoder.apply(tower, ids).context
+
+  def _check_networks(self) -> None:
+    for tower, (theirs, ours) in _SHARED_WIDTHS.items():
+      module = getattr(self, tower)
+      if module is None:
+        continue
+      have, need = getattr(module, theirs), getattr(self.unet, ours)
+      if have != need:
+        raise InputError(
+          f"weights of another variant: {tower} has {theirs} {have} where the "
+          f"U-Net has {ours} {need}; take both from one cascade"
+        )
+    takes_picture = (
+      self.unet.use_image_embeds or self.unet.local_image != "none"
+    )
+    if self.name == "refine" and takes_picture:
+      raise InputError(
+        "weights of another variant: this refine stage takes a picture, as "
+        "only a base stage does; use those of a refine stage"
+      )
+    if self.name == "base" and self.starts_from_clip:
+      raise InputError(
+        "weights of another variant: this base stage starts from a clip, as "
+        "only a refine stage does; use those of a base stage"
+      )
+
+  def _check_size(self) -> None:
+    width, height = self.sampling.size
+    if self._fits(width, height):
+      return
+    near = "{}x{}".format(*self._nearest_size(width, height))
+    raise InputError(
+      f"size {width}x{height} does not fit stage {self.name}, whose sides are "
+      f"multiples of {self.shrink}; the nearest that fits is {near}"
+    )
+
+  def _fits(self, width: int, height: int) -> bool:
+    factor = self.shrink
+    if min(width, height) < factor or width % factor or height % factor:
+      return False
+    try:
+      self.unet.check_size(width // factor, height // factor)
+    except InputError:
+      return False
+    return True
+
+  def _nearest_size(self, width: int, height: int) -> tuple[int, int]:
+    """Found by search, because each U-Net has a rule of its own."""
+    factor = self.shrink
+    reach = 2 ** len(self.unet.block_channels)
+    sides = [
+      [max(n // factor + i, 1) * factor for i in range(-reach, reach + 1)]
+      for n in (width, height)
+    ]
+    return min(
+      (size for size in itertools.product(*sides) if self._fits(*size)),
+      key=lambda size: abs(size[0] - width) + abs(size[1] - height),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("stage", "decode", "progress"))
+def _generate(
+  params,
+  frames,
+  clip_images,
+  token_ids,
+  negative_ids,
+  rngs,
+  fps,
+  guidance_scale,
+  *,
+  stage: Stage,
+  decode: bool,
+  progress: Progress | None,
+):
+  """`Stage.generate`, where guidance_scale None is off."""
+  b, k = frames.shape[:2]
+  width, height = stage.sampling.size
+  # As in public variant (b): bilinear, no antialiasing, aspect not kept.
+  frames = jax.image.resize(
+    autoencoding.to_unit_range(frames),
+    (b, k, height, width, 3),
+    "linear",
+    antialias=False,
+  )
+  latent = (
+    height // stage.shrink,
+    width // stage.shrink,
+    stage.vae.latent_channels,
+  )
+  keys = jax.vmap(jax.random.split)(rngs)
+  given = stage.encode(params, frames, _noise(keys[:, 0], (k, *latent)))
+  cond = stage.condition(
+    params,
+    token_ids=token_ids,
+    clip_images=clip_images,
+    image_latents=given[:, 0],
+    fps=jnp.full(b, fps),
+  )
+  null_cond = None
+  if guidance_scale is not None:
+    null_cond = stage.unconditional(params, cond, negative_ids)
+  latents = stage.sample(
+    params,
     cond,
     null_cond,
-    settings.guidance_scale,
-    settings.guidance_rescale,
-  )
-  return sample(
-    guided,
-    solver,
-    xt,
-    rng_steps,
-    prediction_type=diffusion.prediction_type,
+    keys[:, 1],
+    (b, stage.sampling.num_frames, *latent),
+    guidance_scale=guidance_scale,
+    start=given if stage.starts_from_clip else None,
     progress=progress,
   )
+  return stage.decode(params, latents) if decode else latents
 
 
-def row_noise(
-  rng: Key[Array, ""], shape: tuple[int, ...], offset: float = 0.0
+def _noise(
+  rngs: Key[Array, "b"], shape: tuple[int, ...], offset: float = 0.0
 ) -> Float[Array, "b f h w c"]:
-  """First noise; a row's does not depend on how many rows there are."""
-  rows = per_row_rngs(rng, jnp.arange(shape[0]))
-  return jax.vmap(lambda key: offset_noise(key, shape[1:], offset))(rows)
-
-
-def null_conditioning(
-  cond: Conditioning, null_text: Float[Array, "1 n d"] | None
-) -> Conditioning:
-  """The unconditional branch of guidance, as in public variant (c).
-
-  The text becomes that of the negative prompt and the CLIP vector zero; the
-  picture's latents and the rate stay, so that guidance cannot push off them.
-  """
-  text, embeds = cond.text_context, cond.image_embeds
-  return dataclasses.replace(
-    cond,
-    text_context=(
-      None if text is None else jnp.broadcast_to(null_text, text.shape)
-    ),
-    image_embeds=None if embeds is None else jnp.zeros_like(embeds),
-  )
+  """Initial noise; a row's does not depend on how many rows there are."""
+  return jax.vmap(lambda rng: offset_noise(rng, shape, offset))(rngs)
