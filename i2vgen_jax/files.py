@@ -65,6 +65,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(path: Path) -> None:
+  """Raises InputError unless a file can be created at `path`."""
+  temporary = _temporary(path)
+  with writing(path):
+    temporary.touch()
+    temporary.unlink()
+
+
 def remove_temporary(folder: Path) -> None:
   """Deletes the files that killed writers left in a folder."""
   for path in folder.glob("*.tmp"):

@@ -23,13 +23,12 @@ from i2vgen_jax import interop, tokenizer
 from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.choices import Choices
-from i2vgen_jax.models import build
-from i2vgen_jax.stage import Settings
+from i2vgen_jax.stage import STAGES, Stage
 from launch import arguments, contact_sheet, guards, outputs
+from launch.input_clip import Frames, InputClip
 from launch.progress import Line, note
-from launch.source import Frames, Source
 
-Plan = dict[str, Settings]
+Plan = dict[str, Stage]
 
 _STAGES = {
   "base": ("base",),
@@ -104,6 +103,16 @@ def parser() -> arguments.Parser:
     help="weight of the conditions, 1 is off; stages as for --steps",
   )
   add(
+    "--solver",
+    choices=("ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"),
+    help="of the stage that --steps is for; default: as stored",
+  )
+  add(
+    "--negative-prompt",
+    type=arguments.sentence,
+    help="what the video should not show; stage as for --steps",
+  )
+  add(
     "--seed",
     type=arguments.seed,
     default=0,
@@ -117,30 +126,36 @@ def main(argv: list[str]) -> None:
   """Reads the picture, runs the stages, writes video, sheet and settings.
 
   Raises:
-    InputError: anything given is unusable; nothing is written then.
+    InputError: something given is unusable; nothing is written then.
   """
   args = parser().parse_args(argv)
   LINE.silent = args.no_progress
   outputs.check(args.output, args.image)
-  opened = interop.open_cascade(args.weights or BUNDLED)
-  args.stage = _stage(args.stage, opened)
-  source = _read(args)
+  bundled = args.weights is None
+  weights = interop.open_weights(BUNDLED if bundled else args.weights)
+  names = [name for name in STAGES if name in weights.networks]
+  if args.stage:
+    names = _STAGES[args.stage]
+  source = _read(args, names)
   seconds: dict[str, float] = {}
   with _timed(seconds, "load"):
-    cascade = opened.load(_STAGES[args.stage])
+    cascade = Cascade.load(weights, stages=names)
   plan = _plan(cascade, args, source)
-  evaluations = {name: cascade.check(name, s) for name, s in plan.items()}
   cut = _cut_tokens(cascade, plan, args.prompt)
-  _tell_weights(cascade, args.weights is None)
-  report = _report(args, cascade, plan, source, cut)
-  advice = "ask for a smaller --size or fewer --num-frames"
-  with guards.interruptible(), guards.memory(advice):
-    clips = _generate(cascade, plan, source, args, evaluations, seconds)
-  last = list(plan)[-1]
+  _describe_weights(cascade, bundled)
+  with (
+    guards.interruptible(),
+    guards.memory("choose a smaller --size or fewer --num-frames"),
+  ):
+    clips = _generate(cascade, plan, source, args, seconds)
+  *_, last = plan.values()
   with _timed(seconds, "encode"):
-    mp4 = video.encode_mp4(clips[last], plan[last].fps)
+    mp4 = video.encode_mp4(clips[last.name], last.sampling.fps)
     png = contact_sheet.encode_png(_sheet(clips, args))
-  report["seconds"] = {k: round(value, 3) for k, value in seconds.items()}
+  report = _report(args, cascade, plan, source, bundled) | {
+    "tokens_cut": cut,
+    "seconds": {k: round(value, 3) for k, value in seconds.items()},
+  }
   text = json.dumps(report, indent=2) + "\n"
   paths = outputs.beside(args.output)
   outputs.write(dict(zip(paths, (mp4, png, text.encode()), strict=True)))
@@ -150,73 +165,57 @@ def main(argv: list[str]) -> None:
 # ---- Before: what is asked for, and whether it can be done ----
 
 
-def _read(args: Namespace) -> Source:
-  if args.stage == "refine":
-    return Source.of_clip(args.image, args.num_frames)
-  return Source.of_photo(args.image)
+def _read(args: Namespace, names: list[str]) -> InputClip:
+  if "base" in names:
+    return InputClip.photo(args.image)
+  return InputClip.video(args.image, args.num_frames)
 
 
-def _stage(asked: str | None, opened: interop.Opened) -> str:
-  """What is asked for, or all that the weights have."""
-  here = set(opened.stages)
-  most = [name for name, some in _STAGES.items() if here.issuperset(some)][-1]
-  missing = [name for name in _STAGES[asked or most] if name not in here]
-  if missing:
-    raise InputError(
-      f"no {' and no '.join(missing)} stage in {opened.folder}; use --stage "
-      f"{most}, or other weights"
-    )
-  return asked or most
-
-
-def _tell_weights(cascade: Cascade, bundled: bool) -> None:
-  """Which they are; of those from a public form, what was chosen."""
+def _describe_weights(cascade: Cascade, bundled: bool) -> None:
+  """Says which weights are used, and the choices for those of a public form."""
   if bundled:
     note(
       "no --weights: using the small cascade of this package, trained on "
-      "drawn shapes that move; it does not know the real world"
+      "drawn shapes that move; it has not seen photographs"
     )
-  if "source" in cascade.vae.config:
-    taken = _choices(cascade)
+  if "source" in cascade.networks["vae"].config:
+    taken = Choices.of(_configs(cascade))
     note("weights take " + ", ".join(f"{n} {v}" for n, v in taken.items()))
 
 
-def _choices(cascade: Cascade) -> dict:
-  return Choices.of(_configs(cascade))
-
-
 def _configs(cascade: Cascade) -> dict[str, dict]:
-  parts = {name: getattr(cascade, name) for name in build.TYPES}
-  return {name: part.config for name, part in parts.items() if part}
+  return {name: part.config for name, part in cascade.networks.items()}
 
 
-def _plan(cascade: Cascade, args: Namespace, source: Source) -> Plan:
-  """Settings of the stages to run, in order."""
-  stages = _STAGES[args.stage]
+def _plan(cascade: Cascade, args: Namespace, source: InputClip) -> Plan:
+  """The stages to run, in order, with the settings of the command line."""
   num_frames, fps = args.num_frames, args.fps
-  if stages[0] == "refine" and len(source.frames) > 1:
+  if len(source.frames) > 1:
     num_frames, fps = len(source.frames), args.fps or source.fps
   return cascade.plan(
-    stages,
     size=args.size,
     num_frames=num_frames,
     fps=fps,
     num_steps=args.steps,
+    solver=args.solver,
     guidance_scale=args.guidance_scale,
+    negative_prompt=args.negative_prompt,
   )
 
 
 def _cut_tokens(
   cascade: Cascade, plan: Plan, prompt: str | None
 ) -> dict[str, int]:
-  """Tokens of the prompt that do not fit, for each stage that reads it."""
-  readers = [n for n in plan if getattr(cascade, n).module.use_text]
+  """Number of tokens of the prompt that do not fit, by stage that reads it."""
+  readers = [stage for stage in plan.values() if stage.unet.use_text]
   if readers and not tokenizer.clean(prompt or ""):
     raise InputError("the prompt is empty; say with --prompt what happens")
   if prompt and not readers:
-    note("these weights take no text: the prompt is without effect")
-  texts = {n: f"{prompt}{plan[n].prompt_suffix}" for n in readers}
-  cut = {n: cascade.tokenizer([text]).cut[0] for n, text in texts.items()}
+    note("these weights take no text: the prompt has no effect")
+  cut = {}
+  for stage in readers:
+    text = f"{prompt}{stage.sampling.prompt_suffix}"
+    cut[stage.name] = cascade.tokenizer([text]).cut[0]
   if lost := max(cut.values(), default=0):
     note(f"the prompt is too long: its last {lost} tokens were cut")
   return cut
@@ -228,26 +227,27 @@ def _cut_tokens(
 def _generate(
   cascade: Cascade,
   plan: Plan,
-  source: Source,
+  source: InputClip,
   args: Namespace,
-  evaluations: dict[str, int],
   seconds: dict[str, float],
 ) -> dict[str, Frames]:
-  """The clip of each stage, and under `input` what the first one was given."""
-  first = next(iter(plan))
-  given = list(source.frames)
-  clips = {"input": source.cropped(*plan[first].size)}
-  if first == "refine":
-    given = source.clip(plan[first])[None]
-    clips["input"] = given[0]
-  runs = {"base": cascade.run_base, "refine": cascade.run_refine}
-  for name, settings in plan.items():
-    LINE.begin(name, evaluations[name], "compiling, then the first step ...")
+  """The clip of each stage, and under `input` the input of the first one."""
+  first = next(iter(plan.values()))
+  if first.starts_from_clip:
+    shown = source.to_repair(first.sampling)
+    given = shown[None]
+  else:
+    shown = source.cropped(*first.sampling.size)
+    given = list(source.frames)
+  clips = {"input": shown}
+  for name, stage in plan.items():
+    total = stage.solver.num_evaluations
+    LINE.begin(name, total, "compiling, then the first step ...")
     with _timed(seconds, name):
-      given = runs[name](
+      given = cascade.run(
+        stage,
         given,
         [args.prompt or ""],
-        settings=settings,
         seed=args.seed,
         progress=LINE.update,
       )
@@ -282,16 +282,16 @@ def _report(
   args: Namespace,
   cascade: Cascade,
   plan: Plan,
-  source: Source,
-  cut: dict[str, int],
+  source: InputClip,
+  bundled: bool,
 ) -> dict:
   """Every setting of the run."""
   count, height, width, _ = source.frames.shape
+  configs = _configs(cascade)
   return {
     "prompt": args.prompt,
-    "tokens_cut": cut,
     "seed": args.seed,
-    "stage": args.stage,
+    "stage": "cascade" if len(plan) > 1 else next(iter(plan)),
     "input": {
       "path": str(args.image.absolute()),
       "width": width,
@@ -299,12 +299,14 @@ def _report(
       "num_frames": count,
     },
     "output": str(args.output.absolute()),
-    "settings": {name: dataclasses.asdict(s) for name, s in plan.items()},
+    "settings": {
+      name: dataclasses.asdict(stage.sampling) for name, stage in plan.items()
+    },
     "weights": {
       "folder": str(cascade.folder.absolute()),
-      "bundled": args.weights is None,
-      "choices": _choices(cascade),
-      "config": _configs(cascade),
+      "bundled": bundled,
+      "choices": Choices.of(configs),
+      "config": configs,
     },
     "device": jax.devices()[0].device_kind,
     "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cascade_standin import BASE_SIZE, NUM_FRAMES, REFINED_SIZE
 
-from i2vgen_jax import programs
+from i2vgen_jax import stage
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
@@ -56,14 +56,20 @@ def changed(clip, other):
 # ---- What they make ----
 
 
+def run(cascade, name, inputs, prompts=(PROMPT,), changes=None, **kwargs):
+  """Runs one stage, with changed sampling settings."""
+  stage = cascade.stage(name).with_sampling(**changes or {})
+  return cascade.run(stage, inputs, prompts, **kwargs)
+
+
 @pytest.fixture(scope="module")
 def base_clip(cascade):
-  return cascade.run_base([picture(0)], [PROMPT])
+  return run(cascade, "base", [picture(0)])
 
 
 @pytest.fixture(scope="module")
 def refined_clip(cascade, base_clip):
-  return cascade.run_refine(base_clip, [PROMPT])
+  return run(cascade, "refine", base_clip)
 
 
 def test_base_alone(base_clip):
@@ -80,119 +86,143 @@ def test_refine_over_the_base_clip(refined_clip):
 def test_refine_alone_sees_the_clip(cascade, refined_clip):
   rng = np.random.default_rng(1)
   clip = rng.integers(0, 256, shape(BASE_SIZE), dtype=np.uint8)
-  made = cascade.run_refine(clip, [PROMPT])
+  made = run(cascade, "refine", clip)
   assert made.shape == refined_clip.shape
   assert changed(made, refined_clip)
 
 
-@pytest.mark.parametrize("stage", ["base", "refine"])
-def test_same_seed_same_bytes(cascade, base_clip, refined_clip, stage):
-  if stage == "base":
-    again = cascade.run_base([picture(0)], [PROMPT])
-    other = cascade.run_base([picture(0)], [PROMPT], seed=1)
-    first = base_clip
+@pytest.mark.parametrize("name", ["base", "refine"])
+def test_same_seed_same_bytes(cascade, base_clip, refined_clip, name):
+  if name == "base":
+    inputs, first = [picture(0)], base_clip
   else:
-    again = cascade.run_refine(base_clip, [PROMPT])
-    other = cascade.run_refine(base_clip, [PROMPT], seed=1)
-    first = refined_clip
+    inputs, first = base_clip, refined_clip
+  again = run(cascade, name, inputs)
+  other = run(cascade, name, inputs, seed=1)
   np.testing.assert_array_equal(again, first)
   assert changed(other, first)
 
 
 def test_picture_and_prompt_steer(cascade, base_clip, refined_clip):
-  assert changed(cascade.run_base([picture(1)], [PROMPT]), base_clip)
-  assert (cascade.run_base([picture(0)], ["up"]) != base_clip).any()
-  assert (cascade.run_refine(base_clip, ["up"]) != refined_clip).any()
+  assert changed(run(cascade, "base", [picture(1)]), base_clip)
+  assert (run(cascade, "base", [picture(0)], ["up"]) != base_clip).any()
+  assert (run(cascade, "refine", base_clip, ["up"]) != refined_clip).any()
 
 
-def test_rows_are_independent(cascade, base_clip):
-  """A row depends on its place in the batch, never on the other rows."""
-
-  def run(*seeds):
-    prompts = [f"{PROMPT} {seed}" if seed else PROMPT for seed in seeds]
-    return cascade.run_base([picture(seed) for seed in seeds], prompts)
-
-  both = run(0, 1)
+def test_a_clip_depends_on_its_own_input_and_seed_alone(cascade, base_clip):
+  """`seed + i` is the seed of row i, whatever the other rows are."""
+  prompts = [PROMPT, f"{PROMPT} 1"]
+  both = run(cascade, "base", [picture(0), picture(1)], prompts)
   # One and two rows are two programs, which may round differently.
   assert not changed(both[0], base_clip[0])
-  np.testing.assert_array_equal(both[1], run(2, 1)[1])
+  others = [f"{PROMPT} 2", f"{PROMPT} 1"]
+  again = run(cascade, "base", [picture(2), picture(1)], others)
+  np.testing.assert_array_equal(both[1], again[1])
+  alone = run(cascade, "base", [picture(1)], prompts[1:], seed=1)
+  assert not changed(both[1], alone[0])
   assert changed(both[0], both[1])
+
+
+def test_each_input_can_have_a_seed_of_its_own(cascade, base_clip):
+  pictures = [picture(0), picture(0)]
+  one, other = run(cascade, "base", pictures, [PROMPT] * 2, seed=[7, 0])
+  assert not changed(other, base_clip[0])
+  assert changed(one, other)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, [0, 1], [2**32]])
+def test_impossible_seed_is_refused(cascade, seed):
+  with pytest.raises(InputError, match=r"seed must be an integer from 0"):
+    run(cascade, "base", [picture(0)], seed=seed)
 
 
 def test_rows_of_refine_are_independent(cascade, base_clip, refined_clip):
   both = np.concatenate([base_clip, 255 - base_clip])
-  made = cascade.run_refine(both, [PROMPT, "up"])
+  made = run(cascade, "refine", both, [PROMPT, "up"])
   assert not changed(made[0], refined_clip[0])
   assert changed(made[1], refined_clip[0])
 
 
 def test_one_frame(cascade):
-  settings = dataclasses.replace(cascade.settings("base"), num_frames=1)
-  clip = cascade.run_base([picture(0)], [PROMPT], settings=settings)
+  clip = run(cascade, "base", [picture(0)], changes={"num_frames": 1})
   assert clip.shape == shape(BASE_SIZE, 1)
 
 
 def test_progress_counts_the_evaluations(cascade):
   done = []
-  settings = cascade.settings("base")
-  number = cascade.check("base", settings)
-  cascade.run_base([picture(0)], [PROMPT], progress=done.append)
+  run(cascade, "base", [picture(0)], progress=done.append)
+  number = cascade.stage("base").solver.num_evaluations
   assert sorted(done) == list(range(1, number + 1))
-  assert number == settings.num_steps
+  assert number == cascade.stage("base").sampling.num_steps
 
 
 def test_stages_of_one_seed_draw_other_noise(cascade, monkeypatch):
-  """Else the refine stage would undo what the base stage was given."""
+  """Otherwise the refine stage would undo the noise of the base stage."""
   keys = []
 
   def record(*args, **_):
     keys.append(args[-1])
     return np.zeros(shape(BASE_SIZE), np.uint8)
 
-  for name in ("base", "refine"):
-    monkeypatch.setattr(programs, name, record)
-  cascade.run_base([picture(0)], [PROMPT])
-  cascade.run_refine(np.zeros(shape(BASE_SIZE), np.uint8), [PROMPT])
+  monkeypatch.setattr(stage.Stage, "generate", record)
+  run(cascade, "base", [picture(0)])
+  run(cascade, "refine", np.zeros(shape(BASE_SIZE), np.uint8))
   assert keys[0] != keys[1]
+
+
+def test_other_arguments_compile_nothing(cascade, base_clip):
+  """fps, guidance scale and prompts are arguments of the program."""
+  before = stage._generate._cache_size()
+  sampling = cascade.stage("base").sampling
+  assert sampling.guidance_scale != 1
+  for changes in (
+    {"fps": sampling.fps + 3},
+    {"guidance_scale": sampling.guidance_scale + 4},
+    {"negative_prompt": "blurry"},
+  ):
+    clip = run(cascade, "base", [picture(0)], changes=changes)
+    assert (clip != base_clip).any()
+  assert stage._generate._cache_size() == before
 
 
 # ---- Sizes ----
 
 
 def test_base_size_keeps_the_shape(cascade):
-  assert cascade.base_size(REFINED_SIZE) == BASE_SIZE
-  assert cascade.base_size((128, 64)) == (64, 32)
-  assert cascade.base_size((8, 8)) == (8, 8)
+  def base_size(size):
+    return cascade.plan(size=size)["base"].sampling.size
+
+  assert base_size(REFINED_SIZE) == BASE_SIZE
+  assert base_size((128, 64)) == (64, 32)
+  assert base_size((8, 8)) == (8, 8)
 
 
-def with_fields(cascade, name, **fields):
-  network = getattr(cascade, name)
-  network = dataclasses.replace(network, module=network.module.clone(**fields))
-  return dataclasses.replace(cascade, **{name: network})
+def with_fields(cascade, name, part="unet", **fields):
+  """Stage `name` with other fields of one of its modules."""
+  made = cascade.stage(name)
+  module = getattr(made, part).clone(**fields)
+  return dataclasses.replace(made, **{part: module})
 
 
 @pytest.mark.parametrize("padding", [1, 2])
 @pytest.mark.parametrize("size", [(60, 33), (1, 100), (1280, 700), (-8, 64)])
 def test_refused_size_names_one_that_fits(cascade, size, padding):
-  cascade = with_fields(cascade, "refine", height_padding=padding)
-  settings = cascade.settings("refine")
+  refine = with_fields(cascade, "refine", height_padding=padding)
   with pytest.raises(InputError, match=f"size {size[0]}x{size[1]}") as error:
-    cascade.check("refine", dataclasses.replace(settings, size=size))
+    refine.with_sampling(size=size)
   near = str(error.value).rpartition(" ")[2].split("x")
   near = tuple(int(side) for side in near)
-  cascade.check("refine", dataclasses.replace(settings, size=near))
+  refine.with_sampling(size=near)
   assert abs(near[0] - max(size[0], 8)) + abs(near[1] - size[1]) <= 16
 
 
 def test_full_refine_unet_takes_its_own_sizes(cascade):
   """Variant (b) has four levels: rows of latents are 8 n + 2."""
-  cascade = with_fields(
-    cascade, "refine", height_padding=2, block_channels=(8,) * 4
-  )
-  settings = dataclasses.replace(cascade.settings("refine"), size=(1280, 720))
-  cascade.check("refine", settings)
+  refine = cascade.stage("refine").with_sampling(size=(1280, 720))
+  unet = refine.unet.clone(height_padding=2, block_channels=(8,) * 4)
+  refine = dataclasses.replace(refine, unet=unet)
   with pytest.raises(InputError, match="the nearest that fits is 1280x720"):
-    cascade.check("refine", dataclasses.replace(settings, size=(1280, 704)))
+    refine.with_sampling(size=(1280, 704))
 
 
 # ---- Settings ----
@@ -201,44 +231,45 @@ def test_full_refine_unet_takes_its_own_sizes(cascade):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"num_frames": 0}, "0 frames"),
-    ({"num_frames": -2}, "-2 frames"),
+    ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+    ({"num_frames": -2}, "got -2"),
     ({"num_steps": 0}, "0 sampling steps"),
     ({"num_steps": -3}, "-3 sampling steps"),
     ({"num_steps": 1001}, "use 1 to 1000"),
-    ({"guidance_scale": float("nan")}, "guidance scale nan"),
-    ({"guidance_scale": float("inf")}, "guidance scale inf"),
-    ({"fps": 0.0}, "0.0 fps"),
+    (
+      {"guidance_scale": float("nan")},
+      "must be finite, got nan",
+    ),
+    ({"guidance_scale": float("inf")}, "got inf"),
+    ({"fps": 0.0}, "fps must be above 0 and finite, got 0.0"),
     ({"solver": "euler"}, "'euler'"),
     ({"spacing": "wide"}, "'wide'"),
   ],
 )
 def test_impossible_settings_are_refused(cascade, change, message):
-  settings = cascade.settings("base")
   if "num_steps" in change:
-    settings = dataclasses.replace(settings, solver="dpmpp_2m")
-  settings = dataclasses.replace(settings, **change)
+    change = change | {"solver": "dpmpp_2m"}
   with pytest.raises(InputError, match=message):
-    cascade.run_base([picture(0)], [PROMPT], settings=settings)
+    cascade.stage("base").with_sampling(**change)
 
 
 def test_one_prompt_per_picture(cascade):
   with pytest.raises(InputError, match="1 inputs but 2 prompts"):
-    cascade.run_base([picture(0)], [PROMPT, PROMPT])
+    run(cascade, "base", [picture(0)], [PROMPT, PROMPT])
   with pytest.raises(InputError, match="0 inputs"):
-    cascade.run_base([], [])
+    run(cascade, "base", [], [])
 
 
 # ---- Folders ----
 
 
 def test_no_folder(tmp_path):
-  with pytest.raises(InputError, match="no cascade folder"):
+  with pytest.raises(InputError, match="no weights at"):
     Cascade.load(tmp_path / "absent")
 
 
 def test_folder_of_something_else(tmp_path):
-  with pytest.raises(InputError, match="no vae"):
+  with pytest.raises(InputError, match="no weights in"):
     Cascade.load(tmp_path)
 
 
@@ -258,18 +289,18 @@ def test_missing_part_is_named(copy, part, message):
 
 
 @pytest.mark.parametrize("tower", ["text_encoder", "image_encoder"])
-def test_missing_tower_is_named(cascade, tower):
-  cascade = dataclasses.replace(cascade, **{tower: None})
+def test_missing_tower_is_named(copy, tower):
+  shutil.rmtree(copy / tower)
   with pytest.raises(InputError, match=f"stage base needs {tower}"):
-    cascade.run_base([picture(0)], [PROMPT])
+    Cascade.load(copy, stages=["base"])
 
 
 def test_one_stage_is_enough(copy):
   shutil.rmtree(copy / "base")
   cascade = Cascade.load(copy)
-  cascade.check("refine", cascade.settings("refine"))
+  assert list(cascade.stages) == ["refine"]
   with pytest.raises(InputError, match="no base stage"):
-    cascade.settings("base")
+    cascade.stage("base")
   shutil.rmtree(copy / "refine")
   with pytest.raises(InputError, match="neither base nor refine"):
     Cascade.load(copy)
@@ -291,7 +322,7 @@ def test_truncated_weights_are_refused(copy, cascade, part):
       assert "damaged" in str(e) or "cannot read" in str(e)
       refused += 1
     else:
-      whole = cascade.text_encoder.params
+      whole = cascade.networks["text_encoder"].params
       jax.tree.map(np.testing.assert_array_equal, params, whole)
     path.write_bytes(data)
   assert refused >= 4
@@ -361,10 +392,9 @@ def test_weights_of_another_variant(copy, source, target):
 
 @pytest.mark.parametrize("name", ["base", "refine"])
 def test_a_stage_in_place_of_the_other(cascade, name):
-  other = {"base": cascade.refine, "refine": cascade.base}[name]
-  cascade = dataclasses.replace(cascade, **{name: other})
+  other = {"base": "refine", "refine": "base"}[name]
   with pytest.raises(InputError, match="weights of another variant"):
-    cascade.check(name, cascade.settings(name))
+    dataclasses.replace(cascade.stage(other), name=name)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +406,5 @@ def test_a_stage_in_place_of_the_other(cascade, name):
   ],
 )
 def test_towers_of_another_width(cascade, tower, field):
-  cascade = with_fields(cascade, tower, **{field: 24})
   with pytest.raises(InputError, match=f"{tower} has {field} 24"):
-    cascade.check("base", cascade.settings("base"))
+    with_fields(cascade, "base", tower, **{field: 24})

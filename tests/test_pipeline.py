@@ -10,7 +10,7 @@ from cascade_standin import BASE_SIZE, NUM_FRAMES, REFINED_SIZE
 from PIL import Image
 
 import i2vgen_jax
-from i2vgen_jax import programs, sharding
+from i2vgen_jax import sharding, stage
 from i2vgen_jax.errors import InputError
 
 PROMPT = "a red disc moves left"
@@ -63,6 +63,18 @@ def test_array(alone):
   assert np.unique(alone).size > 20
 
 
+def test_transparency_is_laid_on_white_as_on_the_command_line(pipe):
+  """The API and the command line open pictures with the same function."""
+  rgba = np.zeros((40, 52, 4), np.uint8)
+  rgba[:, :26] = (200, 30, 60, 128)
+  alpha = rgba[..., 3:] / 255
+  on_white = np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha))
+  image = Image.fromarray(rgba)
+  clip = pipe(image, PROMPT, seed=3)
+  expected = pipe(on_white.astype(np.uint8), PROMPT, seed=3)
+  assert difference(clip, expected) <= 2
+
+
 def test_every_kind_of_picture(pipe, pictures, alone, tmp_path):
   path = tmp_path / "photo.png"
   image = Image.fromarray(pictures[0])
@@ -106,8 +118,7 @@ def test_cascade(whole, pictures):
 def test_half_precision(folder, pictures, alone):
   pipe = i2vgen_jax.load(folder, dtype=jnp.bfloat16)
   for name in ("base", "vae", "text_encoder", "image_encoder"):
-    network = getattr(pipe.cascade, name)
-    assert network is None or network.module.dtype == jnp.bfloat16
+    assert pipe.networks[name].module.dtype == jnp.bfloat16
   clips = pipe(pictures[0], PROMPT, seed=3)
   assert clips.shape == alone.shape and clips.dtype == np.uint8
   assert difference(clips, alone) > 0
@@ -119,7 +130,8 @@ def test_mesh(folder, pictures, alone, monkeypatch):
   monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 2**10)
   mesh = sharding.make_mesh(data=1, fsdp=8)
   pipe = i2vgen_jax.load(folder, mesh=mesh)
-  kernel = pipe.cascade.base.params["down_0_0"]["resnet"]["conv_1"]["kernel"]
+  params = pipe.networks["base"].params
+  kernel = params["down_0_0"]["resnet"]["conv_1"]["kernel"]
   assert len(kernel.sharding.device_set) == 8
   clips = pipe(pictures[0], PROMPT, seed=3)
   assert difference(clips, alone) <= 1
@@ -135,7 +147,7 @@ def refuses(pipe, monkeypatch):
   def ran(*args, **kwargs):
     raise AssertionError("the networks ran")
 
-  monkeypatch.setattr(programs, "base", ran)
+  monkeypatch.setattr(stage.Stage, "generate", ran)
 
   def refuses(*args, **kwargs):
     with pytest.raises(InputError) as raised:
@@ -149,22 +161,27 @@ def refuses(pipe, monkeypatch):
 def test_bad_files(refuses, tmp_path):
   text = tmp_path / "notes.jpg"
   text.write_text("no picture")
-  for path in (tmp_path / "absent.jpg", text, tmp_path):
+  for path, part in (
+    (tmp_path / "absent.jpg", "cannot read picture"),
+    (text, "is not a picture"),
+    (tmp_path, "is a directory"),
+  ):
     line = refuses(path, PROMPT)
-    assert f"cannot read a picture from {path}" in line
+    assert part in line and str(path) in line
 
 
 @pytest.mark.parametrize(
   ("array", "part"),
   [
-    (np.zeros((4, 4, 3)), "not float64[4, 4, 3]"),
-    (np.zeros((4, 4), np.uint8), "not uint8[4, 4]"),
-    (np.zeros((4, 4, 4), np.uint8), "not uint8[4, 4, 4]"),
-    (np.zeros((1, 4, 4, 3), np.uint8), "not uint8[1, 4, 4, 3]"),
+    (np.zeros((4, 4, 3)), "got float64[4, 4, 3]"),
+    (np.zeros((4, 4), np.uint8), "got uint8[4, 4]"),
+    (np.zeros((4, 4, 4), np.uint8), "got uint8[4, 4, 4]"),
+    (np.zeros((1, 4, 4, 3), np.uint8), "got uint8[1, 4, 4, 3]"),
   ],
 )
 def test_bad_array(refuses, array, part):
-  assert refuses(array, PROMPT) == f"a picture is uint8[h w 3], {part}"
+  line = refuses(array, PROMPT)
+  assert line == f"a picture given as an array must be uint8[h w 3], {part}"
 
 
 def test_size_that_does_not_fit(refuses, pictures, folder):
@@ -172,14 +189,16 @@ def test_size_that_does_not_fit(refuses, pictures, folder):
   assert "size 36x32 does not fit stage base" in line
   assert "the nearest that fits is" in line
   with pytest.raises(InputError, match="size 36x32 does not fit"):
-    i2vgen_jax.load(folder, size=(36, 32))(pictures[0], PROMPT)
+    i2vgen_jax.load(folder, size=(36, 32))
 
 
 def test_bad_numbers(refuses, pictures):
   image = pictures[0]
   assert "1 inputs but 2 prompts" in refuses(image, [PROMPT, PROMPT])
   assert "0 inputs but 0 prompts" in refuses([], PROMPT)
-  assert "0 frames" in refuses(image, PROMPT, num_frames=0)
+  assert "num_frames must be at least 1, got 0" in refuses(
+    image, PROMPT, num_frames=0
+  )
   assert "fps" in refuses(image, PROMPT, fps=0)
   assert "steps" in refuses(image, PROMPT, num_steps=0)
 
@@ -188,7 +207,7 @@ def test_refine_stage_alone(whole, tmp_path, pictures):
   leave_out = shutil.ignore_patterns("base")
   only = shutil.copytree(whole, tmp_path / "refine", ignore=leave_out)
   pipe = i2vgen_jax.load(only)
-  with pytest.raises(InputError, match="a refine stage works over a clip"):
+  with pytest.raises(InputError, match="a refine stage repairs a clip"):
     pipe(pictures[0], PROMPT)
 
 

@@ -1,6 +1,7 @@
 """Modules of a cascade's networks from their configs, and their parameters."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def init_params(module: Any, rng: jax.Array) -> Params:
   return module.init(rng, *args, **kwargs)["params"]
 
 
+@functools.lru_cache(maxsize=32)
 def abstract_params(module: Any) -> Params:
   """Shapes and dtypes of a module's weights, without any weights."""
   return jax.eval_shape(lambda: init_params(module, jax.random.key(0)))

@@ -24,9 +24,9 @@ def test_check_leaves_nothing(tmp_path, source):
 @pytest.mark.parametrize(
   ("name", "message"),
   [
-    ("out.avi", "is no .mp4"),
-    ("out", "is no .mp4"),
-    (".mp4", "is no .mp4"),
+    ("out.avi", "is not an .mp4"),
+    ("out", "is not an .mp4"),
+    (".mp4", "is not an .mp4"),
     ("absent/out.mp4", "no folder"),
     ("photo.jpg/out.mp4", "no folder"),
     ("folder.mp4", "is a folder"),

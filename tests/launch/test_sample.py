@@ -12,8 +12,8 @@ from cascade_standin import NUM_FRAMES
 from PIL import Image
 
 from data_pipelines.media import video
-from i2vgen_jax import programs
-from i2vgen_jax.interop import sources
+from i2vgen_jax.interop import StoredNetwork
+from i2vgen_jax.stage import Stage
 from launch import sample
 
 PROMPT = "a red disc moves left"
@@ -150,6 +150,18 @@ def test_lines_of_a_run(run, command):
   assert len(lines) == 1
 
 
+def test_solver_and_negative_prompt_are_of_the_first_stage(
+  run, command, tmp_path
+):
+  status, _ = run(*command(solver="dpmpp_2m", negative_prompt="a blue disc"))
+  assert status == 0
+  report = json.loads((tmp_path / "out.json").read_text())
+  base, refine = (report["settings"][name] for name in ("base", "refine"))
+  assert base["solver"] == "dpmpp_2m"
+  assert base["negative_prompt"] == "a blue disc"
+  assert refine["solver"] == "ddim" and refine["negative_prompt"] == ""
+
+
 def test_base_alone(run, command, tmp_path):
   status, _ = run(*command(stage="base"))
   assert status == 0
@@ -208,8 +220,7 @@ def no_work(monkeypatch):
   def fail(*args, **kwargs):
     raise AssertionError("the networks ran")
 
-  monkeypatch.setattr(programs, "base", fail)
-  monkeypatch.setattr(programs, "refine", fail)
+  monkeypatch.setattr(Stage, "generate", fail)
 
 
 @pytest.fixture
@@ -252,10 +263,12 @@ def refuses(refused, command, no_work, tmp_path):
     ({"size": "100x64"}, "the nearest that fits is 96x64"),
     ({"size": "4096x8"}, "too elongated"),
     ({"stage": "middle"}, "--stage"),
+    ({"solver": "euler"}, "--solver"),
+    ({"negative_prompt": "\udcff"}, "UTF-8"),
     ({"frames": 3}, "--frames"),
     ({"weights": "absent"}, "no weights at absent"),
     ({"output": "absent/out.mp4"}, "no folder absent"),
-    ({"output": "out.gif"}, "no .mp4"),
+    ({"output": "out.gif"}, "not an .mp4 file"),
   ],
 )
 def test_bad_argument(refuses, changes, part):
@@ -346,13 +359,13 @@ def no_load(monkeypatch):
   def fail(*args, **kwargs):
     raise AssertionError("weights were read")
 
-  monkeypatch.setattr(sources.Source, "load", fail)
+  monkeypatch.setattr(StoredNetwork, "load", fail)
 
 
 @pytest.mark.parametrize("stage", ["refine", "cascade"])
 def test_stage_that_the_weights_lack(refuses, without, no_load, stage):
   line = refuses(weights=without("refine"), stage=stage)
-  assert "no refine stage in" in line and "use --stage base" in line
+  assert "no refine stage in" in line and "it has base" in line
 
 
 def test_no_stage_at_all(refuses, without, no_load):
@@ -381,7 +394,7 @@ def test_no_memory_is_one_line(refused, command, monkeypatch, tmp_path):
   def fail(*args, **kwargs):
     raise MemoryError
 
-  monkeypatch.setattr(programs, "base", fail)
+  monkeypatch.setattr(Stage, "generate", fail)
   line = refused(*command(), "--no-progress")
   assert "not enough memory" in line
   assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The input of a run: a photo, or a clip to work over."""
+"""The input of a run: a photo, or a clip that the refine stage repairs."""
 
 import dataclasses
 from pathlib import Path
@@ -9,32 +9,32 @@ from jaxtyping import UInt8
 from data_pipelines.media import pictures, video
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.stage import Settings
+from i2vgen_jax.stage import Sampling
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """Decoded frames; a photo is one frame that has no rate."""
+class InputClip:
+  """Decoded frames; a photo is one frame without a frame rate."""
 
   frames: Frames
   fps: float | None = None
 
   @classmethod
-  def of_photo(cls, path: Path) -> "Source":
+  def photo(cls, path: Path) -> "InputClip":
     """Raises InputError unless the file is a picture."""
     return cls(preprocessing.load_picture(path)[None])
 
   @classmethod
-  def of_clip(cls, path: Path, num_frames: int | None) -> "Source":
-    """The first `num_frames` frames of a video, or a picture.
+  def video(cls, path: Path, num_frames: int | None) -> "InputClip":
+    """The first `num_frames` frames of a video, or a photo.
 
     Raises:
-      InputError: neither of them, or the video has fewer frames.
+      InputError: the file is neither, or the video has fewer frames.
     """
     if pictures.is_picture(path):
-      return cls.of_photo(path)
+      return cls.photo(path)
     frames, times = video.decode_mp4(
       path, lambda times: range(len(times))[:num_frames]
     )
@@ -47,20 +47,19 @@ class Source:
     return cls(frames, float((len(times) - 1) / times[-1]) if steady else None)
 
   def cropped(self, width: int, height: int) -> Frames:
-    """The frames as a network of this size sees them."""
+    """The frames as a stage of this size sees them."""
     crop = preprocessing.center_crop_wide
     return np.stack([crop(frame, width, height) for frame in self.frames])
 
-  def clip(self, settings: Settings) -> Frames:
-    """What the refine stage works over: a photo is held still.
+  def to_repair(self, sampling: Sampling) -> Frames:
+    """The clip that a refine stage starts from; a photo is held still.
 
     Cropped to the shape of the result, but not enlarged: the stage itself
     does that, more smoothly.
     """
     height, width = self.frames.shape[1:3]
-    scale = min(width / settings.size[0], height / settings.size[1], 1)
-    shape = (max(round(side * scale), 1) for side in settings.size)
-    frames = self.cropped(*shape)
+    scale = min(width / sampling.size[0], height / sampling.size[1], 1)
+    frames = self.cropped(*(max(round(n * scale), 1) for n in sampling.size))
     if len(frames) == 1:
-      frames = np.repeat(frames, settings.num_frames, axis=0)
+      frames = np.repeat(frames, sampling.num_frames, axis=0)
     return frames
