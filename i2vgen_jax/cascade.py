@@ -156,7 +156,7 @@ class Cascade:
   def run(
     self,
     stage: Stage,
-    inputs: Sequence[Picture] | Clips,
+    inputs: Sequence[Picture] | UInt8[np.ndarray, "b _ _ _ 3"],
     prompts: Sequence[str],
     *,
     seed: int | Sequence[int] = 0,

@@ -554,8 +554,9 @@ def _generate(
     image_latents=given[:, 0],
     fps=jnp.full(b, fps),
   )
-  null_cond = None
-  if guidance_scale is not None:
+  if guidance_scale is None:
+    null_cond, guidance_scale = None, 1.0
+  else:
     null_cond = stage.unconditional(params, cond, negative_ids)
   latents = stage.sample(
     params,

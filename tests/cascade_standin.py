@@ -44,7 +44,7 @@ def write_cascade(folder, seed=0):
   for name, size in (("base", BASE_SIZE), ("refine", REFINED_SIZE)):
     config = get_config("tiny" if name == "base" else "tiny_refine")
     fields[name] = config.unet.to_dict() | {
-      "block_channels": [8, 8],
+      "block_channels": [8],
       "head_dim": 8,
       "context_dim": _WIDTH,
       "input_heads": 1,

@@ -26,7 +26,7 @@ class Posterior:
   """The encoder's Gaussian over unscaled latents.
 
   Attributes:
-    mean: its mean, `n h w c`, float32.
+    mean: its mean, `... h w c`, float32.
     logvar: log of its variance, within [-30, 20], float32.
   """
 
@@ -34,7 +34,7 @@ class Posterior:
   mean: Any
   logvar: Any
 
-  def sample(self, noise: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+  def sample(self, noise: Float[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:
     """The latents that a standard normal draw `noise` selects."""
     return self.mean + jnp.exp(0.5 * self.logvar) * noise
 

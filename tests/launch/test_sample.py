@@ -153,13 +153,13 @@ def test_lines_of_a_run(run, command):
 def test_solver_and_negative_prompt_are_of_the_first_stage(
   run, command, tmp_path
 ):
-  status, _ = run(*command(solver="dpmpp_2m", negative_prompt="a blue disc"))
+  status, _ = run(*command(solver="heun", negative_prompt="a blue disc"))
   assert status == 0
   report = json.loads((tmp_path / "out.json").read_text())
   base, refine = (report["settings"][name] for name in ("base", "refine"))
-  assert base["solver"] == "dpmpp_2m"
+  assert base["solver"] == "heun"
   assert base["negative_prompt"] == "a blue disc"
-  assert refine["solver"] == "ddim" and refine["negative_prompt"] == ""
+  assert refine["solver"] == "dpmpp_2m" and refine["negative_prompt"] == ""
 
 
 def test_base_alone(run, command, tmp_path):
