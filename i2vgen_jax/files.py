@@ -45,12 +45,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
   this one is removed: a folder never mixes the files of two writers.
 
   Raises:
-    InputError: the folder cannot be written.
+    InputError: the folder cannot be written, or its parent does not exist.
   """
   temporary = _temporary(path)
   try:
     with writing(path):
-      temporary.mkdir(parents=True)
+      temporary.mkdir()
       yield temporary
       for part in temporary.rglob("*"):
         _sync(part)

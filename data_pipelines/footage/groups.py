@@ -7,11 +7,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.atomic import appearing
 from data_pipelines.footage.manifest import Source, read_manifest
 from data_pipelines.footage.quarantine import Drop
-from data_pipelines.json_files import write_rows
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import replacing, write_json_lines
 
 # Files of one group, which one task scans; fewer where there are few, so that
 # every core has some, and more of them rather than more groups than can be
@@ -71,7 +70,7 @@ class Listing:
       InputError: the list is no longer what it was.
     """
     size, digest = self.group_size, self.digest
-    with appearing(bad_rows(work)) as unfinished, unfinished.open("w") as file:
+    with replacing(bad_rows(work)) as unfinished, unfinished.open("w") as file:
 
       def sources() -> Iterator[Source]:
         for row in self._read():
@@ -86,7 +85,7 @@ class Listing:
         if not group:
           break
         if not (path := _group(work, number)).exists():
-          write_rows(path, group)
+          write_json_lines(path, (row._asdict() for row in group))
     if self.digest != digest:
       raise InputError(
         f"manifest {self.manifest} changed while it was read; build again"

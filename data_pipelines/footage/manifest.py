@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -118,7 +119,9 @@ def _source(number: int, row: dict, folder: Path) -> Source:
     raise InputError("the row has no path; give it one", "bad-row")
   if "\0" in _text(path, "path"):
     raise InputError("the row's path has a zero byte in it", "bad-row")
-  location = path if "://" in path else str((folder / path).absolute())
+  # Not with pathlib, which interns the parts of every path: the interpreter's
+  # table of interned strings would grow with the rows.
+  location = path if "://" in path else os.path.join(folder.absolute(), path)
   start, stop = _seconds(row, "start", 0.0), _seconds(row, "end", math.inf)
   if not 0 <= start < stop:
     raise InputError(

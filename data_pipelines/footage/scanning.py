@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from data_pipelines.atomic import appearing_folder
 from data_pipelines.footage import scan
 from data_pipelines.footage.groups import read_group
 from data_pipelines.footage.manifest import local_file
 from data_pipelines.footage.quarantine import Drop, dropped
 from data_pipelines.footage.scan import Candidate, ScanSettings
-from data_pipelines.json_files import write_rows
 from data_pipelines.running.guard import guarded
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import replacing_folder, write_json_lines
 
 
 def scan_task(
@@ -36,9 +35,11 @@ def scan_task(
       drops += bad
     except InputError as error:
       drops.append(dropped(source.row, source.path, None, error))
-  with appearing_folder(_result(work, number)) as folder:
-    write_rows(folder / "candidates.jsonl", candidates)
-    write_rows(folder / "drops.jsonl", drops)
+  with replacing_folder(_result(work, number)) as folder:
+    write_json_lines(
+      folder / "candidates.jsonl", (c._asdict() for c in candidates)
+    )
+    write_json_lines(folder / "drops.jsonl", (d._asdict() for d in drops))
 
 
 def is_scanned(work: Path, number: int) -> bool:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int64, UInt64
 from data_pipelines.footage import fingerprint
 from data_pipelines.footage.quarantine import Drop, one_line
 from data_pipelines.footage.scan import Candidate
-from data_pipelines.json_files import write_rows
+from i2vgen_jax.files import write_json_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def select(
       kept = np.flatnonzero(alone)
       chosen[kind] = at[kept[np.argsort(numbers[kept, 4], kind="stable")]]
 
-  write_rows(left_out, drops())
+  write_json_lines(left_out, (drop._asdict() for drop in drops()))
   return chosen
 
 

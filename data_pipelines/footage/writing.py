@@ -8,12 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from data_pipelines.atomic import appearing, appearing_folder
 from data_pipelines.footage import scanning, selection
 from data_pipelines.footage.manifest import local_file
 from data_pipelines.footage.quarantine import Drop, dropped
 from data_pipelines.footage.scan import Candidate
-from data_pipelines.json_files import write_rows
 from data_pipelines.media import pictures, video
 from data_pipelines.running.builds import work_dir
 from data_pipelines.running.guard import guarded
@@ -21,6 +19,7 @@ from data_pipelines.shards import tfrecord
 from data_pipelines.shards.dataset import Example, Kind, shard_path
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import replacing, replacing_folder, write_json_lines
 
 # Of x264: visually lossless.
 _CRF = 18
@@ -49,7 +48,7 @@ class Shards(NamedTuple):
 
   def plan(self, places: Int64[np.ndarray, "n 2"]) -> None:
     """Puts down what the shards shall hold; see `selection.Place`."""
-    with appearing(self._order) as unfinished, unfinished.open("wb") as file:
+    with replacing(self._order) as unfinished, unfinished.open("wb") as file:
       np.save(file, places)
 
   def write(self, number: int) -> None:
@@ -57,10 +56,10 @@ class Shards(NamedTuple):
     if self.is_written(number):
       return
     drops: list[Drop] = []
-    with appearing_folder(self._result(number)) as folder:
+    with replacing_folder(self._result(number)) as folder:
       examples = self._examples(number, drops)
       tfrecord.write_shard(folder / self._path(number).name, examples)
-      write_rows(folder / "drops.jsonl", drops)
+      write_json_lines(folder / "drops.jsonl", (d._asdict() for d in drops))
 
   def is_written(self, number: int) -> bool:
     """Whether a shard is done."""

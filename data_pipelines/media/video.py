@@ -20,10 +20,9 @@ from av.video.reformatter import (
 )
 from jaxtyping import Float, UInt8
 
-from data_pipelines.atomic import appearing
-from data_pipelines.files import check_file
 from data_pipelines.media.containers import is_cut_short
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import check_file, replacing
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 Times = Float[np.ndarray, "f"]
@@ -97,7 +96,7 @@ def write_mp4(
   data = encode_mp4(frames, fps, crf=crf)
   path = Path(path)
   try:
-    with appearing(path) as unfinished:
+    with replacing(path) as unfinished:
       unfinished.write_bytes(data)
   except OSError as error:
     raise InputError(

@@ -18,15 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.atomic import sweep
 from data_pipelines.footage.quarantine import Drop
-from data_pipelines.json_files import write_json, write_rows
 from data_pipelines.media import pictures, video
 from data_pipelines.procedural import world
 from data_pipelines.running.runner import Progress
 from data_pipelines.shards import tfrecord
 from data_pipelines.shards.dataset import Example, Kind, describe, shard_path
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import remove_temporary, write_json, write_json_lines
 
 KINDS: tuple[Kind, ...] = ("text_video", "text_image")
 
@@ -137,12 +136,12 @@ def finish(
   }
   reasons = collections.Counter()
 
-  def counted() -> Iterator[Drop]:
+  def counted() -> Iterator[dict]:
     for drop in drops:
       reasons[drop.reason] += 1
-      yield drop
+      yield drop._asdict()
 
-  write_rows(output_dir / "quarantine.jsonl", counted())
+  write_json_lines(output_dir / "quarantine.jsonl", counted())
   built = Built(
     num_videos=lengths.get("text_video", 0),
     num_images=lengths.get("text_image", 0),
@@ -157,7 +156,7 @@ def finish(
 
 def _tidy(output_dir: Path) -> None:
   """Nothing but the result stays, whatever writers still are at work."""
-  sweep(output_dir)
+  remove_temporary(output_dir)
   shutil.rmtree(work_dir(output_dir), ignore_errors=True)
 
 

@@ -20,10 +20,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from data_pipelines.atomic import sweep
 from data_pipelines.shards import tfrecord
 from data_pipelines.shards.tfrecord import Record
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import remove_temporary
 
 Kind = Literal["text_video", "text_image", "latent_video", "latent_image"]
 # Rows of a sidecar -> which of their records are meant.
@@ -123,7 +123,7 @@ def describe(data_dir: Path, kind: Kind, split: str, count: int) -> int:
     )
     lengths.append(len(index))
     num_bytes += int(index[:, 1].sum())
-  sweep(directory)
+  remove_temporary(directory)
   split_info = tfds.core.SplitInfo(
     name=split,
     shard_lengths=lengths,

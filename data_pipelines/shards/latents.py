@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float16, UInt8
 
-from data_pipelines.json_files import write_json
 from data_pipelines.media import video
 from data_pipelines.running.builds import Progress
 from data_pipelines.shards import tfrecord
@@ -28,6 +27,7 @@ from data_pipelines.shards.dataset import (
 )
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import write_json
 
 # What the latents of each kind of pixels are called.
 LATENT_KINDS: dict[Kind, Kind] = {

@@ -15,8 +15,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from jaxtyping import Int64
 
-from data_pipelines.atomic import appearing
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import replacing
 
 Value = bytes | str | int | float
 Index = Int64[np.ndarray, "n 5"]
@@ -154,7 +154,7 @@ def write_shard(shard: Path, records: Iterable[Record]) -> int:
     How many records there were.
   """
   rows, offset = [], 0
-  with appearing(shard) as unfinished:
+  with replacing(shard) as unfinished:
     with unfinished.open("wb") as file:
       for data, *shape in records:
         length = struct.pack("<Q", len(data))
@@ -162,7 +162,7 @@ def write_shard(shard: Path, records: Iterable[Record]) -> int:
         file.write(header + data + _masked_crc(data))
         rows.append(Entry(offset + len(header), len(data), *shape))
         offset += len(header) + len(data) + 4
-    with appearing(sidecar(shard)) as index, index.open("wb") as file:
+    with replacing(sidecar(shard)) as index, index.open("wb") as file:
       np.save(file, np.array(rows, np.int64).reshape(-1, len(Entry._fields)))
   return len(rows)
 

@@ -36,7 +36,7 @@ def test_a_task_that_fails_is_no_success(tmp_path):
 
 SLEEP = """
 import functools, os, pathlib, sys, time
-from data_pipelines.runner import beam_runner
+from data_pipelines.running.runner import beam_runner
 
 def sleep(folder, number):
   import os, pathlib, time

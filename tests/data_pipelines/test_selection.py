@@ -10,7 +10,7 @@ from data_pipelines.footage import fingerprint, selection
 from data_pipelines.footage.quarantine import read_drops
 from data_pipelines.footage.scan import Candidate
 from data_pipelines.footage.selection import Limits, first_alike, select
-from data_pipelines.json_files import write_rows
+from i2vgen_jax.files import write_json_lines
 
 
 def candidate(row, look=None, kind="text_video", **scores):
@@ -27,7 +27,7 @@ def selected(folder, candidates, limits=None, seed=0, parts=2):
   for path, some in zip(
     files, np.array_split(np.arange(len(candidates)), parts), strict=True
   ):
-    write_rows(path, [candidates[n] for n in some])
+    write_json_lines(path, [candidates[n]._asdict() for n in some])
   left_out = folder / "left-out.jsonl"
   found = select(files, limits or Limits(), seed, left_out)
   rows = {
@@ -157,7 +157,9 @@ def test_of_each_candidate_little_is_held(tmp_path):
   def peak(count):
     looks = np.random.default_rng(0).integers(2**63, size=count).tolist()
     path = tmp_path / "candidates.jsonl"
-    write_rows(path, (candidate(n, looks[n]) for n in range(count)))
+    write_json_lines(
+      path, (candidate(n, looks[n])._asdict() for n in range(count))
+    )
     del looks
     tracemalloc.start()
     select([path], Limits(), 0, tmp_path / "left-out.jsonl")

@@ -8,9 +8,9 @@ from dataset_standin import counting_clip, write_dataset
 
 from data_pipelines.footage import survey
 from data_pipelines.footage.quarantine import Drop
-from data_pipelines.json_files import write_rows
 from data_pipelines.shards.dataset import Example
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import write_json_lines
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_what_was_left_out(tmp_path, monkeypatch):
     Drop(2, "b.mp4", None, "missing", "gone"),
     Drop(3, "c.mp4", None, "empty", "nothing"),
   ]
-  write_rows(tmp_path / "quarantine.jsonl", drops)
+  write_json_lines(tmp_path / "quarantine.jsonl", [d._asdict() for d in drops])
   dropped = {"empty": 1, "missing": 7, "no-shot": 3}
   rows = survey.left_out(tmp_path, dropped)
   assert [(row.reason, row.count) for row in rows] == [
