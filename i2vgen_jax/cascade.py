@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 
 from i2vgen_jax import interop, preprocessing
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop.tensors import weight_dtype
 from i2vgen_jax.models.build import Network, towers_of
 from i2vgen_jax.preprocessing import Picture
 from i2vgen_jax.stage import (
@@ -83,7 +84,8 @@ class Cascade:
         incomplete.
     """
     if not isinstance(path, interop.StoredWeights):
-      half = interop.is_half(dtype)
+      dtype = weight_dtype(dtype)
+      half = dtype is not None and dtype.itemsize == 2
       path = interop.open_weights(path, choices=choices, half=half)
     names = _stage_names(path, stages)
     made = {name: _make_stage(name, path) for name in names}

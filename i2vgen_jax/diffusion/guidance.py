@@ -13,20 +13,21 @@ from i2vgen_jax.types import Array, Conditioning
 def classifier_free(
   denoise_fn: Callable[..., Float[Array, "b ..."]],
   cond: Conditioning,
-  null_cond: Conditioning,
-  scale: float,
+  null_cond: Conditioning | None,
+  scale: float | Float[Array, ""],
   rescale: float = 0.0,
 ) -> Callable[..., Float[Array, "b ..."]]:
   """uncond + scale (cond - uncond) on the raw output, in float32.
 
-  Both branches go through the network as one batch, [uncond, cond]. Scale 1
-  is off and calls the network once.
+  Both branches go through the network as one batch, [uncond, cond].
 
   Args:
     denoise_fn: (xt, t, cond) -> output.
+    cond: the conditional branch.
     null_cond: the unconditional branch, with the members and shapes of
-      `cond`; what guidance should not push on is the same in both.
-    scale: a Python number, as it decides what is compiled.
+      `cond`; what guidance should not push on is the same in both. None is
+      no guidance: the network sees the conditional branch alone.
+    scale: guidance scale; it may be traced.
     rescale: how far (0 to 1) the result takes back the standard deviation
       of the conditional output (Lin et al. 2023, section 3.4; 0.2 in public
       variant (b)).
@@ -37,7 +38,7 @@ def classifier_free(
   Raises:
     InputError: cond and null_cond differ in their members.
   """
-  if scale == 1:
+  if null_cond is None:
     return lambda xt, t: denoise_fn(xt, t, cond)
   if jax.tree.structure(cond) != jax.tree.structure(null_cond):
     raise InputError(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Key
 
-from i2vgen_jax.diffusion.losses import per_row_rngs
 from i2vgen_jax.diffusion.prediction import to_x0
 from i2vgen_jax.diffusion.solvers import Solver
 from i2vgen_jax.errors import InputError
@@ -18,7 +17,7 @@ def sample(
   denoise_fn: Callable[..., Float[Array, "b ..."]],
   solver: Solver,
   xt: Float[Array, "b ..."],
-  rng: Key[Array, ""],
+  rngs: Key[Array, "b"],
   *,
   prediction_type: str = "v",
   progress: Callable[[int], None] | None = None,
@@ -31,7 +30,7 @@ def sample(
   Args:
     denoise_fn: guided (xt, t) -> output, t int32[b].
     xt: a sample at the solver's first level.
-    rng: noise of stochastic solvers; row i draws from fold_in(rng, i).
+    rngs: one key per row, for the noise of stochastic solvers.
     progress: called on the host after each evaluation with the number done,
       1 to solver.num_evaluations.
 
@@ -46,7 +45,6 @@ def sample(
       "an eps prediction cannot start at zero terminal SNR, in the sampler; "
       "predict v or start below the last timestep"
     )
-  rngs = per_row_rngs(rng, jnp.arange(xt.shape[0]))
 
   def evaluate(carry, entry):
     x, last_x0 = carry

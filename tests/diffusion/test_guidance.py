@@ -37,9 +37,9 @@ class Network:
     return text * xt**2 + fps * jnp.sin(xt) + t[:, None, None, None, None]
 
 
-def test_scale_one_is_off_and_calls_the_network_once():
+def test_no_unconditional_branch_calls_the_network_once():
   network, xt = Network(), inputs()
-  guided = classifier_free(network, condition(0.3), condition(-0.2), 1.0)
+  guided = classifier_free(network, condition(0.3), None, 1.0)
   output = guided(xt, T)
   ((seen, _, cond),) = network.calls
   assert seen.shape == SHAPE and cond.text_context.shape[0] == ROWS

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from i2vgen_jax.diffusion import solvers
+from i2vgen_jax.diffusion.losses import per_row_rngs
 from i2vgen_jax.diffusion.sampler import sample
 from i2vgen_jax.diffusion.schedules import make_schedule
 from i2vgen_jax.diffusion.timesteps import spaced_timesteps
@@ -22,6 +23,11 @@ def noise(rows=3, seed=0):
   return jax.random.normal(jax.random.key(seed), (rows, *SHAPE[1:]))
 
 
+def keys(seed, rows=3):
+  """One for each row; that of a row does not depend on the other rows."""
+  return per_row_rngs(jax.random.key(seed), jnp.arange(rows))
+
+
 def network(xt, t):
   """Mixes pixels and frames, not rows."""
   t = t.astype(jnp.float32)[:, None, None, None, None] / 1000
@@ -34,7 +40,7 @@ def run(xt, seed=1, *, progress=None, prediction_type="v"):
     network,
     SDE,
     xt,
-    jax.random.key(seed),
+    keys(seed, len(xt)),
     progress=progress,
     prediction_type=prediction_type,
   )
@@ -65,7 +71,7 @@ def test_the_network_is_traced_once_for_all_steps():
   for solver in (SDE, solvers.heun(SCHEDULE, spaced_timesteps(6, 600))):
     traces.clear()
     jax.make_jaxpr(lambda x, r: sample(counted, solver, x, r))(  # noqa: B023
-      noise(), jax.random.key(0)
+      noise(), keys(0)
     )
     assert traces == [(jnp.float32, jnp.int32, (3,))]
 
@@ -75,7 +81,7 @@ def test_the_state_stays_float32_around_a_bfloat16_network():
     return network(xt.astype(jnp.bfloat16), t).astype(jnp.bfloat16)
 
   xt = noise().astype(jnp.bfloat16)
-  x0 = jax.jit(lambda x, r: sample(coarse, SDE, x, r))(xt, jax.random.key(1))
+  x0 = jax.jit(lambda x, r: sample(coarse, SDE, x, r))(xt, keys(1))
   assert x0.dtype == jnp.float32
   # More distinct values than bfloat16 would leave.
   assert not np.array_equal(x0, x0.astype(jnp.bfloat16).astype(jnp.float32))
@@ -113,7 +119,7 @@ def test_each_prediction_type_finds_the_picture_it_predicts():
       knowing(prediction_type),
       solver,
       noise(),
-      jax.random.key(0),
+      keys(0),
       prediction_type=prediction_type,
     )
     np.testing.assert_allclose(sampled, x0, atol=1e-4)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from i2vgen_jax.diffusion import solvers
+from i2vgen_jax.diffusion.losses import per_row_rngs
 from i2vgen_jax.diffusion.sampler import sample
 from i2vgen_jax.diffusion.schedules import make_schedule
 from i2vgen_jax.diffusion.timesteps import ddim_timesteps, spaced_timesteps
@@ -36,7 +37,8 @@ def run(solver, xt):
     return v(xt, t, jnp)
 
   xt = jnp.asarray(xt, jnp.float32)
-  return np.asarray(jax.jit(lambda x: sample(denoise_fn, solver, x, RNG))(xt))
+  rngs = per_row_rngs(RNG, jnp.arange(len(xt)))
+  return np.asarray(jax.jit(lambda x: sample(denoise_fn, solver, x, rngs))(xt))
 
 
 def step_noise(step):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from i2vgen_jax.diffusion import solvers
+from i2vgen_jax.diffusion.losses import per_row_rngs
 from i2vgen_jax.diffusion.sampler import sample
 from i2vgen_jax.diffusion.schedules import make_schedule
 from i2vgen_jax.diffusion.timesteps import ddim_timesteps, spaced_timesteps
@@ -41,7 +42,7 @@ def run(schedule, solver, xt, seed=0):
   denoise_fn = gaussian_denoiser(schedule)
   return np.asarray(
     jax.jit(lambda x, r: sample(denoise_fn, solver, x, r))(
-      xt, jax.random.key(seed)
+      xt, per_row_rngs(jax.random.key(seed), jnp.arange(len(xt)))
     )
   )
 
