@@ -200,7 +200,7 @@ class Cascade:
       clip_images,
       token_ids,
       negative_ids,
-      _keys(stage.name, seed, len(frames)),
+      clip_keys(stage.name, seed, len(frames)),
       decode=decode,
       progress=progress,
     )
@@ -403,7 +403,7 @@ def _views(
   return np.stack(crops)[:, None], np.stack(views)
 
 
-def _keys(name: str, seed: int | Sequence[int], count: int) -> jax.Array:
+def clip_keys(name: str, seed: int | Sequence[int], count: int) -> jax.Array:
   """A key for each clip; the stages of one seed must not see the same noise."""
   seeds = [seed + i for i in range(count)] if isinstance(seed, int) else seed
   if len(seeds) != count or not all(0 <= n < 2**32 for n in seeds):

@@ -369,7 +369,9 @@ class Stage:
       InputError: a refine stage lacks the clips to start from.
     """
     keys = jax.vmap(jax.random.split)(rngs)
-    xt = _noise(keys[:, 0], latents_shape[1:], self.sampling.noise_offset)
+    xt = initial_noise(
+      keys[:, 0], latents_shape[1:], self.sampling.noise_offset
+    )
     if self.starts_from_clip:
       if start is None:
         raise InputError("a refine stage starts from a clip; pass start")
@@ -546,7 +548,7 @@ def _generate(
     stage.vae.latent_channels,
   )
   keys = jax.vmap(jax.random.split)(rngs)
-  given = stage.encode(params, frames, _noise(keys[:, 0], (k, *latent)))
+  given = stage.encode(params, frames, initial_noise(keys[:, 0], (k, *latent)))
   cond = stage.condition(
     params,
     token_ids=token_ids,
@@ -571,7 +573,7 @@ def _generate(
   return stage.decode(params, latents) if decode else latents
 
 
-def _noise(
+def initial_noise(
   rngs: Key[Array, "b"], shape: tuple[int, ...], offset: float = 0.0
 ) -> Float[Array, "b f h w c"]:
   """Initial noise; a row's does not depend on how many rows there are."""

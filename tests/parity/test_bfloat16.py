@@ -16,9 +16,10 @@ def test_sampling_in_bfloat16(capsys):
   picture = np.asarray(Image.open(BUNDLED.parent / "example.png"))
   results = {}
   for dtype in ("float32", "bfloat16"):
-    cascade = i2vgen_jax.load(dtype=dtype).cascade
+    cascade = i2vgen_jax.load(dtype=dtype)
+    base = cascade.stage("base")
     results[dtype] = [
-      cascade.run_base([picture], [PROMPT], seed=0, decode=decode)
+      cascade.run(base, [picture], [PROMPT], seed=0, decode=decode)
       for decode in (False, True)
     ]
   exact, latents = results["float32"][0], results["bfloat16"][0]

@@ -12,7 +12,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 import i2vgen_jax
-from i2vgen_jax import stage, tokenizer
+from i2vgen_jax import tokenizer
+from i2vgen_jax.cascade import clip_keys
+from i2vgen_jax.stage import initial_noise
 
 WIDTH = 32
 STEPS, GUIDANCE, FPS, FRAMES = 20, 9.0, 16, 3
@@ -123,16 +125,15 @@ def photos(count, width, height):
 
 
 def noises(seed, rows, frames, height, width):
-  """What a seed of ours stands for: noise for the picture, and the first."""
-  rng = jax.random.fold_in(jax.random.key(seed), 0)
-  rng_encode, rng_sample = jax.random.split(rng)
-  rng_start, _ = jax.random.split(rng_sample)
+  """The draws of a seed: noise of the picture's latents, initial noise."""
+  split = jax.vmap(jax.random.split)
+  keys = split(clip_keys("base", seed, rows))
   shape = (height // 8, width // 8, 4)
   return tuple(
-    torch.from_numpy(np.array(stage.row_noise(key, (rows, f, *shape))))
+    torch.from_numpy(np.array(initial_noise(key, (f, *shape))))
     .permute(0, 4, 1, 2, 3)
     .contiguous()
-    for key, f in ((rng_encode, 1), (rng_start, frames))
+    for key, f in ((keys[:, 0], 1), (split(keys[:, 1])[:, 0], frames))
   )
 
 
@@ -170,34 +171,22 @@ def test_pipeline(theirs, ours, monkeypatch, rows, size, negative):
   frames = theirs.decode_latents(latents, decode_chunk_size=2)
   frames = np.rint((frames / 2 + 0.5).clamp(0, 1).numpy() * 255)
 
-  settings = ours.cascade.plan(
-    ["base"],
-    size=size,
-    num_frames=FRAMES,
-    fps=FPS,
-    num_steps=STEPS,
-    guidance_scale=GUIDANCE,
-    negative_prompt=negative or "",
-  )["base"]
-  result = ours.cascade.run_base(
-    images, prompts, settings=settings, seed=5, decode=False
-  )
+  settings = {
+    "size": size,
+    "num_frames": FRAMES,
+    "fps": FPS,
+    "num_steps": STEPS,
+    "guidance_scale": GUIDANCE,
+    "negative_prompt": negative or "",
+  }
+  base = ours.plan(**settings)["base"]
+  result = ours.run(base, images, prompts, seed=5, decode=False)
   expected = latents.permute(0, 2, 3, 4, 1).numpy()
   assert expected.std() > 0.1
   error = np.abs(result - expected).max() / np.abs(expected).max()
   assert error <= 1e-3
 
-  clips = ours(
-    images,
-    prompts,
-    seed=5,
-    size=size,
-    num_frames=FRAMES,
-    fps=FPS,
-    num_steps=STEPS,
-    guidance_scale=GUIDANCE,
-    negative_prompt=negative or "",
-  )
+  clips = ours(images, prompts, seed=5, **settings)
   expected = frames.transpose(0, 2, 3, 4, 1)
   assert clips.dtype == np.uint8 and clips.shape == expected.shape
   assert np.unique(expected).size > 20
