@@ -186,6 +186,9 @@ class Cascade:
         f"{len(inputs)} inputs but {len(prompts)} prompts; give one prompt per "
         "input"
       )
+    for prompt in prompts:
+      if not isinstance(prompt, str):
+        raise InputError(f"prompts must be text, got {prompt!r}")
     if stage.starts_from_clip:
       frames = np.asarray(inputs)
       stage = stage.with_sampling(num_frames=frames.shape[1])
@@ -238,7 +241,8 @@ class Cascade:
       InputError: a picture cannot be read, or a setting cannot be met.
     """
     images = [*image] if isinstance(image, list | tuple) else [image]
-    prompts = [prompt] * len(images) if isinstance(prompt, str) else [*prompt]
+    one_for_all = not isinstance(prompt, list | tuple)
+    prompts = [prompt] * len(images) if one_for_all else [*prompt]
     if "base" not in self.stages:
       raise InputError(
         f"no base stage in {self.folder}: a refine stage repairs a clip; pass "
@@ -301,9 +305,11 @@ def _make_stage(name: str, weights: interop.StoredWeights) -> Stage:
       "needs; put CLIP's vocab.json and merges.txt there"
     )
   vae = weights.networks["vae"].config
-  if "scaling_factor" not in vae:
+  if not isinstance(vae.get("scaling_factor"), float | int):
     where = weights.folder / "vae" / "config.json"
-    raise InputError(f"no 'scaling_factor' in {where}; copy the file again")
+    raise InputError(
+      f"no number 'scaling_factor' in {where}; copy the file again"
+    )
   where = weights.folder / name / "config.json"
   groups = {
     "diffusion": read_group(Diffusion, "diffusion", stored.config, where),

@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import itertools
 import math
+import numbers
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,13 @@ class Sampling:
   black_edge: bool = False
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if not _is_of(value, field.type):
+        kind = getattr(field.type, "__name__", field.type)
+        if field.name == "size":
+          kind = "(width, height) in pixels"
+        raise InputError(f"{field.name} must be {kind}, got {value!r}")
     if self.num_frames < 1:
       raise InputError(f"num_frames must be at least 1, got {self.num_frames}")
     if not 0 < self.fps < math.inf:
@@ -99,6 +108,18 @@ class Sampling:
     return dataclasses.replace(
       self, fps=1.0, guidance_scale=1.0, negative_prompt="", prompt_suffix=""
     )
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+  """Whether a value read from JSON or given by a caller has a field's type."""
+  if kind == tuple[int, int]:
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return is_pair and all(_is_of(side, int) for side in value)
+  if isinstance(value, bool):
+    return kind is bool
+  numbers_of = {int: numbers.Integral, float: numbers.Real}
+  kinds = typing.get_args(kind) or (kind,)
+  return isinstance(value, tuple(numbers_of.get(k, k) for k in kinds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +148,7 @@ def read_group(
     InputError: the group, or a field without a default, is missing, a field
       is unknown, or a value is impossible.
   """
-  if group not in config:
+  if not isinstance(config.get(group), Mapping):
     raise InputError(f"no {group!r} in {where}; copy the file again")
   fields = {field.name: field for field in dataclasses.fields(cls)}
   values = dict(config[group])
@@ -141,12 +162,11 @@ def read_group(
   for name, field in fields.items():
     if field.default is dataclasses.MISSING and name not in values:
       raise InputError(f"the {group} settings in {where} lack {name!r}; add it")
+  if isinstance(values.get("size"), list):
+    values["size"] = tuple(values["size"])
   try:
-    if "size" in values:
-      width, height = values["size"]
-      values["size"] = (int(width), int(height))
     return cls(**values)
-  except (TypeError, ValueError) as e:
+  except InputError as e:
     raise InputError(f"{e}, in group {group!r} of {where}; correct it") from e
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import cascade_standin
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from cascade_standin import BASE_SIZE, NUM_FRAMES, REFINED_SIZE
@@ -37,6 +38,14 @@ def cascade(folder):
 def copy(folder, tmp_path):
   """A cascade folder to spoil."""
   return shutil.copytree(folder, tmp_path / "cascade")
+
+
+@pytest.fixture
+def unchecked():
+  """Users run without the annotation checks of the tests."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def picture(seed):
@@ -243,22 +252,31 @@ def test_full_refine_unet_takes_its_own_sizes(cascade):
     ),
     ({"guidance_scale": float("inf")}, "got inf"),
     ({"fps": 0.0}, "fps must be above 0 and finite, got 0.0"),
+    ({"num_frames": "4"}, "num_frames must be int, got '4'"),
+    ({"num_steps": 2.5}, "num_steps must be int, got 2.5"),
+    ({"fps": "8"}, "fps must be float, got '8'"),
+    ({"size": (128,)}, r"size must be \(width, height\) in pixels, got \(128"),
+    ({"size": [64, 64]}, "size must be"),
+    ({"negative_prompt": None}, "negative_prompt must be str, got None"),
+    ({"to_clean": 1}, "to_clean must be bool, got 1"),
     ({"solver": "euler"}, "'euler'"),
     ({"spacing": "wide"}, "'wide'"),
   ],
 )
-def test_impossible_settings_are_refused(cascade, change, message):
+def test_impossible_settings_are_refused(cascade, unchecked, change, message):
   if "num_steps" in change:
     change = change | {"solver": "dpmpp_2m"}
   with pytest.raises(InputError, match=message):
     cascade.stage("base").with_sampling(**change)
 
 
-def test_one_prompt_per_picture(cascade):
+def test_one_prompt_per_picture(cascade, unchecked):
   with pytest.raises(InputError, match="1 inputs but 2 prompts"):
     run(cascade, "base", [picture(0)], [PROMPT, PROMPT])
   with pytest.raises(InputError, match="0 inputs"):
     run(cascade, "base", [], [])
+  with pytest.raises(InputError, match="prompts must be text, got None"):
+    run(cascade, "base", [picture(0)], [None])
 
 
 # ---- Folders ----
@@ -369,12 +387,18 @@ def _put(value, *keys):
     ("base", _drop("sampling", "size"), "'size'"),
     ("base", _drop("diffusion", "schedule"), "'schedule'"),
     ("base", _put(1, "sampling", "eta"), "'eta'"),
+    ("base", _put([64], "sampling", "size"), "size must be"),
+    ("base", _put("8", "sampling", "fps"), "fps must be float, got '8'"),
+    ("base", _put([1], "sampling"), "sampling"),
+    ("vae", _put(None, "scaling_factor"), "scaling_factor"),
     ("base", _put(1, "module", "depth"), "'depth'"),
     ("base", _put([8, 8, 8], "module", "block_channels"), "do not fit"),
     ("vae", _put(4, "module", "latent_channels"), "another variant"),
   ],
 )
-def test_config_that_does_not_go_with_the_rest(copy, part, change, message):
+def test_config_that_does_not_go_with_the_rest(
+  copy, unchecked, part, change, message
+):
   cascade_standin.rewrite_config(copy / part, change)
   with pytest.raises(InputError, match=message):
     Cascade.load(copy)
