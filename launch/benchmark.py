@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.footage import scan, writing
-from data_pipelines.footage.manifest import Source
-from data_pipelines.footage.scan import ScanSettings
+from data_pipelines.footage import scan, write
+from data_pipelines.footage.manifest import ManifestRow
+from data_pipelines.footage.settings import ScanSettings
 from data_pipelines.loading.buckets import Window, fits
 from data_pipelines.loading.cache import Views
 from data_pipelines.loading.reader import Reader
@@ -315,14 +315,14 @@ def _build_cost(
     file.write_bytes(_media(record))
     frames.append(record.get("num_frames", 1))
     sizes.append(len(_media(record)))
-    source = Source(1, file.name, str(file), ("",))
+    row = ManifestRow(1, file.name, str(file), ("",))
     begin = time.process_time()
-    candidates, _ = scan.scan(source, file, settings)
+    candidates, _ = scan.scan(row, file, settings)
     scanned.append((time.process_time() - begin) / frames[-1])
     side = min(record["width"], record["height"])
     for candidate in itertools.islice(candidates, 1):
       begin = time.process_time()
-      writing.encode(candidate, file, side)
+      write.encode(candidate, file, side)
       passed = time.process_time() - begin
       written.append(passed / candidate.num_frames)
     line.update(done)

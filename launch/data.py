@@ -17,12 +17,13 @@ import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
-from data_pipelines.footage import build as footage
+from data_pipelines.footage.build import build_footage
+from data_pipelines.footage.filters import Limits
 from data_pipelines.footage.quarantine import REASONS, read_drops
-from data_pipelines.footage.scan import ScanSettings
-from data_pipelines.footage.selection import Limits
+from data_pipelines.footage.settings import FootageSettings, ScanSettings
 from data_pipelines.procedural import world
-from data_pipelines.running import builds
+from data_pipelines.procedural.build import build_procedural
+from data_pipelines.running.build_directory import Built
 from data_pipelines.running.runner import beam_runner
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
@@ -112,7 +113,7 @@ def _manifest_arguments(made: arguments.Parser) -> None:
   add(
     "--short-side",
     type=arguments.count,
-    default=footage.Settings.short_side,
+    default=FootageSettings.short_side,
     metavar="PIXELS",
     help="what is larger is scaled down; default: %(default)s",
   )
@@ -136,7 +137,7 @@ def _manifest_arguments(made: arguments.Parser) -> None:
   add(
     "--shard-size",
     type=arguments.count,
-    default=footage.Settings.shard_size,
+    default=FootageSettings.shard_size,
     metavar="N",
     help="examples of a shard; default: %(default)s, which suits clips: give"
     " thousands for pictures",
@@ -145,7 +146,7 @@ def _manifest_arguments(made: arguments.Parser) -> None:
   add(
     "--stall-seconds",
     type=arguments.rate,
-    default=footage.Settings.stall_seconds,
+    default=FootageSettings.stall_seconds,
     metavar="S",
     help="time for one file; default: %(default)s",
   )
@@ -210,7 +211,7 @@ def main(argv: list[str]) -> None:
 
 def _procedural(args: Namespace) -> None:
   line = Lines()
-  built = builds.build_procedural(
+  built = build_procedural(
     args.output,
     args.num_clips,
     args.split,
@@ -226,7 +227,7 @@ def _procedural(args: Namespace) -> None:
 
 def _manifest(args: Namespace) -> None:
   limits = {f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)}
-  settings = footage.Settings(
+  settings = FootageSettings(
     split=args.split,
     scan=ScanSettings(
       split_shots=not args.whole,
@@ -242,7 +243,7 @@ def _manifest(args: Namespace) -> None:
     stall_seconds=args.stall_seconds,
   )
   line = Lines()
-  built = footage.build_footage(
+  built = build_footage(
     args.manifest,
     args.output,
     settings,
@@ -275,7 +276,7 @@ def _vocabulary(args: Namespace) -> None:
   note(f"wrote a vocabulary of {len(words)} words to {args.output}")
 
 
-def _tell(built: builds.Built, output: Path) -> None:
+def _tell(built: Built, output: Path) -> None:
   note(
     f"wrote {built.num_videos} clips and {built.num_images} pictures to "
     f"{output}; left out: {sum(built.dropped.values())}"

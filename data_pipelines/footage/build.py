@@ -1,172 +1,120 @@
-"""From lists of films and photos to datasets on disk.
+"""Builds datasets from lists of videos and photos.
 
-Two rounds of tasks, each of which writes one folder:
-
-    manifest -> listing: the rows in groups of files
-             -> scan: shots, scores, what is wrong   (a task per group)
-             -> select: limits, duplicates, order    (here, of a line a clip)
-             -> write: decode, encode, one shard     (a task per shard)
+    manifest -> groups of rows
+             -> scan: shots, scores, drops         (a task per group)
+             -> select: limits, duplicates, order  (in this process)
+             -> write: decode, encode, one shard   (a task per shard)
              -> TFDS metadata, quarantine.jsonl, build.json
 
-The bytes depend on neither kills nor runner.
+The bytes depend neither on the runner nor on interruptions.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data_pipelines.footage import groups, scanning, selection
-from data_pipelines.footage.groups import Listing
+import numpy as np
+
+from data_pipelines.footage.groups import Groups, bad_rows
 from data_pipelines.footage.quarantine import Drop, read_drops
-from data_pipelines.footage.scan import ScanSettings
+from data_pipelines.footage.scan import CANDIDATES, DROPS, scan_group
 from data_pipelines.footage.scores import load_hook
-from data_pipelines.footage.selection import Limits
-from data_pipelines.footage.writing import Shards
-from data_pipelines.running import builds
-from data_pipelines.running.builds import Built, Progress
-from data_pipelines.running.runner import Runner, in_order, run_missing
-from data_pipelines.shards.dataset import Kind
+from data_pipelines.footage.selection import select
+from data_pipelines.footage.settings import FootageSettings
+from data_pipelines.footage.write import publish, write_shard
+from data_pipelines.running.build_directory import BuildDirectory, Built
+from data_pipelines.running.runner import (
+  FolderTasks,
+  Progress,
+  Runner,
+  in_order,
+)
+from data_pipelines.shards.dataset import Kind, shard_path
 from i2vgen_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What decides every byte of a footage build, beside its manifest.
-
-  Attributes:
-    split: name of the only split.
-    scan: what counts as a clip.
-    limits: bounds on the scores.
-    short_side: larger frames are scaled down to this, in pixels.
-    shard_size: examples per shard.
-    seed: of the order.
-    stall_seconds: after which the work on one file is given up.
-  """
-
-  split: str = "train"
-  scan: ScanSettings = dataclasses.field(default_factory=ScanSettings)
-  limits: Limits = dataclasses.field(default_factory=Limits)
-  short_side: int = 720
-  shard_size: int = 256
-  seed: int = 0
-  stall_seconds: float | int = 3600
+from i2vgen_jax.files import replacing
 
 
 def build_footage(
   manifest: str | Path,
   output_dir: str | Path,
-  settings: Settings,
+  settings: FootageSettings,
   *,
   run: Runner = in_order,
   progress: Progress | None = None,
 ) -> Built:
-  """Writes the single shots and photos that a list names.
+  """Writes the single shots and photos of a manifest as datasets.
 
   Clips keep their native frame times. Whatever cannot be used becomes a line
-  of `quarantine.jsonl`, with its reason.
+  of `quarantine.jsonl` with its reason.
 
   Args:
-    manifest: see `read_manifest`.
-    output_dir: data_dir to make; an unfinished one of the same build goes on,
-      a finished one is left as it is.
-    settings: see above.
-    run: how the tasks are run; see `runner`.
-    progress: called as files and shards are done, from this process.
+    manifest: list or folder; see `manifest.read_manifest`.
+    output_dir: data_dir to create; an unfinished build of the same inputs is
+      resumed, a finished one is left unchanged.
+    settings: settings of the build.
+    run: runner of the tasks; see `running.runner`.
+    progress: called as files and shards are done, in this process.
 
   Raises:
-    InputError: no such manifest or function of the user's, not one usable
-      row, or a directory that cannot be made or holds another build.
+    InputError: no such manifest or user function, no usable row, or a
+      directory that cannot be created or holds another build.
   """
-  output_dir = Path(output_dir)
   if settings.scan.aesthetics:
     load_hook(settings.scan.aesthetics)
-  listed = Listing(Path(manifest))
+  groups = Groups(Path(manifest))
   identity = {
-    "manifest": listed.digest,
+    "manifest": groups.digest,
     "settings": dataclasses.asdict(settings),
   }
-  if done := builds.begin(output_dir, identity):
-    return done
-  with builds.alone(output_dir):
-    return _build(listed, output_dir, identity, settings, run, progress)
+  directory = BuildDirectory(output_dir, identity)
+  if built := directory.begin():
+    return built
+  with directory.lock():
+    return _build(groups, directory, settings, run, progress)
 
 
 def _build(
-  listed: Listing,
-  output_dir: Path,
-  identity: dict,
-  settings: Settings,
+  groups: Groups,
+  directory: BuildDirectory,
+  settings: FootageSettings,
   run: Runner,
   progress: Progress | None,
 ) -> Built:
-  work = builds.work_dir(output_dir)
-  listed.spread(work)
-  found = _scan(work, listed.groups, settings, run, progress)
-  unselected = work / "unselected.jsonl"
-  chosen = selection.select(found, settings.limits, settings.seed, unselected)
-  drops = [
-    groups.bad_rows(work),
-    *(scanning.drops_of(work, number) for number in range(listed.groups)),
-    unselected,
-  ]
-  if not any(map(len, chosen.values())):
+  work = directory.work
+  groups.write(work)
+  fill = functools.partial(scan_group, work, settings)
+  scans = FolderTasks(work / "scan", groups.count, fill)
+  scanned = scans.run(run, "scan", progress)
+  left_out = work / "unselected.jsonl"
+  candidates = [folder / CANDIDATES for folder in scanned]
+  selected = select(candidates, settings.limits, settings.seed, left_out)
+  drops = [bad_rows(work), *(folder / DROPS for folder in scanned), left_out]
+  if not any(map(len, selected.values())):
     first = next(_read(drops), None)
-    shutil.rmtree(work)
-    if not any(output_dir.iterdir()):
-      output_dir.rmdir()
+    directory.abandon()
     raise InputError(
-      f"none of the {listed.rows} rows of {listed.manifest} is usable"
+      f"none of the {groups.num_rows} rows of {groups.manifest} is usable"
       + (f"; the first: {first.detail}" if first else "")
     )
   counts: dict[Kind, int] = {}
-  for kind, places in chosen.items():
-    if len(places):
-      counts[kind] = math.ceil(len(places) / settings.shard_size)
-      shards = Shards(
-        kind,
-        output_dir,
-        settings.split,
-        settings.shard_size,
-        counts[kind],
-        settings.short_side,
-        settings.stall_seconds,
-      )
-      shards.plan(places)
-      drops += _write(shards, run, progress)
-  return builds.finish(
-    output_dir, identity, settings.split, counts, _read(drops)
-  )
-
-
-def _scan(
-  work: Path,
-  groups: int,
-  settings: Settings,
-  run: Runner,
-  progress: Progress | None,
-) -> list[Path]:
-  """Files of candidates, in the manifest's order."""
-  task = functools.partial(
-    scanning.scan_task, work, settings.scan, settings.stall_seconds
-  )
-  is_done = functools.partial(scanning.is_scanned, work)
-  run_missing(run, task, is_done, groups, "scan", progress)
-  return [scanning.candidates_of(work, number) for number in range(groups)]
-
-
-def _write(
-  shards: Shards, run: Runner, progress: Progress | None
-) -> list[Path]:
-  """All shards of a kind; returns what could not be written after all."""
-  what = f"{shards.kind} shards"
-  run_missing(
-    run, shards.write, shards.is_written, shards.count, what, progress
-  )
-  return [shards.publish(number) for number in range(shards.count)]
+  for kind, places in selected.items():
+    if not len(places):
+      continue
+    order = work / f"order-{kind}.npy"
+    with replacing(order) as temporary, temporary.open("wb") as file:
+      np.save(file, places)
+    counts[kind] = count = math.ceil(len(places) / settings.shard_size)
+    fill = functools.partial(write_shard, kind, order, scans, settings)
+    shards = FolderTasks(work / kind, count, fill)
+    written = shards.run(run, f"{kind} shards", progress)
+    for number, folder in enumerate(written):
+      shard = shard_path(directory.path, kind, settings.split, number, count)
+      publish(folder, shard)
+      drops.append(folder / DROPS)
+  return directory.finish(settings.split, counts, _read(drops))
 
 
 def _read(files: Iterable[Path]) -> Iterator[Drop]:

@@ -1,4 +1,7 @@
-"""A list of any length, on disk in groups: memory never holds all its rows."""
+"""Rows of a manifest on disk, in groups of files that one task scans.
+
+Manifests may have any length; memory never holds all rows.
+"""
 
 import hashlib
 import itertools
@@ -7,101 +10,93 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.footage.manifest import Source, read_manifest
+from data_pipelines.footage.manifest import ManifestRow, read_manifest
 from data_pipelines.footage.quarantine import Drop
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import replacing, write_json_lines
 
-# Files of one group, which one task scans; fewer where there are few, so that
-# every core has some, and more of them rather than more groups than can be
-# looked through in a moment.
-_GROUP, _FEW, _MANY = 16, 64, 100_000
+# Files in each group. Small manifests have smaller groups, so that there are
+# tasks for every core, and very long ones larger groups, so that there are no
+# more than can be listed quickly.
+_GROUP, _MIN_GROUPS, _MAX_GROUPS = 16, 64, 100_000
 
 
-class Listing:
-  """A list of media, read once as a whole.
+class Groups:
+  """The rows of a manifest, divided into groups.
 
   Attributes:
-    manifest: its path.
-    rows: how many there are, usable or not.
-    sources: how many of them name a file.
-    digest: of all rows. Where the files lie on this machine is no part of it,
-      as that changes nothing that is written.
+    manifest: path of the manifest.
+    num_rows: number of rows, usable or not.
+    num_files: number of usable rows.
+    digest: hash of all rows, but not of where the files are on this machine.
+    size: number of rows in each group but the last.
+    count: number of groups.
   """
 
   def __init__(self, manifest: Path):
-    """Reads the list, a row at a time.
+    """Reads the manifest once, a row at a time.
 
     Raises:
-      InputError: there is no such list.
+      InputError: there is no such manifest.
     """
     self.manifest = manifest
     for _ in self._read():
       pass
+    size = min(max(self.num_files // _MIN_GROUPS, 1), _GROUP)
+    self.size = max(size, math.ceil(self.num_files / _MAX_GROUPS))
+    self.count = math.ceil(self.num_files / self.size)
 
-  def _read(self) -> Iterator[Source | Drop]:
-    self.rows = self.sources = 0
-    # The text is that of one JSON list.
-    told = hashlib.blake2b(b"[", digest_size=16)
+  def _read(self) -> Iterator[ManifestRow | Drop]:
+    self.num_rows = self.num_files = 0
+    # The hashed text is that of one JSON list.
+    digest = hashlib.blake2b(b"[", digest_size=16)
     for row in read_manifest(self.manifest):
       text = json.dumps(row._asdict() | {"location": None})
-      told.update((", " if self.rows else "").encode() + text.encode())
-      self.rows += 1
-      self.sources += isinstance(row, Source)
+      digest.update((", " if self.num_rows else "").encode() + text.encode())
+      self.num_rows += 1
+      self.num_files += isinstance(row, ManifestRow)
       yield row
-    told.update(b"]")
-    self.digest = told.hexdigest()
+    digest.update(b"]")
+    self.digest = digest.hexdigest()
 
-  @property
-  def group_size(self) -> int:
-    """Sources of each group but the last."""
-    few = max(self.sources // _FEW, 1)
-    return max(min(few, _GROUP), math.ceil(self.sources / _MANY))
-
-  @property
-  def groups(self) -> int:
-    """How many groups there are."""
-    return math.ceil(self.sources / self.group_size)
-
-  def spread(self, work: Path) -> None:
-    """Writes the groups, and into one file the rows that cannot be used.
+  def write(self, work: Path) -> None:
+    """Writes the groups, and one file with the unusable rows.
 
     Raises:
-      InputError: the list is no longer what it was.
+      InputError: the manifest has changed since it was read first.
     """
-    size, digest = self.group_size, self.digest
-    with replacing(bad_rows(work)) as unfinished, unfinished.open("w") as file:
+    digest = self.digest
+    with replacing(bad_rows(work)) as temporary, temporary.open("w") as file:
 
-      def sources() -> Iterator[Source]:
+      def usable() -> Iterator[dict]:
         for row in self._read():
-          if isinstance(row, Source):
-            yield row
+          if isinstance(row, ManifestRow):
+            yield row._asdict()
           else:
             file.write(json.dumps(row._asdict()) + "\n")
 
-      rows = sources()
-      for number in itertools.count():
-        group = list(itertools.islice(rows, size))
-        if not group:
-          break
-        if not (path := _group(work, number)).exists():
-          write_json_lines(path, (row._asdict() for row in group))
+      rows = usable()
+      groups = iter(lambda: list(itertools.islice(rows, self.size)), [])
+      for number, group in enumerate(groups):
+        path = _group(work, number)
+        if not path.exists():
+          write_json_lines(path, group)
     if self.digest != digest:
       raise InputError(
         f"manifest {self.manifest} changed while it was read; build again"
       )
 
 
-def read_group(work: Path, number: int) -> Iterator[Source]:
-  """The sources of a group."""
+def read_group(work: Path, number: int) -> Iterator[ManifestRow]:
+  """The rows of a group."""
   with _group(work, number).open() as file:
     for line in file:
       values = json.loads(line)
-      yield Source(**values | {"captions": tuple(values["captions"])})
+      yield ManifestRow(**values | {"captions": tuple(values["captions"])})
 
 
 def bad_rows(work: Path) -> Path:
-  """Where the drops of the list itself are."""
+  """Path of the file with the unusable rows."""
   return work / "bad-rows.jsonl"
 
 

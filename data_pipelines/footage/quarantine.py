@@ -1,54 +1,48 @@
-"""What a build leaves out, and why: one row each, with a reason to count by."""
+"""What a build leaves out and why: the lines of `quarantine.jsonl`."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from i2vgen_jax.errors import InputError
+from data_pipelines.footage import filters
 
-# Every reason there is, and what it says.
+# Every reason and its meaning.
 REASONS = {
-  "bad-row": "the manifest's row cannot be read",
-  "no-caption": "nobody says what it shows",
-  "missing": "no such file, or nobody may read it",
-  "no-file": "a folder, a pipe or a device",
-  "empty": "a file of 0 bytes",
-  "damaged": "no container, codec or picture that can be decoded",
-  "truncated": "cut short: less than the file promises",
-  "no-video": "sound or subtitles alone",
-  "no-frames": "a video stream without a frame",
-  "no-times": "frames without increasing times",
-  "interlaced": "two half pictures in each frame",
-  "resized": "frames that change their size",
-  "hdr": "brightness beyond what 8 bits show",
-  "too-large": "more pixels than is allowed",
-  "too-small": "fewer pixels a side than show anything",
-  "too-long": "a longer film than is allowed",
-  "stalled": "decoding did not come to an end in time",
-  "crashed": "decoding killed its process",
-  "failed": "an error that nobody foresaw, here or in a function of yours",
-  "no-shot": "black, a fade, a dissolve or cuts too close: no single shot",
-  "few-frames": "a shot of fewer frames than is asked for",
-  "duplicate": "looks like another that is kept",
-  "changed": "the file is no longer what was scanned",
-  "min_motion": "less motion than is asked for",
-  "max_motion": "more motion than is asked for",
-  "min_sharpness": "less sharp than is asked for",
-  "min_brightness": "darker than is asked for",
-  "max_text_share": "more overlaid text than is allowed",
-  "min_subject_share": "a smaller subject than is asked for",
-  "min_aesthetics": "less beautiful than is asked for",
+  "bad-row": "the row of the manifest cannot be parsed",
+  "no-caption": "the row of the manifest has no caption",
+  "missing": "the file does not exist or cannot be read",
+  "no-file": "a folder, pipe or device instead of a file",
+  "empty": "the file has 0 bytes",
+  "damaged": "the file cannot be decoded",
+  "truncated": "the end of the file is missing",
+  "no-video": "the file has no video track",
+  "no-frames": "the video has no frames, or none between start and end",
+  "no-times": "frame times are missing or do not increase",
+  "interlaced": "the video is interlaced",
+  "resized": "the frame size changes within the video",
+  "hdr": "the video has high dynamic range",
+  "too-large": "more pixels or memory than allowed",
+  "too-small": "too few pixels to measure anything",
+  "too-long": "the video is longer than allowed",
+  "stalled": "decoding timed out",
+  "crashed": "decoding crashed its process",
+  "failed": "an unexpected error, here or in a function of yours",
+  "no-shot": "not a single shot: black, a fade, a dissolve or rapid cuts",
+  "few-frames": "a shot with fewer frames than requested",
+  "duplicate": "looks like another clip or picture, which is kept",
+  "changed": "the file changed after it was scanned",
+  **filters.REASONS,
 }
 
 
 class Drop(NamedTuple):
-  """One row of `quarantine.jsonl`.
+  """One line of `quarantine.jsonl`.
 
   Attributes:
-    row: of the manifest, from 1.
-    path: of the file, as the manifest has it; None if it has none.
-    start: of the shot in the file, in seconds; None for the whole file.
+    row: row of the manifest, from 1.
+    path: path of the file as the manifest gives it, if it does.
+    start: start of the shot in seconds; None for the whole file.
     reason: a key of `REASONS`.
     detail: one sentence.
   """
@@ -60,21 +54,14 @@ class Drop(NamedTuple):
   detail: str
 
 
-def dropped(
-  row: int, path: str | None, start: float | None, error: InputError
-) -> Drop:
-  """The drop of a file, or of a shot of it, that raised an error."""
-  return Drop(row, path, start, error.reason, one_line(str(error)))
-
-
 def one_line(text: str) -> str:
-  """Text that a terminal may get: strangers name files and write headers."""
+  """Text that is safe to print: names and headers may contain anything."""
   plain = (c if c.isprintable() else "?" for c in " ".join(text.split()))
   return "".join(plain)
 
 
 def read_drops(path: Path) -> Iterator[Drop]:
-  """The rows of a file with one drop a line."""
+  """The drops in a file with one JSON object per line."""
   with path.open() as file:
     for line in file:
       yield Drop(**json.loads(line))

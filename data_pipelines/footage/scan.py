@@ -1,7 +1,6 @@
-"""One file looked at: its single shots, how they score, what is wrong."""
+"""The first round of a build: the shots in each file, and their scores."""
 
 import bisect
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -15,43 +14,27 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipelines.footage import fingerprint, scores, shots
-from data_pipelines.footage.manifest import Source
-from data_pipelines.footage.quarantine import Drop
+from data_pipelines.footage.fetch import local_file
+from data_pipelines.footage.groups import read_group
+from data_pipelines.footage.manifest import ManifestRow
+from data_pipelines.footage.quarantine import Drop, one_line
+from data_pipelines.footage.settings import FootageSettings, ScanSettings
 from data_pipelines.footage.shots import Shot
 from data_pipelines.media import pictures, video
+from data_pipelines.running.guard import guarded
 from data_pipelines.shards.dataset import Kind
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import write_json_lines
 
-# What is scanned is this small, in pixels of the shorter side.
+# Files of a task that has scanned a group, with one JSON object per line.
+CANDIDATES, DROPS = "candidates.jsonl", "drops.jsonl"
+# Shorter side, in pixels, at which frames are scanned.
 SIDE = 256
-# Pixels a side below which nothing can be seen, and nothing be measured.
+# Smaller pictures show too little to be measured.
 _MIN_SIDE = 16
-# Frames a second that scores and fingerprints see.
-_LOOKS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class ScanSettings:
-  """What counts as a clip.
-
-  Attributes:
-    split_shots: whether films are cut where their shots change; if not, a row
-      of the manifest is one clip.
-    min_frames: shots with fewer are left out.
-    max_seconds: longer shots become several clips of equal length.
-    max_film_seconds: longer films are left out.
-    join_captions: whether several captions of a file become one.
-    aesthetics: `module:function` that gives a number to uint8[n h w 3], or
-      None.
-  """
-
-  split_shots: bool = True
-  min_frames: int = 16
-  max_seconds: float | int = 10
-  max_film_seconds: float | int = 3 * 3600
-  join_captions: bool = False
-  aesthetics: str | None = None
+# Frames per second that scores and fingerprints use.
+_SAMPLE_FPS = 8
 
 
 class Candidate(NamedTuple):
@@ -59,15 +42,15 @@ class Candidate(NamedTuple):
 
   Attributes:
     kind: text_video or text_image.
-    row: of the manifest.
-    path: as the manifest has it.
-    location: where the file is.
-    captions: of the file.
+    row: row of the manifest.
+    path: path of the file as the manifest gives it.
+    location: absolute path or URI of the file.
+    captions: captions of the row.
     start: time of the first frame, in seconds.
     last: time of the last frame.
-    num_frames: from first to last.
+    num_frames: number of frames from first to last.
     fingerprint: 64 bits; see `fingerprint`.
-    scores: by name.
+    scores: scores by name.
   """
 
   kind: Kind
@@ -83,147 +66,162 @@ class Candidate(NamedTuple):
 
   @property
   def id(self) -> str:
-    """16 hexadecimal digits of where it comes from."""
+    """16 hexadecimal digits that identify the part of the file."""
     text = f"{self.path}\n{self.start:.6f}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-Scanned = tuple[list[Candidate], list[Drop]]
-
-
-def scan(source: Source, file: Path, settings: ScanSettings) -> Scanned:
-  """Looks at every frame of a film, or at a picture.
+def scan_group(
+  work: Path, settings: FootageSettings, number: int, folder: Path
+) -> None:
+  """Scans the files of a group; see `running.runner.FolderTasks`.
 
   Args:
-    source: the row of the manifest.
-    file: where its file is on this machine.
-    settings: see above.
+    work: folder with the groups.
+    settings: settings of the build.
+    number: number of the group.
+    folder: folder for the candidates and the drops.
+  """
+  candidates: list[Candidate] = []
+  drops: list[Drop] = []
+  seconds = settings.stall_seconds
+  for row in read_group(work, number):
+    try:
+      with local_file(row.location, seconds=seconds) as file:
+        found = guarded(scan, row, file, settings.scan, seconds=seconds)
+      candidates += found[0]
+      drops += found[1]
+    except InputError as e:
+      drops.append(_drop(row, None, e.reason, one_line(str(e))))
+  write_json_lines(folder / CANDIDATES, (c._asdict() for c in candidates))
+  write_json_lines(folder / DROPS, (drop._asdict() for drop in drops))
+
+
+def scan(
+  row: ManifestRow, file: Path, settings: ScanSettings
+) -> tuple[list[Candidate], list[Drop]]:
+  """Looks at every frame of a video, or at a picture.
+
+  Args:
+    row: row of the manifest.
+    file: path of its file on this machine.
+    settings: what counts as a clip.
+
+  Returns:
+    The clips and pictures that can be used, and the parts that cannot.
 
   Raises:
-    InputError: nothing of the file can be used.
+    InputError: nothing in the file can be used.
   """
   if settings.join_captions:
-    source = source._replace(captions=(" ".join(source.captions),))
-  if source.is_picture:
-    return [_picture(source, file, settings)], []
-  return _film(source, file, settings)
-
-
-def _picture(source: Source, file: Path, settings: ScanSettings) -> Candidate:
+    row = row._replace(captions=(" ".join(row.captions),))
+  if not row.is_picture:
+    return _scan_video(row, file, settings)
   image = preprocessing.load_picture(file)
-  _check_size(image, source)
-  image = pictures.shrink(image, SIDE)
-  return _candidate(source, "text_image", image[None], [0.0], 1, settings)
+  _check_size(image, row)
+  frames = pictures.shrink(image, SIDE)[None]
+  return [_candidate(row, "text_image", frames, [0.0], [0.0], settings)], []
 
 
-def _film(source: Source, file: Path, settings: ScanSettings) -> Scanned:
-  fps = video.probe(file, name=source.path)
-  small = _Looks()
+def _scan_video(
+  row: ManifestRow, file: Path, settings: ScanSettings
+) -> tuple[list[Candidate], list[Drop]]:
+  fps = video.probe(file, name=row.path)
   frames = video.stream(
-    file,
-    short_side=SIDE,
-    start=source.start,
-    stop=source.stop,
-    name=source.path,
+    file, short_side=SIDE, start=row.start, stop=row.stop, name=row.path
   )
-  watched = small.watch(_short(frames, source, settings))
+  samples = _Samples()
+  sampled = samples.collect(_checked(frames, row, settings))
   if settings.split_shots:
-    found = shots.find_shots(watched, fps)
+    found = shots.find_shots(sampled, fps)
   else:
-    found = [Shot(0, sum(1 for _ in watched))]
-  clips: list[Candidate] = []
-  drops: list[Drop] = []
-  times = small.times
+    found = [Shot(0, sum(1 for _ in sampled))]
+  times = samples.times
   if not times:
+    raise InputError(f"{row.path} has no frame from start to end", "no-frames")
+  if any(after <= before for before, after in itertools.pairwise(times)):
     raise InputError(
-      f"no frame of {source.path} from start to end", "no-frames"
-    )
-  if len(times) > 1 and not (np.diff(times) > 0).all():
-    raise InputError(
-      f"the frame times of {source.path} do not rise", "no-times"
+      f"the frame times of {row.path} do not increase", "no-times"
     )
   if not found:
-    raise InputError(f"no single shot in {source.path}", "no-shot")
+    raise InputError(f"{row.path} has no single shot", "no-shot")
+  clips: list[Candidate] = []
+  drops: list[Drop] = []
   for gap in _gaps(found, len(times)):
-    text = f"{gap.stop - gap.start} frames that are no single shot"
-    drops.append(_drop(source, times[gap.start], "no-shot", text))
-  # One frame is no clip.
-  least = max(settings.min_frames, 2)
+    text = f"{gap.stop - gap.start} frames outside single shots"
+    drops.append(_drop(row, times[gap.start], "no-shot", text))
+  least = max(settings.min_frames, 2)  # a single frame has no motion
   for shot in found:
-    if shot.stop - shot.start < least:
-      text = f"a shot of {shot.stop - shot.start} frames"
-      drops.append(_drop(source, times[shot.start], "few-frames", text))
-      continue
     pieces = _pieces(shot, times, settings.max_seconds)
     fewest = min(piece.stop - piece.start for piece in pieces)
     if fewest < least:
-      text = f"{fewest} frames in {settings.max_seconds:g} seconds of a shot"
-      drops.append(_drop(source, times[shot.start], "few-frames", text))
+      text = f"{fewest} frames in a clip, fewer than {least}"
+      drops.append(_drop(row, times[shot.start], "few-frames", text))
       continue
-    for piece in pieces:
-      few, at = small.of(piece)
-      count = piece.stop - piece.start
-      clip = _candidate(source, "text_video", few, at, count, settings)
-      clips.append(
-        clip._replace(start=times[piece.start], last=times[piece.stop - 1])
+    clips += [
+      _candidate(
+        row, "text_video", *samples.inside(piece),
+        times[piece.start : piece.stop], settings,
       )
+      for piece in pieces
+    ]  # fmt: skip
   return clips, drops
 
 
 def _candidate(
-  source: Source,
+  row: ManifestRow,
   kind: Kind,
-  few: UInt8[np.ndarray, "n h w 3"],
-  at: list[float],
-  num_frames: int,
+  samples: UInt8[np.ndarray, "n h w 3"],
+  sample_times: list[float],
+  times: list[float],
   settings: ScanSettings,
 ) -> Candidate:
-  """Of the frames that are looked at, and their times."""
-  values = scores.score(few, np.array(at))._asdict()
+  """A candidate with frames at `times`, measured on some of them."""
+  values = scores.score(samples, np.array(sample_times))._asdict()
   if settings.aesthetics:
-    judge = scores.load_hook(settings.aesthetics)
-    values["aesthetics"] = float(judge(few))
+    aesthetics = scores.load_hook(settings.aesthetics)
+    values["aesthetics"] = float(aesthetics(samples))
   return Candidate(
     kind=kind,
-    row=source.row,
-    path=source.path,
-    location=source.location,
-    captions=source.captions,
-    start=at[0],
-    last=at[-1],
-    num_frames=num_frames,
-    fingerprint=fingerprint.fingerprint(few),
+    row=row.row,
+    path=row.path,
+    location=row.location,
+    captions=row.captions,
+    start=times[0],
+    last=times[-1],
+    num_frames=len(times),
+    fingerprint=fingerprint.fingerprint(samples),
     scores=values,
   )
 
 
-def _check_size(picture: UInt8[np.ndarray, "h w 3"], source: Source) -> None:
+def _check_size(picture: UInt8[np.ndarray, "h w 3"], row: ManifestRow) -> None:
   height, width, _ = picture.shape
   if min(height, width) < _MIN_SIDE:
     raise InputError(
-      f"{source.path} is {width}x{height}, less than {_MIN_SIDE} pixels a side;"
-      " give a larger one",
+      f"{row.path} is {width}x{height}, less than {_MIN_SIDE} pixels a side",
       "too-small",
     )
 
 
-def _short(
-  frames: Iterator, source: Source, settings: ScanSettings
+def _checked(
+  frames: Iterator, row: ManifestRow, settings: ScanSettings
 ) -> Iterator:
+  """Yields frames with their times, as long as the video may be."""
   first = None
   for time, frame in frames:
-    _check_size(frame, source)
+    _check_size(frame, row)
     first = time if first is None else first
     if time - first > settings.max_film_seconds:
       raise InputError(
-        f"{source.path} is longer than {settings.max_film_seconds:g} seconds",
+        f"{row.path} is longer than {settings.max_film_seconds:g} seconds",
         "too-long",
       )
     yield time, frame
 
 
 def _gaps(found: list[Shot], count: int) -> list[Shot]:
-  """What lies between shots and is more than the trim of a cut."""
+  """Frames between shots, where there are more than a cut's trim."""
   stops = [0, *(shot.stop for shot in found)]
   starts = [*(shot.start for shot in found), count]
   pairs = zip(stops, starts, strict=True)
@@ -233,21 +231,24 @@ def _gaps(found: list[Shot], count: int) -> list[Shot]:
 def _pieces(
   shot: Shot, times: list[float], max_seconds: float | int
 ) -> list[Shot]:
-  length = times[shot.stop - 1] - times[shot.start]
-  count = min(max(math.ceil(length / max_seconds), 1), shot.stop - shot.start)
+  """A shot in the fewest parts of equal length that are short enough."""
+  seconds = times[shot.stop - 1] - times[shot.start]
+  count = min(max(math.ceil(seconds / max_seconds), 1), shot.stop - shot.start)
   ends = np.linspace(shot.start, shot.stop, count + 1).round().astype(int)
   return [Shot(a, b) for a, b in itertools.pairwise(ends.tolist())]
 
 
-def _drop(source: Source, start: float, reason: str, detail: str) -> Drop:
-  return Drop(source.row, source.path, start, reason, detail)
+def _drop(
+  row: ManifestRow, start: float | None, reason: str, detail: str
+) -> Drop:
+  return Drop(row.row, row.path, start, reason, detail)
 
 
-class _Looks:
-  """Some frames of a film, kept as JPEG while its shots are still unknown.
+class _Samples:
+  """Some frames of a video, kept as JPEG until its shots are known.
 
   Attributes:
-    times: of all frames, in seconds.
+    times: times of all frames, in seconds.
   """
 
   def __init__(self):
@@ -255,8 +256,8 @@ class _Looks:
     self._numbers: list[int] = []
     self._jpegs: list[bytes] = []
 
-  def watch(self, frames: Iterator) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Passes the frames on."""
+  def collect(self, frames: Iterator) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Yields the given frames without their times."""
     due = -math.inf
     for time, frame in frames:
       if time >= due:
@@ -264,18 +265,19 @@ class _Looks:
         Image.fromarray(frame).save(buffer, "JPEG", quality=95)
         self._numbers.append(len(self.times))
         self._jpegs.append(buffer.getvalue())
-        # A frame early rather than late, whatever the rounding of times.
-        due = time + 1 / _LOOKS - 1e-3
+        # Rather a frame early than late, however times are rounded.
+        due = time + 1 / _SAMPLE_FPS - 1e-3
       self.times.append(time)
       yield frame
 
-  def of(self, shot: Shot) -> tuple[UInt8[np.ndarray, "n h w 3"], list[float]]:
-    """The frames kept of a shot, at least one, and their times."""
-    first, last = (
-      bisect.bisect_left(self._numbers, frame)
-      for frame in (shot.start, shot.stop)
-    )
-    # None in a shot shorter than the step: then the one before it will do.
-    first = min(first, last - 1)
-    few = [np.array(Image.open(io.BytesIO(x))) for x in self._jpegs[first:last]]
-    return np.stack(few), [self.times[n] for n in self._numbers[first:last]]
+  def inside(
+    self, shot: Shot
+  ) -> tuple[UInt8[np.ndarray, "n h w 3"], list[float]]:
+    """The samples of a shot, at least one, and their times."""
+    first = bisect.bisect_left(self._numbers, shot.start)
+    stop = bisect.bisect_left(self._numbers, shot.stop)
+    # A shot may be shorter than the step; the sample before it is used then.
+    first = min(first, stop - 1)
+    jpegs = self._jpegs[first:stop]
+    frames = [np.array(Image.open(io.BytesIO(jpeg))) for jpeg in jpegs]
+    return np.stack(frames), [self.times[n] for n in self._numbers[first:stop]]

@@ -1,6 +1,6 @@
-"""A worker process of Beam's local runner that ends when the build does.
+"""A worker process of Beam's local runner that ends with the build.
 
-Beam's own would wait for a runner that is gone, for ever.
+Beam's own worker would wait for ever for a runner that was killed.
 """
 
 import runpy

@@ -1,6 +1,6 @@
-"""Calls in a process of their own, which a stall or a crash cannot outlive.
+"""Function calls in a child process, which a hang or a crash cannot outlive.
 
-Files of strangers make decoders hang, crash and ask for all memory there is.
+Damaged files make decoders hang, crash or ask for all the memory there is.
 """
 
 import contextlib
@@ -18,41 +18,40 @@ from typing import Any
 
 from i2vgen_jax.errors import InputError
 
-# Of address space: what one file may ask for.
+# Bytes of address space of a child process.
 MAX_MEMORY = 8 << 30
-# Of Linux's prctl: the signal that a process gets when its parent is gone.
+# Linux: prctl's option for the signal that a process gets when its parent ends.
 _PR_SET_PDEATHSIG = 1
 
 _HERE = threading.local()
 
 
 def guarded(fn: Callable[..., Any], *args: Any, seconds: float | int) -> Any:
-  """`fn(*args)`, done by a child process that this thread keeps.
+  """`fn(*args)`, called in a child process that this thread keeps.
 
   Args:
-    fn: a function that can be pickled, as its arguments and its result.
-    args: what it gets.
-    seconds: after which the child is killed.
+    fn: a function that can be pickled, like its arguments and its result.
+    args: arguments of the function.
+    seconds: time limit, after which the child is killed.
 
   Raises:
-    InputError: it stalled, the child died twice, or `fn` raised what is no
-      InputError.
-    InputError: what `fn` raises.
+    InputError: the call timed out, killed the child twice, raised InputError
+      itself, or raised anything else (reason "failed").
   """
   try:
     return _child().call(fn, args, seconds)
   except _Died:
-    # Who ends a build, or needs memory, may end a child first: only what
-    # happens again is the file's own fault.
+    # The child may have been killed from outside, for example when memory ran
+    # out. Only a second death is the fault of the call.
     pass
   try:
     return _child().call(fn, args, seconds)
-  except _Died as error:
-    raise InputError(str(error), "crashed") from error
+  except _Died as e:
+    raise InputError(str(e), "crashed") from e
 
 
 class _Died(Exception):
-  """A child is gone amid a call."""
+  """The child process ended during a call."""
 
 
 def _child() -> "_Child":
@@ -63,21 +62,22 @@ def _child() -> "_Child":
 
 
 class _Child:
-  """A process that does one call after the other."""
+  """A process that executes calls one after another."""
 
   def __init__(self):
     ours, theirs = connection.Pipe()
+    # It imports what this process can import. There is one child per core, so
+    # OpenCV needs no threads of its own.
+    environment = os.environ | {
+      "PYTHONPATH": os.pathsep.join(sys.path),
+      "OPENCV_FOR_THREADS_NUM": "1",
+    }
     self._process = subprocess.Popen(
       [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
       pass_fds=[theirs.fileno()],
-      # It imports what we can; workers are many, and one thread each is best.
-      env=os.environ
-      | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OPENCV_FOR_THREADS_NUM": "1",
-      },
+      env=environment,
       stdin=subprocess.DEVNULL,
-      # Ctrl-C is for the build, which then ends its children.
+      # Ctrl-C reaches the build only, which then ends its children.
       start_new_session=True,
     )
     theirs.close()
@@ -93,11 +93,11 @@ class _Child:
     try:
       self._pipe.send((fn, args))
       if not self._pipe.poll(seconds):
-        raise InputError(f"no end after {seconds:g} seconds", "stalled")
+        raise InputError(f"timed out after {seconds:g} seconds", "stalled")
       result, error = self._pipe.recv()
     except (EOFError, ConnectionError) as e:
-      code = self._process.wait()
-      raise _Died(f"the decoder died with status {code}, twice") from e
+      status = self._process.wait()
+      raise _Died(f"the process died twice, with status {status}") from e
     except BaseException:
       self._process.kill()
       self._process.wait()
@@ -108,35 +108,35 @@ class _Child:
 
 
 def _serve(pipe: connection.Connection) -> None:
-  """Answers until the parent is gone."""
+  """Executes calls until the parent closes the pipe."""
   with contextlib.suppress(EOFError, ConnectionError):
     while True:
       fn, args = pipe.recv()
-      pipe.send(_answer(fn, args))
+      pipe.send(_outcome(fn, args))
 
 
-def _answer(fn: Callable[..., Any], args: tuple) -> tuple[Any, Any]:
-  """The result, or what was raised."""
+def _outcome(fn: Callable[..., Any], args: tuple) -> tuple[Any, Any]:
+  """The result of a call and None, or None and an InputError."""
   try:
     return fn(*args), None
+  except InputError as e:
+    return None, e
   except MemoryError:
     text = f"needs more than {MAX_MEMORY >> 30} GiB of memory"
     return None, InputError(text, "too-large")
-  except InputError as error:
-    return None, error
-  except Exception as error:
-    # Said here, as not every exception survives the way between processes.
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    place = traceback.extract_tb(error.__traceback__)[-1]
+  except Exception as e:
+    # As text, because not every exception can be pickled.
+    text = " ".join(f"{type(e).__name__}: {e}".split())
+    place = traceback.extract_tb(e.__traceback__)[-1]
     where = f"{os.path.basename(place.filename)}:{place.lineno}"
-    return None, InputError(f"{said} ({where})", "failed")
+    return None, InputError(f"{text} ({where})", "failed")
 
 
 def die_with(parent: int) -> None:
-  """Ends this process when the thread that started it ends, even amid a call.
+  """Makes this process end when the thread that started it ends.
 
   Args:
-    parent: id of the process of that thread.
+    parent: process id of that thread.
   """
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,17 +1,20 @@
-"""Numbered tasks, one after the other or by Apache Beam.
+"""Numbered tasks, run one after another or by Apache Beam.
 
-A task writes its result under its final name when it is whole, and does
-nothing when that is there: it may be run twice, anywhere, in any order.
+Each task fills a folder of its own, which appears when it is complete. A task
+may therefore run twice, on any machine and in any order.
 """
 
+import dataclasses
 import os
 import shlex
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import replacing_folder
 
 Task = Callable[[int], None]
 # (task, its numbers)
@@ -23,57 +26,77 @@ _WATCH_SECONDS = 1.0
 
 
 def in_order(task: Task, numbers: Sequence[int]) -> None:
-  """Here and now."""
+  """Runs tasks in this process, one after another."""
   for number in numbers:
     task(number)
 
 
-def run_missing(
-  run: Runner,
-  task: Task,
-  is_done: Callable[[int], bool],
-  count: int,
-  what: str,
-  progress: Progress | None,
-) -> None:
-  """Runs the tasks without a result, and counts the results that appear.
+@dataclasses.dataclass(frozen=True)
+class FolderTasks:
+  """Tasks that each fill the folder `<prefix>-<number>`.
 
-  Args:
-    run: how.
-    task: see above.
-    is_done: whether the result of a task is there.
-    count: tasks in all, with and without a result.
-    what: name of the tasks, for `progress`.
-    progress: called now and then from a thread of its own.
+  Attributes:
+    prefix: path of the folders without their number.
+    count: number of tasks.
+    fill: writes the result of a task, by number, into an empty folder.
   """
-  missing = [number for number in range(count) if not is_done(number)]
-  over = threading.Event()
 
-  def watch() -> None:
-    left = missing
-    while not over.wait(_WATCH_SECONDS):
-      left = [number for number in left if not is_done(number)]
-      progress(what, count - len(left), count)
+  prefix: Path
+  count: int
+  fill: Callable[[int, Path], None]
 
-  watcher = threading.Thread(target=watch, daemon=True)
-  if progress:
+  def folder(self, number: int) -> Path:
+    """Folder with the result of a task; it exists when the task is done."""
+    return self.prefix.with_name(f"{self.prefix.name}-{number:06d}")
+
+  def __call__(self, number: int) -> None:
+    """Runs a task unless it is done."""
+    if not self.folder(number).exists():
+      with replacing_folder(self.folder(number)) as folder:
+        self.fill(number, folder)
+
+  def run(
+    self, run: Runner, name: str, progress: Progress | None
+  ) -> list[Path]:
+    """Runs the tasks that are not done yet.
+
+    Args:
+      run: runner of the tasks.
+      name: what the tasks are called in `progress`.
+      progress: called every second, from another thread, and at the end.
+
+    Returns:
+      The folders of all tasks.
+    """
+    progress = progress or (lambda *_: None)
+    folders = [self.folder(number) for number in range(self.count)]
+    missing = [n for n, folder in enumerate(folders) if not folder.exists()]
+    stopped = threading.Event()
+
+    def watch() -> None:
+      left = missing
+      while not stopped.wait(_WATCH_SECONDS):
+        left = [number for number in left if not folders[number].exists()]
+        progress(name, self.count - len(left), self.count)
+
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-  try:
-    run(task, missing)
-  finally:
-    over.set()
-  if progress:
-    watcher.join()
-    progress(what, count, count)
+    try:
+      run(self, missing)
+    finally:
+      stopped.set()
+      watcher.join()
+    progress(name, self.count, self.count)
+    return folders
 
 
 def beam_runner(flags: Sequence[str]) -> Runner:
-  """A runner that gives the tasks to Beam.
+  """A runner that gives the tasks to Apache Beam.
 
   Args:
-    flags: of Beam's pipeline options, such as `--runner=FlinkRunner`. By
-      default its local runner, with a thread per core. Every worker must see
-      the files under the same paths.
+    flags: Beam's pipeline options, such as `--runner=FlinkRunner`. The default
+      is its local runner with a thread per core. Every worker must see the
+      files under the same paths.
 
   Returns:
     A runner that raises InputError when the pipeline fails.
@@ -91,25 +114,25 @@ def beam_runner(flags: Sequence[str]) -> Runner:
     if not numbers:
       return
     try:
-      with beam.Pipeline(**_local_or_not(PipelineOptions(flags))) as pipeline:
+      with beam.Pipeline(**_pipeline(PipelineOptions(flags))) as pipeline:
         _ = (
           pipeline
           | beam.Create(list(numbers))
           | beam.Reshuffle()
           | beam.Map(task)
         )
-    except Exception as error:  # Runners raise what they like.
-      said = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as e:  # Runners raise any kind of exception.
+      lines = str(e).strip().splitlines() or [type(e).__name__]
       raise InputError(
-        f"the Beam pipeline failed: {said[-1]}; what is done stays, the same"
-        " command goes on from there"
-      ) from error
+        f"the Beam pipeline failed: {lines[-1]}; fix the cause and run the same"
+        " command again, which keeps what is done"
+      ) from e
 
   return run
 
 
-def _local_or_not(options) -> dict[str, Any]:
-  """What a pipeline gets; processes of the local runner end with this one."""
+def _pipeline(options) -> dict[str, Any]:
+  """Arguments of a pipeline; local worker processes end with this process."""
   from apache_beam.options.pipeline_options import DirectOptions
   from apache_beam.runners.portability.fn_api_runner import FnApiRunner
   from apache_beam.transforms.environments import SubprocessSDKEnvironment
@@ -117,7 +140,7 @@ def _local_or_not(options) -> dict[str, Any]:
   direct = options.view_as(DirectOptions)
   if direct.direct_running_mode != "multi_processing":
     return {"options": options}
-  # The mode would bring Beam's own command with it.
+  # The multi_processing mode would start workers with Beam's own command.
   direct.direct_running_mode = "in_memory"
   python = shlex.quote(sys.executable)
   command = f"exec {python} -m data_pipelines.running.beam_worker {os.getpid()}"

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float16, UInt8
 
 from data_pipelines.media import video
-from data_pipelines.running.builds import Progress
+from data_pipelines.running.runner import Progress
 from data_pipelines.shards import tfrecord
 from data_pipelines.shards.dataset import (
   SCORES,

@@ -9,7 +9,7 @@ import pytest
 from dataset_standin import counting_clip, write_dataset
 
 from data_pipelines.media import pictures
-from data_pipelines.running import builds
+from data_pipelines.procedural.build import build_procedural
 from data_pipelines.shards.dataset import Example
 from i2vgen_jax.tokenizer import Tokens
 
@@ -20,9 +20,7 @@ NUM_CLIPS = 24
 def procedural_dir(tmp_path_factory) -> Path:
   """24 procedural clips of 8 frames in 3 shards, and as many stills."""
   data_dir = tmp_path_factory.mktemp("built") / "train"
-  builds.build_procedural(
-    data_dir, NUM_CLIPS, "train", size=(48, 32), shard_size=10
-  )
+  build_procedural(data_dir, NUM_CLIPS, "train", size=(48, 32), shard_size=10)
   return data_dir
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from data_pipelines.loading.buckets import Bucket
 from data_pipelines.media import video
-from data_pipelines.running import builds
+from data_pipelines.procedural.build import build_procedural
 from launch import benchmark, demand
 from launch.demand import Case
 
@@ -23,7 +23,7 @@ LATER = ["JPEG q95, this size", "raw, this size", "latents (stand-in)"]
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("benchmark") / "set"
-  builds.build_procedural(folder, 3, "train", size=(48, 32), num_frames=12)
+  build_procedural(folder, 3, "train", size=(48, 32), num_frames=12)
   return folder
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.loading.reader import Reader
-from data_pipelines.running import builds
+from data_pipelines.procedural.build import build_procedural
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import Dataset, dataset_dir
 from i2vgen_jax import encode
@@ -23,7 +23,7 @@ SIZE = (32, 16)
 def pixels(tmp_path_factory):
   """Six clips of 8 frames and six pictures, in 3 shards each."""
   folder = tmp_path_factory.mktemp("pixels") / "set"
-  builds.build_procedural(folder, 6, "train", size=(48, 32), shard_size=2)
+  build_procedural(folder, 6, "train", size=(48, 32), shard_size=2)
   return folder
 
 

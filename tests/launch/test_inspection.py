@@ -13,9 +13,8 @@ from PIL import Image
 from data_pipelines.footage import survey
 from data_pipelines.footage.quarantine import Drop
 from data_pipelines.media import pictures
-from data_pipelines.running import builds
 from data_pipelines.shards.dataset import Example
-from i2vgen_jax.files import write_json_lines
+from i2vgen_jax.files import write_json, write_json_lines
 from launch import sheets
 
 EVIL = '<script>alert("1")</script> & a fox'
@@ -59,7 +58,7 @@ def data_dir(tmp_path):
   drops = [Drop(4, "x.mp4", 1.0, "no-shot", "30 frames <b>")]
   write_json_lines(root / "quarantine.jsonl", [d._asdict() for d in drops])
   told = {"identity": {"seed": 3}, "dropped": {"no-shot": 1234}}
-  builds.write_json(root / "build.json", told)
+  write_json(root / "build.json", told)
   return root
 
 

@@ -4,8 +4,8 @@ import cascade_standin
 import pytest
 from PIL import Image
 
-from data_pipelines.footage.build import Settings, build_footage
-from data_pipelines.footage.scan import ScanSettings
+from data_pipelines.footage.build import build_footage
+from data_pipelines.footage.settings import FootageSettings, ScanSettings
 from i2vgen_jax.training import record
 from launch import train
 
@@ -28,7 +28,7 @@ def shards(film, tmp_path_factory):
     rows = folder / f"{name}.csv"
     rows.write_text("\n".join(text.splitlines()[: 1 + count]))
     built = build_footage(
-      rows, folder / name, Settings(scan=scan, short_side=128)
+      rows, folder / name, FootageSettings(scan=scan, short_side=128)
     )
     assert built.num_videos >= count
     assert set(built.dropped) <= {"duplicate"}

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.running import builds
+from data_pipelines.procedural.build import build_procedural
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
@@ -55,7 +55,7 @@ def small(arg: str, cascade: Path, shards: Path):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
   folder = tmp_path_factory.mktemp("shards") / "train"
-  builds.build_procedural(folder, 8, "train", size=(64, 64))
+  build_procedural(folder, 8, "train", size=(64, 64))
   return folder
 
 

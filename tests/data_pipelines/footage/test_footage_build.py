@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from data_pipelines.footage.build import Settings, build_footage
-from data_pipelines.footage.manifest import Source
+from data_pipelines.footage.build import build_footage
+from data_pipelines.footage.filters import Limits
+from data_pipelines.footage.manifest import ManifestRow
 from data_pipelines.footage.quarantine import read_drops
-from data_pipelines.footage.scan import ScanSettings, scan
-from data_pipelines.footage.selection import Limits
-from data_pipelines.footage.writing import encode
+from data_pipelines.footage.scan import scan
+from data_pipelines.footage.settings import FootageSettings, ScanSettings
+from data_pipelines.footage.write import encode
 from data_pipelines.media import video
 from data_pipelines.procedural import world
 from data_pipelines.running import guard
@@ -30,7 +31,7 @@ from data_pipelines.shards.dataset import Dataset, dataset_dir
 from i2vgen_jax.errors import InputError
 
 WHOLE = ScanSettings(split_shots=False, min_frames=8)
-SETTINGS = Settings(scan=WHOLE, shard_size=3)
+SETTINGS = FootageSettings(scan=WHOLE, shard_size=3)
 
 
 def render(number, size=(96, 64), frames=12):
@@ -236,7 +237,7 @@ def test_the_order_is_that_of_neither_manifest_nor_runner(hostile, tmp_path):
   assert digests(tmp_path / "b") == first
   # The seed orders the records; turned about, the manifest changes only
   # which of two that look alike is kept.
-  other = Settings(scan=WHOLE, shard_size=3, seed=1)
+  other = FootageSettings(scan=WHOLE, shard_size=3, seed=1)
   build_footage(listing(folder, names), tmp_path / "c", other)
   ids = [
     [d[n]["id"] for n in range(len(d))]
@@ -278,10 +279,10 @@ def test_distributed_runners_give_the_same(hostile, tmp_path, job_service):
 
 BUILD = """
 import os, pathlib, signal, sys
-from data_pipelines.footage import build as footage, scanning, writing
-from data_pipelines.footage.scan import ScanSettings
+from data_pipelines.footage import build as footage, scan, write
+from data_pipelines.footage.settings import FootageSettings, ScanSettings
 
-changes, settings = 0, footage.Settings(
+changes, settings = 0, FootageSettings(
   scan=ScanSettings(split_shots=False, min_frames=8), shard_size=3
 )
 
@@ -324,7 +325,7 @@ def directly(fn, *args, seconds):
   return fn(*args)
 
 # A child for every build would be slow, and is not what is looked at.
-scanning.guarded = writing.guarded = directly
+scan.guarded = write.guarded = directly
 last = 1
 while status(sys.argv[1], f"{sys.argv[2]}/{last}", last) == -signal.SIGKILL:
   assert status(sys.argv[1], f"{sys.argv[2]}/{last}", 0) == 0, last
@@ -447,7 +448,7 @@ def test_a_finished_build_does_nothing(hostile, tmp_path):
   assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
   for change in (
     {"listed": listing(folder, ["good1.mp4"])},
-    {"settings": Settings(shard_size=4)},
+    {"settings": FootageSettings(shard_size=4)},
   ):
     arguments = {"listed": listed, "settings": SETTINGS} | change
     with pytest.raises(InputError, match="another list or other settings"):
@@ -467,7 +468,7 @@ def test_limits_leave_out_by_name(hostile, tmp_path):
   out = tmp_path / "out"
   build_footage(
     listing(tmp_path, names), out,
-    Settings(scan=WHOLE, limits=limits),
+    FootageSettings(scan=WHOLE, limits=limits),
   )  # fmt: skip
   reasons = {d.path.rsplit("/")[-1]: d.reason for d in quarantine(out)}
   assert reasons.keys() == {"still.mp4", "black.mp4"}
@@ -487,7 +488,7 @@ def test_a_stall_and_a_crash_end_one_file(hostile, tmp_path, monkeypatch):
   )
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.setattr(guard, "_HERE", threading.local())  # a new child
-  settings = Settings(
+  settings = FootageSettings(
     scan=ScanSettings(
       split_shots=False, min_frames=8, aesthetics="judge:judge"
     ),
@@ -513,7 +514,7 @@ def test_a_caption_each_epoch_or_one_of_all(hostile, tmp_path):
   folder, *_ = hostile
   row = {"path": "good0.mp4", "captions": ["one.", "two."]}
   for join, expected in ((False, [b"one.", b"two."]), (True, [b"one. two."])):
-    settings = Settings(
+    settings = FootageSettings(
       scan=ScanSettings(split_shots=False, join_captions=join, min_frames=8)
     )
     out = tmp_path / str(join)
@@ -542,7 +543,7 @@ def test_start_and_end_choose_a_part(hostile, tmp_path):
 def test_a_file_that_changed_after_its_scan_is_left_out(tmp_path, kept):
   path = tmp_path / "clip.mp4"
   video.write_mp4(path, render(1), 12)
-  source = Source(1, "clip.mp4", str(path), ("x",))
+  source = ManifestRow(1, "clip.mp4", str(path), ("x",))
   [candidate], _ = scan(source, path, WHOLE)
   late = candidate._replace(start=9.0, last=9.5) if not kept else candidate
   video.write_mp4(path, render(1)[: kept or 12], 12)
@@ -554,7 +555,7 @@ def test_an_edited_film_becomes_its_shots(footage, tmp_path):
   """bikes.mp4 has cuts at 30, 76, 137, 187 and 242."""
   rows = [{"path": str(footage["bikes"]), "caption": "a street"}]
   out = tmp_path / "out"
-  settings = Settings(scan=ScanSettings(max_seconds=1.2), short_side=128)
+  settings = FootageSettings(scan=ScanSettings(max_seconds=1.2), short_side=128)
   build_footage(manifest(tmp_path, rows), out, settings)
   dataset = Dataset([dataset_dir(out, "text_video")])
   spans = sorted(

@@ -11,7 +11,7 @@ from data_pipelines.footage import shots
 from data_pipelines.media import video
 from i2vgen_jax.errors import InputError
 
-TRUTH = Path(__file__).parent / "truth"
+TRUTH = Path(__file__).parents[1] / "truth"
 TOLERANCE = 2
 
 

@@ -112,7 +112,7 @@ def test_what_was_left_out(tmp_path, monkeypatch):
     ("no-shot", 3),
     ("empty", 1),
   ]
-  assert rows[0].meaning == "no such file, or nobody may read it"
+  assert rows[0].meaning == "the file does not exist or cannot be read"
   assert rows[1].example == "row 1 at 2.50 s: black"
   monkeypatch.setattr(survey, "_LINES", 2)
   assert survey.left_out(tmp_path, dropped)[2].example is None

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.footage import fingerprint, selection
+from data_pipelines.footage.filters import Limits
 from data_pipelines.footage.quarantine import read_drops
 from data_pipelines.footage.scan import Candidate
-from data_pipelines.footage.selection import Limits, first_alike, select
+from data_pipelines.footage.selection import first_alike, select
 from i2vgen_jax.files import write_json_lines
 
 

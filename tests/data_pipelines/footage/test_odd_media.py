@@ -10,9 +10,10 @@ from av.stream import Disposition
 from PIL import Image
 from skimage import data
 
-from data_pipelines.footage.manifest import Source
-from data_pipelines.footage.scan import ScanSettings, scan
-from data_pipelines.footage.writing import encode
+from data_pipelines.footage.manifest import ManifestRow
+from data_pipelines.footage.scan import scan
+from data_pipelines.footage.settings import ScanSettings
+from data_pipelines.footage.write import encode
 from data_pipelines.media import video
 from i2vgen_jax.errors import InputError
 
@@ -54,7 +55,7 @@ def write(path, pictures, codec="libx264", pixels="yuv420p", **given):
 
 def found(path, settings=WHOLE):
   """The only candidate in a file, and its example."""
-  source = Source(1, path.name, str(path), ("x",))
+  source = ManifestRow(1, path.name, str(path), ("x",))
   [candidate], drops = scan(source, path, settings)
   assert not drops
   return candidate, encode(candidate, path, 720)
@@ -62,7 +63,7 @@ def found(path, settings=WHOLE):
 
 def reason(path, settings=WHOLE):
   """Why nothing of a file can be used."""
-  source = Source(1, path.name, str(path), ("x",))
+  source = ManifestRow(1, path.name, str(path), ("x",))
   try:
     candidates, [drop] = scan(source, path, settings)
   except InputError as error:

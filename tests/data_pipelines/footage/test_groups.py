@@ -1,13 +1,12 @@
-"""A list of any length is spread in groups, and never held in memory."""
+"""Manifests of any length are written in groups, never held in memory."""
 
 import json
 import tracemalloc
 
 import pytest
 
-from data_pipelines.footage import groups
-from data_pipelines.footage.groups import Listing, read_group
-from data_pipelines.footage.manifest import Source, read_manifest
+from data_pipelines.footage.groups import Groups, bad_rows, read_group
+from data_pipelines.footage.manifest import ManifestRow, read_manifest
 from data_pipelines.footage.quarantine import read_drops
 from i2vgen_jax.errors import InputError
 
@@ -24,15 +23,15 @@ def write(folder, count, bad=()):
 @pytest.mark.parametrize(("count", "size"), [(3, 1), (200, 3), (2000, 16)])
 def test_the_groups_hold_the_rows_in_order(tmp_path, count, size):
   path = write(tmp_path, count, bad={0, 2})
-  listed = Listing(path)
-  assert (listed.rows, listed.sources) == (count, count - 2)
-  assert listed.group_size == size
-  listed.spread(tmp_path)
-  read = [list(read_group(tmp_path, n)) for n in range(listed.groups)]
+  groups = Groups(path)
+  assert (groups.num_rows, groups.num_files) == (count, count - 2)
+  assert groups.size == size
+  groups.write(tmp_path)
+  read = [list(read_group(tmp_path, n)) for n in range(groups.count)]
   assert {len(group) for group in read[:-1]} <= {size}
-  rows = [row for row in read_manifest(path) if isinstance(row, Source)]
+  rows = [row for row in read_manifest(path) if isinstance(row, ManifestRow)]
   assert [row for group in read for row in group] == rows
-  bad = read_drops(groups.bad_rows(tmp_path))
+  bad = read_drops(bad_rows(tmp_path))
   assert [(drop.row, drop.reason) for drop in bad] == [
     (1, "bad-row"),
     (3, "bad-row"),
@@ -40,20 +39,20 @@ def test_the_groups_hold_the_rows_in_order(tmp_path, count, size):
   assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_the_digest_tells_lists_apart_but_not_places(tmp_path):
+def test_the_digest_depends_on_the_rows_but_not_on_the_folder(tmp_path):
   for name in "ab":
     (tmp_path / name).mkdir()
   path = write(tmp_path / "a", 5)
-  first = Listing(path).digest
-  assert Listing(write(tmp_path / "b", 5)).digest == first
-  assert Listing(write(tmp_path / "b", 6)).digest != first
+  first = Groups(path).digest
+  assert Groups(write(tmp_path / "b", 5)).digest == first
+  assert Groups(write(tmp_path / "b", 6)).digest != first
 
 
-def test_a_list_that_changes_meanwhile_is_told(tmp_path):
-  listed = Listing(write(tmp_path, 5))
+def test_a_manifest_that_changes_while_it_is_read_is_an_error(tmp_path):
+  groups = Groups(write(tmp_path, 5))
   write(tmp_path, 5, bad={1})
   with pytest.raises(InputError, match="changed while it was read"):
-    listed.spread(tmp_path)
+    groups.write(tmp_path)
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path):
@@ -62,7 +61,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     folder.mkdir()
     path = write(folder, count)
     tracemalloc.start()
-    Listing(path).spread(folder)
+    Groups(path).write(folder)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return most

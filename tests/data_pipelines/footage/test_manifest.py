@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from data_pipelines.footage.manifest import Source, local_file, read_manifest
+from data_pipelines.footage.fetch import local_file
+from data_pipelines.footage.manifest import ManifestRow, read_manifest
 from data_pipelines.footage.quarantine import Drop
 from i2vgen_jax.errors import InputError
 
@@ -29,10 +30,10 @@ def test_a_list_of_objects(tmp_path):
     ],
   )
   assert list(read_manifest(path)) == [
-    Source(1, "a.mp4", str(tmp_path / "a.mp4"), ("a dog",), 0.0, math.inf),
-    Source(2, "sub/b.png", str(tmp_path / "sub/b.png"), ("one", "two")),
-    Source(3, "/x/c.mov", "/x/c.mov", ("c",), 1.5, 4.0),
-    Source(4, "gs://bucket/d.mp4", "gs://bucket/d.mp4", ("d",)),
+    ManifestRow(1, "a.mp4", str(tmp_path / "a.mp4"), ("a dog",), 0.0, math.inf),
+    ManifestRow(2, "sub/b.png", str(tmp_path / "sub/b.png"), ("one", "two")),
+    ManifestRow(3, "/x/c.mov", "/x/c.mov", ("c",), 1.5, 4.0),
+    ManifestRow(4, "gs://bucket/d.mp4", "gs://bucket/d.mp4", ("d",)),
   ]
   assert [row.is_picture for row in read_manifest(path)] == [0, 1, 0, 0]
 
@@ -106,7 +107,7 @@ def test_a_row_that_cannot_be_used(tmp_path, row, reason):
   good = {"path": "b.mp4", "caption": "b"}
   path = write(tmp_path / "list.jsonl", [row, good])
   drop, source = read_manifest(path)
-  assert isinstance(drop, Drop) and isinstance(source, Source)
+  assert isinstance(drop, Drop) and isinstance(source, ManifestRow)
   assert (drop.row, drop.reason) == (1, reason)
   assert drop.detail.isprintable() and len(drop.detail) < 200
   assert source.row == 2
@@ -129,7 +130,7 @@ def test_lists_of_every_writer_are_read(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
   location = str(tmp_path / "a.mp4")
   assert list(read_manifest(tmp_path / name)) == [
-    Source(1, "a.mp4", location, ("b",))
+    ManifestRow(1, "a.mp4", location, ("b",))
   ]
 
 
@@ -158,9 +159,9 @@ def test_one_row_that_cannot_be_read_is_one_drop(tmp_path, name, content):
   ("name", "content"),
   [
     ("semicolons.csv", b"path;caption\na.mp4;b\n"),
-    ("empty.csv", b""),
     ("wide.csv", "path,caption\na.mp4,b\n".encode("utf-16")),
     ("binary.csv", bytes(range(256))),
+    ("long.csv", b"x" * 200_000 + b"\na.mp4,b\n"),
   ],
 )
 def test_a_table_without_paths_is_told_at_once(tmp_path, name, content):
@@ -171,7 +172,7 @@ def test_a_table_without_paths_is_told_at_once(tmp_path, name, content):
 
 def test_a_pipe_is_no_list(tmp_path):
   os.mkfifo(tmp_path / "list.jsonl")
-  with pytest.raises(InputError, match="no regular file"):
+  with pytest.raises(InputError, match="pipe"):
     list(read_manifest(tmp_path / "list.jsonl"))
 
 
@@ -195,6 +196,13 @@ def test_what_is_odd_in_a_folder_is_told(tmp_path):
     ("pipe.mp4", "no-caption"),
     ("\udcff.mp4", "bad-row"),
   ]
+
+
+@pytest.mark.parametrize("name", ["empty.csv", "empty.jsonl"])
+def test_an_empty_list(tmp_path, name):
+  (tmp_path / name).touch()
+  with pytest.raises(InputError, match=f"{name} is empty"):
+    list(read_manifest(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["absent.jsonl", "list.txt", "absent"])

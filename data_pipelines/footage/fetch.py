@@ -1,0 +1,38 @@
+"""Files of a manifest on the local file system."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.running.guard import guarded
+from i2vgen_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def local_file(location: str, *, seconds: float | int) -> Iterator[Path]:
+  """Yields the path of a file, or of a temporary copy of what a URI names.
+
+  Args:
+    location: absolute path or URI.
+    seconds: time limit for copying.
+
+  Raises:
+    InputError: the file cannot be copied.
+  """
+  if "://" not in location:
+    yield Path(location)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    copy = Path(folder) / f"file{Path(location).suffix}"
+    guarded(_copy, location, copy, seconds=seconds)
+    yield copy
+
+
+def _copy(location: str, copy: Path) -> None:
+  from etils import epath
+
+  try:
+    epath.Path(location).copy(copy)
+  except Exception as e:  # Libraries of object stores raise their own.
+    raise InputError(f"cannot fetch {location}: {e}", "missing") from e

@@ -1,0 +1,50 @@
+"""Limits on the scores of clips and pictures: the filters of a build.
+
+To add a filter, measure its score in `scores.Scores`, list that score in
+`shards.dataset.SCORES`, and give it a field here. The command-line flag, its
+help and the reason in the quarantine follow from the name of the field.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+Bound = float | int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Bounds `min_X` and `max_X` on score X; None is no bound.
+
+  A score that was not measured passes: pictures have no motion, and aesthetics
+  needs a function of the user's.
+  """
+
+  min_motion: Bound = None
+  max_motion: Bound = None
+  min_sharpness: Bound = None
+  min_brightness: Bound = None
+  max_text_share: Bound = None
+  min_subject_share: Bound = None
+  min_aesthetics: Bound = None
+
+  def broken(self, scores: Mapping[str, float | int]) -> tuple[str, str] | None:
+    """Name of the first limit that the scores break, and a description."""
+    for name, bound in dataclasses.asdict(self).items():
+      side, score = name.split("_", 1)
+      value = scores.get(score, math.nan)
+      if bound is None:
+        continue
+      if value < bound if side == "min" else value > bound:
+        return name, f"{score} is {value:.4g}, and {name} is {bound:g}"
+    return None
+
+
+def _reason(limit: str) -> str:
+  side, score = limit.split("_", 1)
+  relation = "below" if side == "min" else "above"
+  return f"{score.replace('_', ' ')} {relation} the limit"
+
+
+# Name of each limit -> what it leaves out.
+REASONS = {f.name: _reason(f.name) for f in dataclasses.fields(Limits)}
