@@ -1,4 +1,4 @@
-"""The words that every part of the system shares."""
+"""Types that all parts of the library share."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ Array = jax.Array | np.ndarray
 
 
 # The members of these two are Any because JAX rebuilds pytrees around leaves
-# that are no arrays (shapes, shardings); their shapes stand in the docstring.
+# that are not arrays (shapes, shardings); the docstring gives their shapes.
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-  """What steers the denoiser; a member is None where the variant lacks it.
+  """Conditions of the denoiser; a member that its variant lacks is None.
 
   Attributes:
     text_context: float[b n d], CLIP text tokens, penultimate layer and final
@@ -26,7 +26,7 @@ class Conditioning:
     image_embeds: float[b e], projected, unnormalised CLIP embedding of the
       picture.
     image_latents: float[b h w c], scaled VAE latents of the picture.
-    fps: float[b], frames per second that the clip should play at.
+    fps: float[b], conditioning fps: frames per second of the clip.
   """
 
   text_context: Any = None
@@ -38,24 +38,22 @@ class Conditioning:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """One batch as the reader hands it to a training step.
-
-  It has pixels, or what the frozen networks made of them beforehand, or both.
+  """One batch of a training step: pixels, or encoded latents, or both.
 
   Attributes:
     token_ids: int[b n], captions, padded to the text tower's length.
     fps: float[b], frames per second of the drawn clip; 1 for still images.
-    index: int[b], number of the drawn example in the endless global order;
-      every random draw of a row derives from it, so that neither the host
-      count nor the mesh changes the noise.
+    index: int[b], number of the example in the endless global order. Every
+      random draw of a row derives from it, so neither the number of hosts nor
+      the mesh changes the noise.
     frames: uint8[b f h w 3], pixels of the clips; a still image is a clip of
       one frame.
     clip_images: float[b s s 3], the CLIP view of each first frame,
       normalised.
-    moments: float[b f h w 2c], mean and log variance of the latents; None has
-      the step encode the frames.
-    image_embeds: float[b e], CLIP's vector of each first frame; None has the
-      step look at the views.
+    moments: float[b f h w 2c], mean and log variance of the latents; if None,
+      the step encodes `frames`.
+    image_embeds: float[b e], CLIP embedding of each first frame; if None, the
+      step encodes `clip_images`.
   """
 
   token_ids: Any
@@ -68,6 +66,6 @@ class Batch:
 
   @property
   def num_frames(self) -> int:
-    """Of each clip."""
+    """Number of frames in each clip."""
     known = self.moments if self.frames is None else self.frames
     return known.shape[1]

@@ -1,13 +1,13 @@
-"""i2vgen: a picture becomes a video.
+"""i2vgen: image-to-video synthesis with I2VGen-XL.
 
-    i2vgen sample    makes a video of a picture and a sentence
-    i2vgen train     trains one network of a cascade
-    i2vgen data      makes what a training reads
-    i2vgen evaluate  measures a cascade on held-out clips
-    i2vgen convert   reads and writes the public forms of the weights
+    i2vgen sample    make a video from a picture and a sentence
+    i2vgen train     train one network of a cascade
+    i2vgen data      build, encode, inspect and benchmark datasets
+    i2vgen evaluate  measure a cascade on held-out clips
+    i2vgen convert   convert weights from and to the public formats
 
-`i2vgen COMMAND --help` says more. Exit status 2: something given is unusable,
-and one line on stderr says what.
+`i2vgen COMMAND --help` describes a command. Exit status 2 means that an
+argument or a file cannot be used; one line on stderr says why.
 """
 
 import difflib
@@ -27,13 +27,16 @@ _MODULES = {
   "evaluate": "launch.evaluate",
   "convert": "launch.convert",
 }
-# Of the extra `data`; what else is missing is missing for everybody.
+# Packages of the extra `data`; any other missing package is a bug.
 _EXTRA = (
+  "apache_beam",
   "clu",
+  "cv2",
   "grain",
   "google_crc32c",
   "matplotlib",
   "optax",
+  "scenedetect",
   "tensorboard",
   "tensorflow",
   "tensorflow_datasets",
@@ -41,7 +44,7 @@ _EXTRA = (
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs one subcommand; the result is the exit status."""
+  """Runs one command and returns the exit status."""
   argv = sys.argv[1:] if argv is None else argv
   if not argv or argv[0] in ("-h", "--help"):
     print(__doc__, end="", file=sys.stdout if argv else sys.stderr)
@@ -62,7 +65,7 @@ def _run(argv: list[str]) -> None:
     near = difflib.get_close_matches(name, _MODULES, 1)
     hint = f"did you mean {near[0]}?" if near else "see i2vgen --help"
     known = ", ".join(_MODULES)
-    raise InputError(f"{name!r} is none of the commands {known}; {hint}")
+    raise InputError(f"unknown command {name!r}; known are {known}; {hint}")
   _quiet()
   try:
     importlib.import_module(_MODULES[name]).main(rest)
@@ -77,17 +80,17 @@ def _run(argv: list[str]) -> None:
 
 
 def _quiet() -> None:
-  """Lets an error be the one line on stderr."""
-  # Orbax says of damaged weights what our own error says.
+  """Keeps stderr for our own lines."""
+  # Orbax logs what our own error already says about damaged weights.
   logging.set_verbosity(logging.FATAL)
-  # Start-up lines of TensorFlow, and of transformers where torch is absent.
+  # Start-up messages of TensorFlow, and of transformers without torch.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   sys.unraisablehook = _unraisable
 
 
 def _unraisable(event: "sys.UnraisableHookArgs") -> None:
-  """Passes over what Orbax's other reads say after one of them has failed."""
+  """Hides the messages of Orbax's other reads after one of them has failed."""
   if "Event loop is closed" not in str(event.exc_value):
     sys.__unraisablehook__(event)
 

@@ -1,4 +1,4 @@
-"""What can go wrong while XLA works, turned into what a person expects."""
+"""Ctrl-C and running out of memory while XLA computes."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ from i2vgen_jax.errors import InputError
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-  """Ctrl-C ends the process at once; Python alone would wait for XLA."""
+  """Lets Ctrl-C end the process at once; Python alone would wait for XLA."""
   before = signal.getsignal(signal.SIGINT)
   if before is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -24,7 +24,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory(advice: str) -> Iterator[None]:
-  """Raises InputError, with the advice, where memory runs out."""
+  """Raises InputError with the advice when memory runs out."""
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as e:
