@@ -1,6 +1,5 @@
 """A whole cascade folder of random weights, small enough for tests."""
 
-import contextlib
 import importlib.util
 import json
 from pathlib import Path
@@ -78,16 +77,6 @@ def random_params(module, seed):
     return values.astype(leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-@contextlib.contextmanager
-def quick_compiler():
-  """Half the time to compile; these networks run for milliseconds anyway."""
-  name = "jax_disable_most_optimizations"
-  before = jax.config.values[name]
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, before)
 
 
 def rewrite_config(folder, change):

@@ -1,4 +1,4 @@
-"""What all tests share: eight devices, checked annotations, large films."""
+"""What all tests share: devices, checked annotations, caches, fixtures."""
 
 import hashlib
 import io
@@ -26,12 +26,32 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 install_import_hook(["i2vgen_jax", "data_pipelines"], "beartype.beartype")
-# For `cascade_standin`, which tests of several folders import.
+# For the stand-ins, which tests of several folders import.
 sys.path.insert(0, str(Path(__file__).parent))
 
 TRUTH = Path(__file__).parent / "data_pipelines" / "truth"
 _SDIST = "moviepy==2.2.1"  # 58 MB; carries Big Buck Bunny and a trailer of it
 _FOLDER = "docs/_static/medias/getting_started/moviepy_10_minutes"
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+  """A whole cascade folder, small and untrained; nothing may change it."""
+  import cascade_standin  # Not before the environment is set.
+
+  return cascade_standin.write_cascade(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def quick_compiler():
+  """Half the time to compile; stand-in networks run for milliseconds anyway."""
+  import jax
+
+  name = "jax_disable_most_optimizations"
+  before = jax.config.values[name]
+  jax.config.update(name, True)
+  yield
+  jax.config.update(name, before)
 
 
 @pytest.fixture(scope="session")

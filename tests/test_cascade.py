@@ -15,29 +15,20 @@ from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PROMPT = "a red disc moves left"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-  with cascade_standin.quick_compiler():
-    yield
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  return cascade_standin.write_cascade(tmp_path_factory.mktemp("cascade"))
-
-
-@pytest.fixture(scope="module")
-def cascade(folder):
-  return Cascade.load(folder)
+def cascade(weights):
+  return Cascade.load(weights)
 
 
 @pytest.fixture
-def copy(folder, tmp_path):
+def copy(weights, tmp_path):
   """A cascade folder to spoil."""
-  return shutil.copytree(folder, tmp_path / "cascade")
+  return shutil.copytree(weights, tmp_path / "cascade")
 
 
 @pytest.fixture

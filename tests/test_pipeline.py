@@ -2,7 +2,6 @@
 
 import shutil
 
-import cascade_standin
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,26 +12,17 @@ import i2vgen_jax
 from i2vgen_jax import sharding, stage
 from i2vgen_jax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PROMPT = "a red disc moves left"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-  with cascade_standin.quick_compiler():
-    yield
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  return cascade_standin.write_cascade(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture(scope="module")
-def folder(whole, tmp_path_factory):
+def folder(weights, tmp_path_factory):
   """The base stage alone, to compile half as much."""
   folder = tmp_path_factory.mktemp("base") / "cascade"
   leave_out = shutil.ignore_patterns("refine")
-  return shutil.copytree(whole, folder, ignore=leave_out)
+  return shutil.copytree(weights, folder, ignore=leave_out)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +97,8 @@ def test_several_pictures(pipe, pictures, alone):
   np.testing.assert_array_equal(each, clips)
 
 
-def test_cascade(whole, pictures):
-  clips = i2vgen_jax.load(whole)(pictures[0], PROMPT, seed=3)
+def test_cascade(weights, pictures):
+  clips = i2vgen_jax.load(weights)(pictures[0], PROMPT, seed=3)
   width, height = REFINED_SIZE
   assert clips.shape == (1, NUM_FRAMES, height, width, 3)
   assert clips.dtype == np.uint8
@@ -203,9 +193,9 @@ def test_bad_numbers(refuses, pictures):
   assert "steps" in refuses(image, PROMPT, num_steps=0)
 
 
-def test_refine_stage_alone(whole, tmp_path, pictures):
+def test_refine_stage_alone(weights, tmp_path, pictures):
   leave_out = shutil.ignore_patterns("base")
-  only = shutil.copytree(whole, tmp_path / "refine", ignore=leave_out)
+  only = shutil.copytree(weights, tmp_path / "refine", ignore=leave_out)
   pipe = i2vgen_jax.load(only)
   with pytest.raises(InputError, match="a refine stage repairs a clip"):
     pipe(pictures[0], PROMPT)

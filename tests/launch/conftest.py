@@ -2,19 +2,12 @@
 
 import sys
 
-import cascade_standin
 import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
 
 from launch import cli
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-  """A whole cascade folder, small and untrained."""
-  return cascade_standin.write_cascade(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")

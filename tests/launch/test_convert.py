@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import cascade_standin
 import numpy as np
 import public_standin
 import pytest
@@ -23,8 +22,8 @@ UNET = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def traced_once():
-  with public_standin.traced_once(), cascade_standin.quick_compiler():
+def traced_once(quick_compiler):
+  with public_standin.traced_once():
     yield
 
 

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 
-import cascade_standin
 import numpy as np
 import pytest
 from cascade_standin import NUM_FRAMES
@@ -16,13 +15,9 @@ from i2vgen_jax.interop import StoredNetwork
 from i2vgen_jax.stage import Stage
 from launch import sample
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PROMPT = "a red disc moves left"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-  with cascade_standin.quick_compiler():
-    yield
 
 
 @pytest.fixture
