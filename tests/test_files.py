@@ -80,6 +80,13 @@ def test_files_of_killed_writers_are_removed(tmp_path):
   assert names(tmp_path) == ["a.tfrecord"]
 
 
+def test_a_written_file_is_alone_in_its_folder(tmp_path):
+  with replacing(tmp_path / "out.mp4") as path:
+    path.write_bytes(b"film")
+  assert names(tmp_path) == ["out.mp4"]
+  assert (tmp_path / "out.mp4").read_bytes() == b"film"
+
+
 def test_unwritable_paths_are_named(tmp_path):
   with (
     pytest.raises(InputError, match="absent"),

@@ -31,8 +31,8 @@ def test_manifest(run, tmp_path):
   Image.fromarray(skimage.data.coffee()).save(tmp_path / "coffee.jpg")
   scene = world.numbered_scene(0, 6, "train")
   clip = world.render(scene, (48, 32), 9)
-  video.write_mp4(tmp_path / "clip.mp4", clip, 8)
-  video.write_mp4(tmp_path / "short.mp4", clip[:3], 8)
+  (tmp_path / "clip.mp4").write_bytes(video.encode_mp4(clip, 8))
+  (tmp_path / "short.mp4").write_bytes(video.encode_mp4(clip[:3], 8))
   names = ["coffee.jpg", "clip.mp4", "short.mp4", "absent.mp4", "gone.mp4"]
   manifest = tmp_path / "list.jsonl"
   rows = [{"path": name, "caption": "something"} for name in names]

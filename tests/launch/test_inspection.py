@@ -84,7 +84,7 @@ def test_page_of_a_whole_set(run, data_dir, tmp_path):
   for text in (
     "2 clips and 2 pictures", EVIL, "猫", "1.1 s", "8 fps", "48x32", "32x64",
     "motion 0.5", "Not measured: motion", "1,234", "no-shot",
-    "no single shot", "row 4 at 1.00 s: 30 frames <b>", '"seed": 3',
+    "not a single shot", "row 4 at 1.00 s: 30 frames <b>", '"seed": 3',
   ):  # fmt: skip
     assert text in page.text, text
 

@@ -171,7 +171,7 @@ def test_refine_works_over_a_video(run, command, tmp_path):
   rng = np.random.default_rng(0)
   frames = rng.integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
   clip = tmp_path / "low.mp4"
-  video.write_mp4(clip, frames, 8)
+  clip.write_bytes(video.encode_mp4(frames, 8))
   status, _ = run(
     *command(image=clip, stage="refine", num_frames=NUM_FRAMES, seed=3)
   )
@@ -313,7 +313,7 @@ def test_truncated_video(refuses, tmp_path):
 
 def test_video_shorter_than_asked_for(refuses, tmp_path):
   clip = tmp_path / "clip.mp4"
-  video.write_mp4(clip, np.zeros((3, 64, 64, 3), np.uint8), 8)
+  clip.write_bytes(video.encode_mp4(np.zeros((3, 64, 64, 3), np.uint8), 8))
   line = refuses(image=clip, stage="refine", num_frames=9)
   assert "has 3 frames, fewer than the 9 asked for" in line
 

@@ -85,8 +85,12 @@ def hostile(tmp_path_factory):
 
   # ---- Good ones, some of them odd ----
   for number in range(3):
-    video.write_mp4(add(f"good{number}.mp4", None), render(number), 12)
-  video.write_mp4(add("strange\n\x1b ü 影片.mp4", None), render(11), 12)
+    add(f"good{number}.mp4", None).write_bytes(
+      video.encode_mp4(render(number), 12)
+    )
+  add("strange\n\x1b ü 影片.mp4", None).write_bytes(
+    video.encode_mp4(render(11), 12)
+  )
   Image.fromarray(data.astronaut()).save(add("good.png", None))
   write(add("turned.mp4", None), render(3))
   turn(folder / "turned.mp4")
@@ -459,9 +463,11 @@ def test_a_finished_build_does_nothing(hostile, tmp_path):
 def test_limits_leave_out_by_name(hostile, tmp_path):
   folder, *_ = hostile
   still = np.repeat(render(1)[:1], 12, axis=0)
-  video.write_mp4(tmp_path / "still.mp4", still, 12)
-  video.write_mp4(tmp_path / "black.mp4", np.zeros_like(still), 12)
-  video.write_mp4(tmp_path / "moving.mp4", render(6), 12)
+  (tmp_path / "still.mp4").write_bytes(video.encode_mp4(still, 12))
+  (tmp_path / "black.mp4").write_bytes(
+    video.encode_mp4(np.zeros_like(still), 12)
+  )
+  (tmp_path / "moving.mp4").write_bytes(video.encode_mp4(render(6), 12))
   names = [str(tmp_path / f"{n}.mp4") for n in ("still", "black", "moving")]
   names.append(str(folder / "good.png"))
   limits = Limits(min_motion=0.01, min_brightness=0.05)
@@ -495,7 +501,9 @@ def test_a_stall_and_a_crash_end_one_file(hostile, tmp_path, monkeypatch):
     stall_seconds=20,
   )
   names = ["good0.mp4", "odd.mkv", "turned.mp4", "black.mp4", "good2.mp4"]
-  video.write_mp4(folder / "black.mp4", np.zeros((12, 64, 96, 3), np.uint8), 12)
+  (folder / "black.mp4").write_bytes(
+    video.encode_mp4(np.zeros((12, 64, 96, 3), np.uint8), 12)
+  )
   out = tmp_path / "out"
   built = build_footage(listing(folder, names), out, settings)
   reasons = {d.path: d.reason for d in quarantine(out)}
@@ -542,11 +550,11 @@ def test_start_and_end_choose_a_part(hostile, tmp_path):
 @pytest.mark.parametrize("kept", [0, 5])
 def test_a_file_that_changed_after_its_scan_is_left_out(tmp_path, kept):
   path = tmp_path / "clip.mp4"
-  video.write_mp4(path, render(1), 12)
+  path.write_bytes(video.encode_mp4(render(1), 12))
   source = ManifestRow(1, "clip.mp4", str(path), ("x",))
   [candidate], _ = scan(source, path, WHOLE)
   late = candidate._replace(start=9.0, last=9.5) if not kept else candidate
-  video.write_mp4(path, render(1)[: kept or 12], 12)
+  path.write_bytes(video.encode_mp4(render(1)[: kept or 12], 12))
   with pytest.raises(InputError, match=f"{kept} frames where there were 12"):
     encode(late, path, 720)
 

@@ -150,21 +150,11 @@ def test_real_footage_decodes(footage, name, shape, seconds):
   assert psnr(frames[0], frames[1]) < 30
 
 
-def test_a_file_appears_whole(tmp_path, clip):
+def test_a_file_decodes_like_its_bytes(tmp_path, clip):
   path = tmp_path / "out.mp4"
-  video.write_mp4(path, clip, 8)
-  assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+  path.write_bytes(video.encode_mp4(clip, 8))
   frames, _ = video.decode_mp4(path)
   assert psnr(frames, clip) > 34
-
-
-def test_unwritable_paths_are_named(tmp_path, clip):
-  with pytest.raises(InputError, match="absent"):
-    video.write_mp4(tmp_path / "absent" / "out.mp4", clip, 8)
-  (tmp_path / "taken").mkdir()
-  with pytest.raises(InputError, match="taken"):
-    video.write_mp4(tmp_path / "taken", clip, 8)
-  assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
 
 def test_what_h264_cannot_hold_is_refused(clip):
