@@ -4,8 +4,8 @@ Nothing here is a trained model; a model of aesthetics is the user's own and
 comes in by `load_hook`.
 """
 
-import importlib
 import math
+import pkgutil
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -68,24 +68,8 @@ class Scores(NamedTuple):
   brightness: float
 
 
-def sample(times: Times, pairs: int = 4) -> list[int]:
-  """Chooses the frames of a shot that `score` needs, for `decode_mp4`.
-
-  Args:
-    times: of all frames, in seconds, rising.
-    pairs: how many pairs of frames `PAIR_GAP` apart, spread evenly.
-
-  Returns:
-    Rising frame numbers, at most two for each pair.
-  """
-  span = max(times[-1] - times[0] - PAIR_GAP, 0)
-  begins = times[0] + span * (np.arange(pairs) + 0.5) / pairs
-  wanted = np.concatenate([begins, begins + PAIR_GAP])
-  return sorted({int(np.abs(times - time).argmin()) for time in wanted})
-
-
 def score(frames: Frames, times: Times) -> Scores:
-  """Scores one shot by a few of its frames; `sample` chooses them.
+  """Scores one shot by a few of its frames.
 
   Args:
     frames: of one shot, of any size.
@@ -114,33 +98,24 @@ def score(frames: Frames, times: Times) -> Scores:
 
 
 def load_hook(spec: str) -> Callable[[Frames], float]:
-  """Finds a user's own score, of aesthetics for instance.
+  """Imports a user's own score, of aesthetics for instance.
 
   Args:
-    spec: `module:function`. The function takes the frames of a clip and gives
-      a number.
+    spec: `module:function`. The function takes the frames of a clip and
+      returns a number.
 
   Raises:
-    InputError: no such form, module, or function.
+    InputError: there is no such function.
   """
-  module_name, _, function_name = spec.partition(":")
-  if not module_name or not function_name:
-    raise InputError(
-      f"score function {spec!r} is not of the form module:function; give for"
-      " instance my_scores:aesthetics"
-    )
   try:
-    module = importlib.import_module(module_name)
-  except ImportError as error:
+    hook = pkgutil.resolve_name(spec)
+  except (ImportError, AttributeError, ValueError) as e:
     raise InputError(
-      f"cannot import {module_name} for the score function {spec}: {error};"
-      " install it or put its folder on PYTHONPATH"
-    ) from error
-  hook = getattr(module, function_name, None)
+      f"cannot load the score function {spec}: {e}; give module:function, with"
+      " the folder of the module on PYTHONPATH"
+    ) from e
   if not callable(hook):
-    raise InputError(
-      f"module {module_name} has no function {function_name}; check {spec}"
-    )
+    raise InputError(f"{spec} is not a function; give module:function")
   return hook
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.footage.fetch import local_file
-from data_pipelines.footage.quarantine import Drop, one_line
+from data_pipelines.footage.quarantine import Drop, drop
 from data_pipelines.footage.scan import CANDIDATES, DROPS, Candidate
 from data_pipelines.footage.selection import read_candidate
 from data_pipelines.footage.settings import FootageSettings
@@ -53,11 +53,10 @@ def write_shard(
       try:
         yield _example(candidate, settings).record(kind)
       except InputError as e:
-        where = candidate.row, candidate.path, candidate.start
-        drops.append(Drop(*where, e.reason, one_line(str(e))))
+        drops.append(drop(candidate, candidate.start, e))
 
   tfrecord.write_shard(folder / _SHARD, records())
-  write_json_lines(folder / DROPS, (drop._asdict() for drop in drops))
+  write_json_lines(folder / DROPS, (d._asdict() for d in drops))
 
 
 def publish(folder: Path, shard: Path) -> None:

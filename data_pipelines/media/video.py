@@ -379,8 +379,7 @@ def _timed(container: Any, track: Any) -> Iterator[av.VideoFrame]:
   for packet in container.demux(track):
     if packet.is_corrupt:
       raise InputError(
-        "is truncated: it ends within a frame; give an intact file",
-        "truncated",
+        "is truncated: it ends within a frame; give an intact file", "truncated"
       )
     for frame in packet.decode():
       if frame.time is None:
@@ -405,11 +404,7 @@ def _to_rgb(
   shrinks = size[0] * size[1] < frame.width * frame.height
   scaler = Interpolation.AREA if shrinks else Interpolation.BICUBIC
   rgb = converter.reformat(
-    frame,
-    *size,
-    format="rgb24",
-    interpolation=_EXACT | scaler,
-    threads=1,
+    frame, *size, format="rgb24", interpolation=_EXACT | scaler, threads=1
   )
   return _upright(rgb.to_ndarray(), frame)
 
