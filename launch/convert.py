@@ -15,9 +15,10 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from i2vgen_jax.errors import enough_memory
 from i2vgen_jax.interop import hub, sources, targets
 from i2vgen_jax.interop.choices import Choices
-from launch import arguments, guards
+from launch import arguments
 from launch.progress import Line, note
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> None:
   _report(found)
   targets.check(found, args.to)
   watched = {name: _watched(name, source) for name, source in found.items()}
-  with guards.memory("convert one network of the source at a time"):
+  with enough_memory("convert one network of the source at a time"):
     _write(args, folder, watched)
   note(f"wrote {args.target}")
   if args.to == "diffusers":

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import signal
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.stage import STAGES, Stage
-from launch import arguments, contact_sheet, guards, outputs
+from launch import arguments, contact_sheet, outputs
 from launch.input_clip import Frames, InputClip
 from launch.progress import Line, note
 
@@ -143,10 +144,7 @@ def main(argv: list[str]) -> None:
   plan = _plan(cascade, args, source)
   cut = _cut_tokens(cascade, plan, args.prompt)
   _describe_weights(cascade, bundled)
-  with (
-    guards.interruptible(),
-    guards.memory("choose a smaller --size or fewer --num-frames"),
-  ):
+  with _interruptible():
     clips = _generate(cascade, plan, source, args, seconds)
   *_, last = plan.values()
   with _timed(seconds, "encode"):
@@ -255,6 +253,19 @@ def _generate(
     LINE.end()
     clips[name] = given[0]
   return clips
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+  """Lets Ctrl-C end the process at once; Python alone would wait for XLA."""
+  before = signal.getsignal(signal.SIGINT)
+  if before is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+  try:
+    yield
+  finally:
+    if before is signal.default_int_handler:
+      signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
