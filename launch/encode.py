@@ -19,9 +19,10 @@ import numpy as np
 
 from data_pipelines.shards import latents
 from data_pipelines.shards.latents import Encoded, Encoder
-from i2vgen_jax import encode, sharding, weights
+from i2vgen_jax import encode, sharding
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import hub, sources
+from i2vgen_jax.interop import hub, stored
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models.build import Network
 from launch import arguments
 from launch.progress import Lines, note
@@ -52,7 +53,7 @@ def run(args: Namespace) -> None:
   Raises:
     InputError: no dataset, no autoencoder, or a size that does not fit it.
   """
-  found = sources.find(hub.resolve(args.weights))
+  found = stored.find(hub.resolve(args.weights))
   if "vae" not in found:
     raise InputError(f"no vae in {args.weights}; name weights that have one")
   mesh = sharding.make_mesh(devices=jax.local_devices())
@@ -91,7 +92,7 @@ def clip_size(towers: dict[str, Network]) -> int:
 
 def identity(towers: dict[str, Network]) -> dict[str, Any]:
   """What tells these networks from others."""
-  return {name: weights.digest(tower.params) for name, tower in towers.items()}
+  return {name: native.digest(tower.params) for name, tower in towers.items()}
 
 
 def make_encoder(

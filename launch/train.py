@@ -22,8 +22,9 @@ from data_pipelines.loading.augmentation import Augmentation
 from data_pipelines.loading.reader import Reader
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import kind_of
-from i2vgen_jax import interop, sharding, weights
+from i2vgen_jax import interop, sharding
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models import build
 from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training import tasks
@@ -104,7 +105,7 @@ def _check_latents(config: ConfigDict, task: tasks.Task) -> None:
   Raises:
     InputError: a dataset of latents was encoded by others.
   """
-  digest = functools.cache(lambda name: weights.digest(task.frozen[name]))
+  digest = functools.cache(lambda name: native.digest(task.frozen[name]))
   for given in (*config.data.video_dirs, *config.data.image_dirs):
     directory = Path(given if isinstance(given, str) else given[0])
     if not kind_of(directory).startswith("latent"):
@@ -125,7 +126,7 @@ def _initial_params(config: ConfigDict) -> Params | None:
   if config.objective == "autoencoder":
     vae = build.make_module("vae", config.vae.to_dict(), Path("config.vae"))
     abstract = build.abstract_params(vae)
-    return weights.load_params(Path(config.init_from), abstract, jnp.float32)
+    return native.load_params(Path(config.init_from), abstract, jnp.float32)
   if config.objective != "diffusion":
     raise InputError(
       f"config.init_from is no use to the objective {config.objective}; "

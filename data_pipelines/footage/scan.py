@@ -14,14 +14,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipelines.footage import fingerprint, scores, shots
-from data_pipelines.footage.fetch import local_file
+from data_pipelines.footage.fetch import call_on_file
 from data_pipelines.footage.groups import read_group
 from data_pipelines.footage.manifest import ManifestRow
 from data_pipelines.footage.quarantine import Drop, drop
 from data_pipelines.footage.settings import FootageSettings, ScanSettings
 from data_pipelines.footage.shots import Shot
 from data_pipelines.media import pictures, video
-from data_pipelines.running.guard import guarded
 from data_pipelines.shards.dataset import Kind
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
@@ -84,13 +83,13 @@ def scan_group(
   """
   candidates: list[Candidate] = []
   drops: list[Drop] = []
-  seconds = settings.stall_seconds
   for row in read_group(work, number):
     try:
-      with local_file(row.location, seconds=seconds) as file:
-        found = guarded(scan, row, file, settings.scan, seconds=seconds)
-      candidates += found[0]
-      drops += found[1]
+      good, bad = call_on_file(
+        scan, row, settings.scan, seconds=settings.stall_seconds
+      )
+      candidates += good
+      drops += bad
     except InputError as e:
       drops.append(drop(row, None, e))
   write_json_lines(folder / CANDIDATES, (c._asdict() for c in candidates))

@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from i2vgen_jax import encode, stage, weights
+from i2vgen_jax import encode, stage
 from i2vgen_jax.diffusion.schedules import make_schedule
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models import build
 from i2vgen_jax.models.build import Network
 from i2vgen_jax.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ class Task:
   def export(self, folder: Path, params: Params, batch: Batch) -> None:
     """Writes the trained networks as `folder`/NAME each."""
     for name, (config, tree) in self.exports(params, batch).items():
-      weights.save(folder / name, config, tree)
+      native.save(folder / name, config, tree)
 
 
 class LatentsMemory:
@@ -101,7 +102,7 @@ def clip_image_size(config: ConfigDict) -> int:
     return config.image_encoder.image_size
   folder = Path(config.frozen) / "image_encoder"
   if config.objective == "diffusion" and config.unet.use_image_embeds:
-    return weights.load_config(folder)["module"]["image_size"]
+    return native.load_config(folder)["module"]["image_size"]
   return 1  # Nobody looks at it.
 
 
@@ -111,7 +112,7 @@ def text_length(config: ConfigDict) -> int:
     return config.text_encoder.max_length
   folder = Path(config.frozen) / "text_encoder"
   if config.objective == "diffusion" and config.unet.use_text:
-    return weights.load_config(folder)["module"]["max_length"]
+    return native.load_config(folder)["module"]["max_length"]
   return 2
 
 
@@ -278,7 +279,7 @@ def _autoencoder(config: ConfigDict) -> Task:
 
   def scaling_factor(params: Params, batch: Batch) -> float:
     if settings["decoder_only"]:
-      return weights.load_config(Path(config.init_from))["scaling_factor"]
+      return native.load_config(Path(config.init_from))["scaling_factor"]
     # Scaled latents have unit variance on the training data.
     latents = vae.apply({"params": params}, flat(batch), method="encode").mean
     return float(1 / latents.std())
