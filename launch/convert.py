@@ -18,8 +18,8 @@ from pathlib import Path
 from i2vgen_jax.errors import enough_memory
 from i2vgen_jax.interop import hub, stored, write
 from i2vgen_jax.interop.choices import Choices
-from launch import arguments
-from launch.progress import Line, note
+from launch import old_arguments as arguments
+from launch.progress import ProgressBar, note
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -116,7 +116,7 @@ def _report(found: dict[str, stored.StoredNetwork]) -> None:
 
 def _watched(name: str, source: stored.StoredNetwork) -> stored.StoredNetwork:
   """The source, which says how many of its tensors have been read."""
-  tensors, line, done = source.tensors, Line(), itertools.count(1)
+  tensors, line, done = source.tensors, ProgressBar(), itertools.count(1)
   total = len(tensors.shapes)
 
   def read(key: str):

@@ -9,7 +9,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from i2vgen_jax.errors import InputError
-from launch import arguments, train
+from launch import old_arguments as arguments
+from launch import train
 
 _MISTAKES = (flags.Error, AttributeError, LookupError, TypeError, ValueError)
 
