@@ -41,24 +41,25 @@ class Batch:
   """One batch of a training step: pixels, or encoded latents, or both.
 
   Attributes:
-    token_ids: int[b n], captions, padded to the text tower's length.
     fps: float[b], frames per second of the drawn clip; 1 for still images.
     index: int[b], number of the example in the endless global order. Every
       random draw of a row derives from it, so neither the number of hosts nor
       the mesh changes the noise.
+    token_ids: int[b n], captions, padded to the text tower's length; None if
+      no network reads them.
     frames: uint8[b f h w 3], pixels of the clips; a still image is a clip of
       one frame.
     clip_images: float[b s s 3], the CLIP view of each first frame,
-      normalised.
+      normalised; None if no network reads them.
     moments: float[b f h w 2c], mean and log variance of the latents; if None,
       the step encodes `frames`.
     image_embeds: float[b e], CLIP embedding of each first frame; if None, the
       step encodes `clip_images`.
   """
 
-  token_ids: Any
   fps: Any
   index: Any
+  token_ids: Any = None
   frames: Any = None
   clip_images: Any = None
   moments: Any = None

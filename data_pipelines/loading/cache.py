@@ -13,12 +13,7 @@ class Views(NamedTuple):
   """What a step sees of one clip; the names are those of `Batch`."""
 
   frames: UInt8[np.ndarray, "f h w 3"]
-  clip_images: Float[np.ndarray, "s s 3"]
-
-  @property
-  def num_bytes(self) -> int:
-    """In memory."""
-    return self.frames.nbytes + self.clip_images.nbytes
+  clip_images: Float[np.ndarray, "s s 3"] | None
 
 
 class Latents(NamedTuple):
@@ -27,14 +22,13 @@ class Latents(NamedTuple):
   moments: Float[np.ndarray, "f h w c2"]
   image_embeds: Float[np.ndarray, "e"] | None
 
-  @property
-  def num_bytes(self) -> int:
-    """In memory."""
-    embeds = 0 if self.image_embeds is None else self.image_embeds.nbytes
-    return self.moments.nbytes + embeds
-
 
 Kept = Views | Latents
+
+
+def num_bytes(item: Kept) -> int:
+  """Size in memory."""
+  return sum(array.nbytes for array in item if array is not None)
 
 
 class Cache:
@@ -60,7 +54,7 @@ class Cache:
       if key in self._items:
         return
       self._items[key] = item
-      self._room -= item.num_bytes
+      self._room -= num_bytes(item)
       while self._room < 0:
         _, oldest = self._items.popitem(last=False)
-        self._room += oldest.num_bytes
+        self._room += num_bytes(oldest)

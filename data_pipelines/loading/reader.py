@@ -41,7 +41,7 @@ class _Example(NamedTuple):
   """One row of a batch."""
 
   views: Kept
-  token_ids: Int[np.ndarray, "n"]
+  token_ids: Int[np.ndarray, "n"] | None
   fps: float | int
 
 
@@ -63,8 +63,8 @@ class Reader:
     batch_size: int,
     size: tuple[int, int],
     buckets: Sequence[Sequence],
-    clip_size: int,
-    tokenizer: Callable[[list[str]], Any],
+    clip_size: int | None,
+    tokenizer: Callable[[list[str]], Any] | None,
     seed: int,
     augmentation: Augmentation | None = None,
   ):
@@ -80,9 +80,9 @@ class Reader:
       buckets: (num_frames, fps, weight) or (num_frames, fps, weight, (width,
         height)) each; one is drawn per step, with chances in proportion to
         the weights. It draws from the clips that `sampling.fits` gives it.
-      clip_size: side of the CLIP view.
+      clip_size: side of the CLIP view in pixels; None makes no views.
       tokenizer: an `i2vgen_jax.tokenizer.Tokenizer`: captions to `.ids` and
-        how many tokens were `.cut`.
+        how many tokens were `.cut`. None leaves the captions out.
       seed: of the order and of every draw.
       augmentation: None shows every picture as it is.
 
@@ -125,7 +125,7 @@ class Reader:
     examples = [self._example(number, bucket) for number in numbers]
     return Batch(
       **_stacked([example.views for example in examples]),
-      token_ids=np.stack([example.token_ids for example in examples]),
+      token_ids=_stack([example.token_ids for example in examples]),
       fps=np.array([example.fps for example in examples], np.float32),
       index=np.array(numbers, np.int64).astype(np.int32),
     )
@@ -196,10 +196,14 @@ class Reader:
     crops = [
       preprocessing.center_crop_wide(frame, width, height) for frame in frames
     ]
-    first = preprocessing.clip_view(frames[0], width, self._clip_size)
+    first = None
+    if self._clip_size is not None:
+      first = preprocessing.clip_view(frames[0], width, self._clip_size)
     return Views(np.stack(crops), first)
 
-  def _token_ids(self, caption: str) -> Int[np.ndarray, "n"]:
+  def _token_ids(self, caption: str) -> Int[np.ndarray, "n"] | None:
+    if self._tokenizer is None:
+      return None
     with self._token_lock:  # the tokenizer must not run in two threads at once
       ids, (cut,) = self._tokenizer([caption])
       self.captions_read += 1
@@ -232,8 +236,12 @@ def _load_latents(
 def _stacked(views: Sequence[Kept]) -> dict[str, np.ndarray | None]:
   """Members of a batch by name."""
   return {
-    name: None if column[0] is None else np.stack(column)
+    name: _stack(column)
     for name, column in zip(
       views[0]._fields, zip(*views, strict=True), strict=True
     )
   }
+
+
+def _stack(column: Sequence[np.ndarray | None]) -> np.ndarray | None:
+  return None if column[0] is None else np.stack(column)

@@ -38,6 +38,17 @@ class Posterior:
     """The latents that a standard normal draw `noise` selects."""
     return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
+  @property
+  def moments(self) -> Float[Array, "*n h w c2"]:
+    """Mean and log variance joined on channels, as they are stored."""
+    return jnp.concatenate([self.mean, self.logvar], axis=-1)
+
+  @classmethod
+  def from_moments(cls, moments: Float[Array, "*n h w c2"]) -> "Posterior":
+    """The inverse of `moments`, in float32."""
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return cls(mean, logvar)
+
 
 def _norm(x: Array, groups: int, param_dtype: Any, name: str) -> Array:
   """GroupNorm with float32 moments, back in the dtype of x."""
@@ -229,8 +240,9 @@ class AutoencoderKL(nn.Module):
         f"make both sides multiples of {factor}"
       )
     moments = self.quant_conv(self.encoder(frames.astype(self.dtype)))
-    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-    return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
+    posterior = Posterior.from_moments(moments)
+    logvar = jnp.clip(posterior.logvar, -30.0, 20.0)
+    return dataclasses.replace(posterior, logvar=logvar)
 
   def decode(self, latents: Float[Array, "n h w c"]) -> Float[Array, "n H W 3"]:
     """Frames of unscaled latents, float32, about [-1, 1] and not clipped."""

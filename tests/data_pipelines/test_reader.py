@@ -60,6 +60,12 @@ def test_a_batch_has_the_promised_arrays(opened):
   assert shapes == {1, 4, 8}
 
 
+def test_views_and_captions_that_no_network_reads_are_left_out(opened):
+  batch = opened(clip_size=None, tokenizer=None).batch(0)
+  assert batch.clip_images is None and batch.token_ids is None
+  np.testing.assert_array_equal(batch.frames, opened().batch(0).frames)
+
+
 def test_another_reader_and_a_resumed_one_give_the_same(opened):
   whole = [opened().batch(step) for step in range(6)]
   clips = opened()
