@@ -114,7 +114,7 @@ def test_more_shards_than_a_process_may_have_files(tmp_path, few_files):
 def test_folders_without_a_dataset_are_rejected(tmp_path, procedural_dir):
   with pytest.raises(InputError, match="nowhere"):
     Dataset([tmp_path / "nowhere"])
-  with pytest.raises(InputError, match="dataset_info.json.*give a folder"):
+  with pytest.raises(InputError, match=r"dataset_info\.json.*give a folder"):
     Dataset([procedural_dir])  # the data_dir, not the dataset
 
 
