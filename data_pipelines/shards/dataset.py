@@ -87,6 +87,11 @@ def make_record(kind: Kind, values: Mapping[str, Any]) -> Record:
   return Record(tfrecord.encode_example(features), *shape)
 
 
+def media_of(record: Mapping[str, Any]) -> bytes:
+  """The mp4 or JPEG file in a record of pixels."""
+  return record["image"] if "image" in record else record["video"]
+
+
 def load_frames(
   record: Mapping[str, Any],
   select: Callable[[video.Times], Sequence[int]] | None = None,
