@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 
 from i2vgen_jax import interop, preprocessing
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.tensors import weight_dtype
+from i2vgen_jax.interop.formats.tensors import weight_dtype
 from i2vgen_jax.models.build import Network, towers_of
 from i2vgen_jax.preprocessing import Picture
 from i2vgen_jax.stage import (

@@ -32,7 +32,7 @@ from i2vgen_jax.evaluation.quality import psnr
 from i2vgen_jax.tokenizer import Tokenizer
 from launch import demand
 from launch.demand import Case
-from launch.progress import Line, note
+from launch.progress import ProgressBar, note
 
 # Side of the CLIP view.
 _CLIP = 224
@@ -163,7 +163,7 @@ def _timed(
   case: Case, ways: Sequence[_Way], number: int, repeats: int
 ) -> list[demand.Speed]:
   seconds: dict[str, list[float]] = {way.name: [] for way in ways}
-  line = Line()
+  line = ProgressBar()
   line.begin(str(case), repeats)
   for repeat in range(repeats):
     for way in ways:
@@ -308,7 +308,7 @@ def _build_cost(
   )
   settings = ScanSettings(min_frames=1, max_seconds=math.inf)
   scanned, written, frames, sizes = [], [], [], []
-  line = Line()
+  line = ProgressBar()
   line.begin(f"{kind}, built again", len(chosen))
   for done, number in enumerate(chosen.tolist(), 1):
     record = dataset[number]

@@ -15,10 +15,11 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from i2vgen_jax.interop import hub, sources, targets
+from i2vgen_jax.interop import hub, stored, write
 from i2vgen_jax.interop.choices import Choices
-from launch import arguments, guards
-from launch.progress import Line, note
+from launch import guards
+from launch import old_arguments as arguments
+from launch.progress import ProgressBar, note
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -65,18 +66,18 @@ def main(argv: list[str]) -> None:
   """
   args = parser().parse_args(argv)
   folder = hub.resolve(args.source, half=args.dtype in _DTYPES[1:])
-  found = sources.find(folder, dict(args.choose))
+  found = stored.find(folder, dict(args.choose))
   if args.to in ("vgen", "modelscope"):
     found = _unet_alone(found, args.to)
   _report(found)
-  targets.check(found, args.to)
+  write.check(found, args.to)
   watched = {name: _watched(name, source) for name, source in found.items()}
   with guards.memory("convert one network of the source at a time"):
     _write(args, folder, watched)
   note(f"wrote {args.target}")
   if args.to == "diffusers":
-    words = sources.tokenizer_folder(folder)
-    if missing := targets.missing_parts(found, words):
+    words = stored.tokenizer_folder(folder)
+    if missing := write.missing_parts(found, words):
       note(f"no whole repository: it lacks {', '.join(missing)}")
 
 
@@ -87,7 +88,7 @@ def _unet_alone(found: dict, form: str) -> dict:
   return unets
 
 
-def _report(found: dict[str, sources.Source]) -> None:
+def _report(found: dict[str, stored.StoredNetwork]) -> None:
   """All keys on standard output, a summary beside it; then what is wrong."""
   reports = {name: source.report() for name, source in found.items()}
   try:
@@ -113,9 +114,9 @@ def _report(found: dict[str, sources.Source]) -> None:
   note("takes " + ", ".join(f"{n} {v}" for n, v in taken.items()))
 
 
-def _watched(name: str, source: sources.Source) -> sources.Source:
+def _watched(name: str, source: stored.StoredNetwork) -> stored.StoredNetwork:
   """The source, which says how many of its tensors have been read."""
-  tensors, line, done = source.tensors, Line(), itertools.count(1)
+  tensors, line, done = source.tensors, ProgressBar(), itertools.count(1)
   total = len(tensors.shapes)
 
   def read(key: str):
@@ -132,12 +133,12 @@ def _watched(name: str, source: sources.Source) -> sources.Source:
 
 
 def _write(args: Namespace, folder: Path, found: dict) -> None:
-  tokenizer = sources.tokenizer_folder(folder)
+  tokenizer = stored.tokenizer_folder(folder)
   match args.to:
     case "orbax":
-      targets.write_orbax(found, args.target, tokenizer, args.dtype)
+      write.write_orbax(found, args.target, tokenizer, args.dtype)
     case "diffusers":
-      targets.write_diffusers(found, args.target, tokenizer, args.dtype)
+      write.write_diffusers(found, args.target, tokenizer, args.dtype)
     case _:
       (source,) = found.values()
-      targets.write_torch(source, args.target, args.to, args.dtype)
+      write.write_torch(source, args.target, args.to, args.dtype)

@@ -1,4 +1,4 @@
-"""Makes what a training reads: shards of clips and pictures, a vocabulary.
+"""Builds, encodes and inspects training data.
 
     i2vgen data build procedural --output DIR --num-clips 10000
     i2vgen data build manifest clips.jsonl --output DIR
@@ -9,13 +9,16 @@
     i2vgen data benchmark DIR
     i2vgen data vocabulary --output DIR
 
-A build that was killed goes on when the same command is given again; one that
-is finished does nothing. What stands behind `--` goes to Apache Beam.
+A build that was interrupted continues when the same command is run again; a
+finished build is left as it is. Arguments after `--` go to Apache Beam.
 """
 
+import collections
 import dataclasses
-from argparse import Namespace
 from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
 
 from data_pipelines.footage.build import build_footage
 from data_pipelines.footage.filters import Limits
@@ -28,205 +31,190 @@ from data_pipelines.running.runner import beam_runner
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
 from launch import arguments, encode
-from launch.progress import Lines, note
-
-_REASONS = 5
-
-
-def parser() -> arguments.Parser:
-  """The command line of `i2vgen data`."""
-  made = arguments.Parser("i2vgen data", description=__doc__)
-  commands = made.add_subparsers(required=True, metavar="COMMAND")
-  builds = commands.add_parser(
-    "build", help="TFRecord shards of clips and pictures"
-  ).add_subparsers(required=True, metavar="SOURCE")
-  _procedural_arguments(builds.add_parser("procedural", help="drawn clips"))
-  _manifest_arguments(
-    builds.add_parser("manifest", help="clips and photos that a list names")
-  )
-  encode.add_arguments(
-    commands.add_parser("encode", help="latents of such shards, beforehand")
-  )
-  _inspect_arguments(
-    commands.add_parser("inspect", help="a page that shows a dataset")
-  )
-  _benchmark_arguments(
-    commands.add_parser("benchmark", help="how fast a dataset is read")
-  )
-  vocabulary = commands.add_parser(
-    "vocabulary", help="tokenizer in which each procedural word is one token"
-  )
-  vocabulary.add_argument("--output", type=Path, required=True)
-  vocabulary.set_defaults(run=_vocabulary)
-  return made
+from launch.arguments import Count, Fps, Seconds, Seed, Size
+from launch.progress import ProgressBar, note
 
 
-def _procedural_arguments(made: arguments.Parser) -> None:
-  made.set_defaults(run=_procedural)
-  add = made.add_argument
-  add("--output", type=Path, required=True)
-  add("--num-clips", type=arguments.count, required=True, metavar="N")
-  add(
-    "--split",
-    choices=("train", "test"),
-    default="train",
-    help="side of the held-out combinations; default: train",
-  )
-  add("--size", type=arguments.size, default=(128, 128), metavar="WxH")
-  add("--num-frames", type=arguments.count, default=8, metavar="F")
-  add("--fps", type=arguments.rate, default=8.0)
-  add("--seed", type=arguments.seed, default=0)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Procedural:
+  """Clips of drawn shapes, and one picture from each.
+
+  For example: i2vgen data build procedural --output DIR --num-clips 10000
+
+  Attributes:
+    output: Folder to create.
+    num_clips: Number of clips, and of pictures.
+    split: Side of the held-out combinations of shape, ground and motion.
+    size: Size of the frames, in pixels.
+    num_frames: Number of frames in each clip.
+    fps: Frames per second.
+    seed: Seed of all scenes.
+  """
+
+  output: Path
+  num_clips: Count
+  split: Literal["train", "test"] = "train"
+  size: Size = (128, 128)
+  num_frames: Count = 8
+  fps: Fps = 8.0
+  seed: Seed = 0
 
 
-def _manifest_arguments(made: arguments.Parser) -> None:
-  made.set_defaults(run=_manifest)
-  add = made.add_argument
-  add(
-    "manifest",
-    type=Path,
-    metavar="MANIFEST",
-    help=".jsonl, or .csv with a header: path (relative to it) or URI, caption "
-    "or captions, perhaps start and end in seconds; or a folder of NAME.mp4 "
-    "with NAME.txt",
-  )
-  add("--output", type=Path, required=True)
-  add("--split", choices=("train", "test"), default="train")
-  add(
-    "--whole",
-    action="store_true",
-    help="each row is one shot already; default: films are cut into shots",
-  )
-  add(
-    "--min-frames",
-    type=arguments.count,
-    default=ScanSettings.min_frames,
-    metavar="F",
-    help="shorter shots are left out; default: %(default)s",
-  )
-  add(
-    "--max-seconds",
-    type=arguments.rate,
-    default=ScanSettings.max_seconds,
-    metavar="S",
-    help="longer shots become several clips; default: %(default)s",
-  )
-  add(
-    "--short-side",
-    type=arguments.count,
-    default=FootageSettings.short_side,
-    metavar="PIXELS",
-    help="what is larger is scaled down; default: %(default)s",
-  )
-  add(
-    "--join-captions",
-    action="store_true",
-    help="the captions of a row become one; default: one is drawn each epoch",
-  )
-  add(
-    "--aesthetics",
-    metavar="MODULE:FUNCTION",
-    help="gives a number to frames uint8[n h w 3], for --min-aesthetics",
-  )
-  for field in dataclasses.fields(Limits):
-    add(
-      f"--{field.name.replace('_', '-')}",
-      type=float,
-      metavar="X",
-      help=f"left out: {REASONS[field.name]}",
-    )
-  add(
-    "--shard-size",
-    type=arguments.count,
-    default=FootageSettings.shard_size,
-    metavar="N",
-    help="examples of a shard; default: %(default)s, which suits clips: give"
-    " thousands for pictures",
-  )
-  add("--seed", type=arguments.seed, default=0, help="of the order")
-  add(
-    "--stall-seconds",
-    type=arguments.rate,
-    default=FootageSettings.stall_seconds,
-    metavar="S",
-    help="time for one file; default: %(default)s",
-  )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+  """Clips and photos that a list names.
+
+  For example: i2vgen data build manifest clips.jsonl --output DIR
+
+  Attributes:
+    manifest: A .jsonl file, or a .csv file with a header: path (relative to
+      the file) or URI, caption or captions, optionally start and end in
+      seconds; or a folder of NAME.mp4 with NAME.txt.
+    output: Folder to create.
+    split: Name of the split.
+    whole: Take each row as one shot instead of cutting videos into shots.
+    min_frames: Leave out shorter shots.
+    max_seconds: Divide longer shots into several clips.
+    short_side: Scale larger frames down to this shorter side, in pixels.
+    join_captions: Join the captions of a row instead of drawing one in each
+      epoch.
+    aesthetics: MODULE:FUNCTION that scores frames uint8[n h w 3], for
+      --min-aesthetics.
+    limits: Leave out clips and pictures by their scores.
+    shard_size: Number of examples in each shard. The default suits clips; use
+      thousands for pictures.
+    seed: Seed of the order.
+    stall_seconds: Time limit for one file.
+  """
+
+  manifest: Positional[Path]
+  output: Path
+  split: Literal["train", "test"] = "train"
+  whole: bool = False
+  min_frames: Count = ScanSettings.min_frames
+  max_seconds: Seconds = ScanSettings.max_seconds
+  short_side: Count = FootageSettings.short_side
+  join_captions: bool = False
+  aesthetics: str | None = None
+  limits: Limits = dataclasses.field(default_factory=Limits)
+  shard_size: Count = FootageSettings.shard_size
+  seed: Seed = 0
+  stall_seconds: Seconds = FootageSettings.stall_seconds
 
 
-def _inspect_arguments(made: arguments.Parser) -> None:
-  made.set_defaults(run=_inspect)
-  add = made.add_argument
-  add("data_dir", type=Path, metavar="DIR", help="what `data build` wrote")
-  add(
-    "--output",
-    type=Path,
-    default=Path("inspection"),
-    help="folder for index.html and its pictures; default: %(default)s",
-  )
-  add(
-    "--count",
-    type=arguments.count,
-    default=12,
-    metavar="N",
-    help="clips, and pictures, to show; default: %(default)s",
-  )
-  add("--seed", type=arguments.seed, default=0, help="of the draw")
+@dataclasses.dataclass(frozen=True)
+class Build:
+  """TFRecord shards of clips and pictures."""
+
+  source: Procedural | Manifest
 
 
-def _benchmark_arguments(made: arguments.Parser) -> None:
-  made.set_defaults(run=_benchmark)
-  add = made.add_argument
-  add("data_dir", type=Path, metavar="DIR", help="what `data build` wrote")
-  add(
-    "--count",
-    type=arguments.count,
-    default=8,
-    metavar="N",
-    help="examples of each pass, fewer where the dataset has fewer;"
-    " default: %(default)s",
-  )
-  add(
-    "--repeats",
-    type=arguments.count,
-    default=5,
-    metavar="R",
-    help="passes, of which the median counts; default: %(default)s",
-  )
-  add("--seed", type=arguments.seed, default=0, help="of the draw")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspect:
+  """A web page that shows samples and statistics of a dataset.
+
+  For example: i2vgen data inspect DIR --output inspection
+
+  Attributes:
+    data_dir: Folder that `data build` wrote.
+    output: Folder for index.html and its pictures.
+    count: Number of clips, and of pictures, to show.
+    seed: Seed of the random sample.
+  """
+
+  data_dir: Positional[Path]
+  output: Path = Path("inspection")
+  count: Count = 12
+  seed: Seed = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+  """How fast a dataset is read.
+
+  For example: i2vgen data benchmark DIR
+
+  Attributes:
+    data_dir: Folder that `data build` wrote.
+    count: Number of examples in each pass; fewer if the dataset has fewer.
+    repeats: Number of passes; the median counts.
+    seed: Seed of the random sample.
+  """
+
+  data_dir: Positional[Path]
+  count: Count = 8
+  repeats: Count = 5
+  seed: Seed = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+  """A tokenizer in which each word of the procedural captions is one token.
+
+  For example: i2vgen data vocabulary --output DIR
+
+  Attributes:
+    output: Folder to create.
+  """
+
+  output: Path
 
 
 def main(argv: list[str]) -> None:
-  """Builds what the arguments say.
+  """Runs `i2vgen data`.
 
   Raises:
-    InputError: unusable arguments, or nothing that can be built.
+    InputError: Unusable arguments or data.
   """
   own, beam = argv, []
   if "--" in argv:
     place = argv.index("--")
     own, beam = argv[:place], argv[place + 1 :]
-  args = parser().parse_args(own)
-  args.beam = beam
-  args.run(args)
-
-
-def _procedural(args: Namespace) -> None:
-  line = Lines()
-  built = build_procedural(
-    args.output,
-    args.num_clips,
-    args.split,
-    size=args.size,
-    num_frames=args.num_frames,
-    fps=args.fps,
-    seed=args.seed,
-    progress=line,
+  command = arguments.parse(
+    Build | encode.Encode | Inspect | Benchmark | Vocabulary,
+    own,
+    "i2vgen data",
+    __doc__,
   )
-  line.end()
-  _tell(built, args.output)
+  match command:
+    case Build(Procedural() as args):
+      _build_procedural(args)
+    case Build(args):
+      _build_manifest(args, beam)
+    case encode.Encode():
+      encode.run(command)
+    case Inspect(data_dir=folder):
+      from launch import inspection  # matplotlib is slow to import
+
+      inspection.inspect(folder, command.output, command.count, command.seed)
+    case Benchmark(data_dir=folder):
+      from launch import benchmark
+
+      print(
+        benchmark.benchmark(
+          folder, command.count, command.repeats, command.seed
+        )
+      )
+    case Vocabulary(output=folder):
+      _write_vocabulary(folder)
 
 
-def _manifest(args: Namespace) -> None:
-  limits = {f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)}
+def _build_procedural(args: Procedural) -> None:
+  with ProgressBar() as progress:
+    built = build_procedural(
+      args.output,
+      args.num_clips,
+      args.split,
+      size=args.size,
+      num_frames=args.num_frames,
+      fps=args.fps,
+      seed=args.seed,
+      progress=progress,
+    )
+  _report(built, args.output)
+
+
+def _build_manifest(args: Manifest, beam: list[str]) -> None:
   settings = FootageSettings(
     split=args.split,
     scan=ScanSettings(
@@ -236,56 +224,42 @@ def _manifest(args: Namespace) -> None:
       join_captions=args.join_captions,
       aesthetics=args.aesthetics,
     ),
-    limits=Limits(**limits),
+    limits=args.limits,
     short_side=args.short_side,
     shard_size=args.shard_size,
     seed=args.seed,
     stall_seconds=args.stall_seconds,
   )
-  line = Lines()
-  built = build_footage(
-    args.manifest,
-    args.output,
-    settings,
-    run=beam_runner(args.beam),
-    progress=line,
-  )
-  line.end()
-  _tell(built, args.output)
+  with ProgressBar() as progress:
+    built = build_footage(
+      args.manifest,
+      args.output,
+      settings,
+      run=beam_runner(beam),
+      progress=progress,
+    )
+  _report(built, args.output)
 
 
-def _inspect(args: Namespace) -> None:
-  from launch import inspection  # matplotlib is slow to import
-
-  inspection.inspect(args.data_dir, args.output, args.count, args.seed)
-
-
-def _benchmark(args: Namespace) -> None:
-  from launch import benchmark
-
-  print(benchmark.benchmark(args.data_dir, args.count, args.repeats, args.seed))
-
-
-def _vocabulary(args: Namespace) -> None:
-  if args.output.exists():
-    raise InputError(f"{args.output} exists already; remove it first")
-  words = {word for motion in world.MOTIONS for word in motion.split()}
-  words |= {*world.SHAPES, *world.COLOURS}
-  words |= {*world.GROUNDS, *world.TINTS, "a", "an", "over"}
-  tokenizer.build_vocabulary(sorted(words), args.output)
-  note(f"wrote a vocabulary of {len(words)} words to {args.output}")
-
-
-def _tell(built: Built, output: Path) -> None:
+def _report(built: Built, output: Path) -> None:
+  """Logs what a build wrote and the reasons for what it left out."""
   note(
     f"wrote {built.num_videos} clips and {built.num_images} pictures to "
     f"{output}; left out: {sum(built.dropped.values())}"
   )
   if not built.dropped:
     return
+  quarantine = output / "quarantine.jsonl"
   first = {}
-  for drop in read_drops(output / "quarantine.jsonl"):
+  for drop in read_drops(quarantine):
     first.setdefault(drop.reason, drop.detail)
-  for reason, number in sorted(built.dropped.items(), key=lambda x: -x[1]):
-    note(f"left out {number}, {reason}: {REASONS[reason]}; {first[reason]}")
-  note(f"all that was left out stands in {output / 'quarantine.jsonl'}")
+  for reason, count in collections.Counter(built.dropped).most_common():
+    note(f"left out {count}, {reason}: {REASONS[reason]}; {first[reason]}")
+  note(f"everything that was left out is listed in {quarantine}")
+
+
+def _write_vocabulary(output: Path) -> None:
+  if output.exists():
+    raise InputError(f"{output} exists already; remove it first")
+  tokenizer.build_vocabulary(sorted(world.WORDS), output)
+  note(f"wrote a vocabulary of {len(world.WORDS)} words to {output}")

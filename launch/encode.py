@@ -9,50 +9,55 @@ so that a run that was killed goes on; of several processes each encodes its
 share.
 """
 
-from argparse import Namespace
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tyro.conf import Positional
 
 from data_pipelines.shards import latents
 from data_pipelines.shards.latents import Encoded, Encoder
-from i2vgen_jax import encode, sharding, weights
+from i2vgen_jax import encode, sharding
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import hub, sources
+from i2vgen_jax.interop import hub, stored
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models.build import Network
-from launch import arguments
-from launch.progress import Lines, note
-
-# Frames on each device at once.
-_CHUNK = 8
+from launch.arguments import Count, Size
+from launch.progress import ProgressBar, note
 
 
-def add_arguments(made: arguments.Parser) -> None:
-  """Those of the subcommand."""
-  made.set_defaults(run=run)
-  add = made.add_argument
-  add(
-    "source",
-    type=Path,
-    metavar="DATASET",
-    help="DATA_DIR/text_video/1.0.0 or text_image",
-  )
-  add("--output", type=Path, required=True, help="data_dir of the latents")
-  add("--weights", required=True, help="with the autoencoder; any form")
-  add("--size", type=arguments.size, required=True, metavar="WxH")
-  add("--chunk", type=arguments.count, default=_CHUNK, metavar="FRAMES")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encode:
+  """Latents and CLIP embeddings of a dataset, computed before training.
+
+  For example: i2vgen data encode DATA/text_video/1.0.0 --output LATENTS
+  --weights CASCADE --size 448x256
+
+  Attributes:
+    source: DATA_DIR/text_video/1.0.0 or DATA_DIR/text_image/1.0.0.
+    output: data_dir of the latents.
+    weights: Weights with an autoencoder, in any form.
+    size: Size that frames are encoded at, in pixels.
+    chunk: Number of frames on each device at once.
+  """
+
+  source: Positional[Path]
+  output: Path
+  weights: str
+  size: Size
+  chunk: Count = 8
 
 
-def run(args: Namespace) -> None:
+def run(args: Encode) -> None:
   """Encodes this process's share of the shards.
 
   Raises:
     InputError: no dataset, no autoencoder, or a size that does not fit it.
   """
-  found = sources.find(hub.resolve(args.weights))
+  found = stored.find(hub.resolve(args.weights))
   if "vae" not in found:
     raise InputError(f"no vae in {args.weights}; name weights that have one")
   mesh = sharding.make_mesh(devices=jax.local_devices())
@@ -67,18 +72,17 @@ def run(args: Namespace) -> None:
       f"--size {args.size[0]}x{args.size[1]} does not fit the autoencoder; "
       f"give multiples of {factor}"
     )
-  line = Lines()
-  count = latents.encode_dataset(
-    args.source,
-    args.output,
-    make_encoder(towers, mesh, args.chunk),
-    size=args.size,
-    clip_size=clip_size(towers),
-    identity=identity(towers),
-    shards=slice(jax.process_index(), None, jax.process_count()),
-    progress=line,
-  )
-  line.end()
+  with ProgressBar() as progress:
+    count = latents.encode_dataset(
+      args.source,
+      args.output,
+      make_encoder(towers, mesh, args.chunk),
+      size=args.size,
+      clip_size=clip_size(towers),
+      identity=identity(towers),
+      shards=slice(jax.process_index(), None, jax.process_count()),
+      progress=progress,
+    )
   if count:
     note(f"{count} examples are encoded in {args.output}")
 
@@ -91,7 +95,7 @@ def clip_size(towers: dict[str, Network]) -> int:
 
 def identity(towers: dict[str, Network]) -> dict[str, Any]:
   """What tells these networks from others."""
-  return {name: weights.digest(tower.params) for name, tower in towers.items()}
+  return {name: native.digest(tower.params) for name, tower in towers.items()}
 
 
 def make_encoder(

@@ -22,9 +22,10 @@ from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.evaluation import motion, spectra
 from i2vgen_jax.evaluation.quality import psnr
 from i2vgen_jax.models import build
-from launch import arguments, outputs
+from launch import old_arguments as arguments
+from launch import outputs
 from launch.contact_sheet import encode_png
-from launch.progress import Line
+from launch.progress import ProgressBar
 
 BATCH = 16
 # The yardstick of untrained denoisers needs no more.
@@ -91,7 +92,7 @@ def generate(
   cascade: Cascade, cases: list[Case], seed: int, label: str
 ) -> tuple[np.ndarray, np.ndarray]:
   """Base clips and refined clips of all cases."""
-  line = Line()
+  line = ProgressBar()
   line.begin(f"{label} clips", len(cases))
   base, refined = [], []
   for start in range(0, len(cases), BATCH):

@@ -1,88 +1,113 @@
-"""Progress on stderr: one line that is rewritten, or a few lines in a log."""
+"""Progress on stderr: a bar on a terminal, a few plain lines in a log."""
 
 import sys
 import time
 
-# Lines per job where nobody looks at a terminal.
+import tqdm
+
+# Lines per job where stderr is not a terminal.
 _LINES = 8
 
 
-class Line:
-  """The progress of one job at a time; may be called from any thread."""
+class ProgressBar:
+  """Shows the progress of one job at a time; may be called from any thread.
+
+  As a context manager it ends the last job:
+
+      with ProgressBar() as progress:
+        build(progress=progress)  # which calls progress(job, done, total)
+
+  Attributes:
+    silent: whether to show nothing.
+  """
 
   def __init__(self):
     self.silent = False
-    self._job, self._total, self._done, self._width = "", 0, 0, 0
+    self._job, self._total, self._done = "", 0, 0
     self._start = self._first = 0.0
+    self._bar: tqdm.tqdm | None = None
+
+  def __enter__(self) -> "ProgressBar":
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    if exception[0] is None:
+      self.end()
+    elif self._bar is not None:
+      self._bar.close()
+
+  def __call__(self, job: str, done: int, total: int) -> None:
+    """Reports `done` of `total` pieces; a new `job` ends the one before."""
+    if job != self._job:
+      self.end()
+      self.begin(job, total)
+    self.update(done)
 
   def begin(self, job: str, total: int, first: str = "") -> None:
-    """Starts a job of `total` pieces; `first` says what comes before them."""
+    """Starts a job; `first` describes what happens before its first piece."""
     self._job, self._total, self._done = job, total, 0
     self._start = time.monotonic()
     if first:
-      self._write(f"{job}: {first}")
+      self._print(f"{job}: {first}", end="" if sys.stderr.isatty() else "\n")
 
   def update(self, done: int) -> None:
-    """`done` pieces are finished; calls that come late are passed over."""
-    if done <= self._done or done > self._total:
+    """Reports `done` finished pieces; late calls are ignored."""
+    if done <= self._done or done > self._total or self.silent:
       return
-    passed = self._lines(done) > self._lines(self._done)
     if not self._done:
-      # The first piece waits for the compiler: it says nothing of the rest.
+      # The first piece includes compilation: estimates start after it.
       self._first = time.monotonic()
-    self._done = done
-    if passed or sys.stderr.isatty():
-      self._write(f"{self._job}: {done}/{self._total}{self._remaining()}")
-
-  def end(self) -> None:
-    """The job is finished."""
-    seconds = time.monotonic() - self._start
-    self._write(f"{self._job}: done in {_clock(seconds)}", last=True)
-    self._done = self._total
-
-  def _lines(self, done: int) -> int:
-    return done * _LINES // self._total
-
-  def _remaining(self) -> str:
-    if self._done < 2:
-      return ""
-    seconds = (time.monotonic() - self._first) / (self._done - 1)
-    return f", {_clock(seconds * (self._total - self._done))} left"
-
-  def _write(self, text: str, last: bool = False) -> None:
-    if self.silent:
-      return
     if sys.stderr.isatty():
-      text, self._width = text.ljust(self._width), len(text)
-      print(f"\r{text}", end="\n" if last else "", file=sys.stderr, flush=True)
-      self._width = 0 if last else self._width
-    else:
-      print(text, file=sys.stderr, flush=True)
-
-
-class Lines:
-  """Progress of one job after the other."""
-
-  def __init__(self):
-    self._line, self._job = Line(), ""
-
-  def __call__(self, job: str, done: int, total: int) -> None:
-    """`done` of `total` pieces of a job are finished."""
-    if job != self._job:
-      self.end()
-      self._line.begin(job, total)
-      self._job = job
-    self._line.update(done)
+      self._draw(done)
+    elif done * _LINES // self._total > self._done * _LINES // self._total:
+      self._print(f"{self._job}: {done}/{self._total}{self._remaining(done)}")
+    self._done = done
 
   def end(self) -> None:
-    """The last job is finished."""
-    if self._job:
-      self._line.end()
-    self._job = ""
+    """Ends the job, if there is one."""
+    if not self._job:
+      return
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+    self._print(
+      f"{self._job}: done in {_clock(time.monotonic() - self._start)}"
+    )
+    self._job, self._done = "", self._total
+
+  def _draw(self, done: int) -> None:
+    if self._bar is None:
+      self._bar = tqdm.tqdm(
+        desc=self._job,
+        total=self._total,
+        initial=done,
+        file=sys.stderr,
+        leave=False,
+        mininterval=0,
+        miniters=1,
+        dynamic_ncols=True,
+      )
+    else:
+      self._bar.update(done - self._done)
+
+  def _remaining(self, done: int) -> str:
+    if not self._done:
+      return ""
+    seconds = (time.monotonic() - self._first) / (done - 1)
+    return f", {_clock(seconds * (self._total - done))} left"
+
+  def _print(self, text: str, end: str = "\n") -> None:
+    if not self.silent:
+      print(
+        f"\r{text}" if sys.stderr.isatty() else text,
+        end=end,
+        file=sys.stderr,
+        flush=True,
+      )
 
 
 def note(text: str) -> None:
-  """One line that a person should read, whatever the progress."""
+  """Prints one line on stderr, whether progress is silent or not."""
   print(f"i2vgen: {text}", file=sys.stderr, flush=True)
 
 

@@ -24,9 +24,10 @@ from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.stage import STAGES, Stage
-from launch import arguments, contact_sheet, guards, outputs
+from launch import contact_sheet, guards, outputs
+from launch import old_arguments as arguments
 from launch.input_clip import Frames, InputClip
-from launch.progress import Line, note
+from launch.progress import ProgressBar, note
 
 Plan = dict[str, Stage]
 
@@ -39,7 +40,7 @@ _PACKAGES = ("i2vgen-jax", "jax", "jaxlib", "flax", "orbax-checkpoint")
 
 # One for the process: the compiled program of a stage holds on to it, and a
 # new one would be a new program.
-LINE = Line()
+LINE = ProgressBar()
 
 
 def parser() -> arguments.Parser:

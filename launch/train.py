@@ -13,8 +13,9 @@ from data_pipelines.loading.augmentation import Augmentation
 from data_pipelines.loading.reader import Reader
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import kind_of
-from i2vgen_jax import sharding, weights
+from i2vgen_jax import sharding
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.training.autoencoder import Autoencoder
 from i2vgen_jax.training.checkpoint import load_params
 from i2vgen_jax.training.contrastive import Contrastive
@@ -103,7 +104,7 @@ def _check_latents(config: ConfigDict, task: Task) -> None:
   Raises:
     InputError: a dataset of latents was encoded by other networks.
   """
-  digest = functools.cache(lambda name: weights.digest(task.frozen[name]))
+  digest = functools.cache(lambda name: native.digest(task.frozen[name]))
   for given in (*config.data.video_dirs, *config.data.image_dirs):
     directory = Path(given if isinstance(given, str) else given[0])
     if not kind_of(directory).startswith("latent"):
@@ -184,4 +185,4 @@ def _export(
   folder = workdir / "export"
   shutil.rmtree(folder, ignore_errors=True)
   for name, (fields, tree) in task.exports(params, batch).items():
-    weights.save(folder / name, fields, tree)
+    native.save(folder / name, fields, tree)

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from i2vgen_jax.errors import InputError
-from launch import arguments, train
+from launch import train
 
 HELP = """\
 usage: i2vgen train --config=FILE:NAME --workdir=DIR [--config.KEY=VALUE ...]
@@ -40,9 +40,7 @@ def main(argv: list[str]) -> None:
   Raises:
     InputError: an unknown or unusable flag or config key.
   """
-  parser = arguments.Parser("i2vgen train", add_help=False)
-  parser.add_argument("--config")
-  path = parser.parse_known_args(argv)[0].config
+  path = _config_path(argv)
   if {"-h", "--help"} & set(argv):
     print(_help(path), end="")
     return
@@ -59,6 +57,14 @@ def main(argv: list[str]) -> None:
   if CONFIG.value is None or WORKDIR.value is None:
     raise InputError("train needs --config=FILE:NAME and --workdir=DIR")
   train.run(CONFIG.value, Path(WORKDIR.value))
+
+
+def _config_path(argv: list[str]) -> str | None:
+  for arg, following in zip(argv, [*argv[1:], None], strict=True):
+    flag, equals, value = arg.partition("=")
+    if flag == "--config":
+      return value if equals else following
+  return None
 
 
 def _help(path: str | None) -> str:

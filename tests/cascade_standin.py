@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from i2vgen_jax import tokenizer, weights
+from i2vgen_jax import tokenizer
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models import build
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "i2vgen_xl.py"
@@ -58,7 +59,7 @@ def write_cascade(folder, seed=0):
     }
   for number, (name, values) in enumerate(fields.items()):
     module = build.make_module(name, values, folder)
-    weights.save(
+    native.save(
       folder / name,
       {"module": values} | notes.get(name, {}),
       random_params(module, 10 * seed + number),

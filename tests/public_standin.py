@@ -9,8 +9,9 @@ import pytest
 from flax import traverse_util
 
 from i2vgen_jax import tokenizer
-from i2vgen_jax.interop import convert, diffusers_folder, sources
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop import convert, stored
+from i2vgen_jax.interop.formats import diffusers_folder
+from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.models import build
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.unet import I2VGenUNet
@@ -68,7 +69,7 @@ def file_shapes(module, form):
   """Shapes of the tensors of a file with this network."""
   leaves = traverse_util.flatten_dict(abstract(module), sep="/")
   leaves = hollow({path: leaf.shape for path, leaf in leaves.items()})
-  return convert.to_torch(leaves, sources.table_of(module, form)).shapes
+  return convert.to_torch(leaves, stored.table_of(module, form)).shapes
 
 
 def hollow(shapes, where="file.pth"):

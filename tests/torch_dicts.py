@@ -4,7 +4,7 @@ import numpy as np
 from flax import traverse_util
 
 from i2vgen_jax.interop.convert import materialise, to_flax
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats.tensors import Tensors
 
 
 def from_torch(tensors, table, abstract_params):

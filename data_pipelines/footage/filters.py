@@ -9,6 +9,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from i2vgen_jax.errors import InputError
+
 Bound = float | int | None
 
 
@@ -28,16 +30,16 @@ class Limits:
   min_subject_share: Bound = None
   min_aesthetics: Bound = None
 
-  def broken(self, scores: Mapping[str, float | int]) -> tuple[str, str] | None:
-    """Name of the first limit that the scores break, and a description."""
+  def check(self, scores: Mapping[str, float | int]) -> None:
+    """Raises InputError for the first limit that the scores break."""
     for name, bound in dataclasses.asdict(self).items():
       side, score = name.split("_", 1)
       value = scores.get(score, math.nan)
       if bound is None:
         continue
       if value < bound if side == "min" else value > bound:
-        return name, f"{score} is {value:.4g}, and {name} is {bound:g}"
-    return None
+        text = f"{score} is {value:.4g}, and {name} is {bound:g}"
+        raise InputError(text, name)
 
 
 def _reason(limit: str) -> str:

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_pipelines.footage import filters
+from i2vgen_jax.errors import InputError
 
 # Every reason and its meaning.
 REASONS = {
@@ -52,6 +53,12 @@ class Drop(NamedTuple):
   start: float | None
   reason: str
   detail: str
+
+
+def drop(source: Any, start: float | None, error: InputError) -> Drop:
+  """What an error leaves out of a source: a manifest row or a candidate."""
+  text = one_line(str(error))
+  return Drop(source.row, source.path, start, error.reason, text)
 
 
 def one_line(text: str) -> str:

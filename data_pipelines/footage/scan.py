@@ -5,7 +5,7 @@ import hashlib
 import io
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +14,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipelines.footage import fingerprint, scores, shots
-from data_pipelines.footage.fetch import local_file
+from data_pipelines.footage.fetch import call_on_file
 from data_pipelines.footage.groups import read_group
 from data_pipelines.footage.manifest import ManifestRow
-from data_pipelines.footage.quarantine import Drop, one_line
+from data_pipelines.footage.quarantine import Drop, drop
 from data_pipelines.footage.settings import FootageSettings, ScanSettings
 from data_pipelines.footage.shots import Shot
 from data_pipelines.media import pictures, video
-from data_pipelines.running.guard import guarded
 from data_pipelines.shards.dataset import Kind
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
@@ -57,7 +56,7 @@ class Candidate(NamedTuple):
   row: int
   path: str
   location: str
-  captions: tuple[str, ...]
+  captions: Sequence[str]
   start: float
   last: float
   num_frames: int
@@ -84,17 +83,17 @@ def scan_group(
   """
   candidates: list[Candidate] = []
   drops: list[Drop] = []
-  seconds = settings.stall_seconds
   for row in read_group(work, number):
     try:
-      with local_file(row.location, seconds=seconds) as file:
-        found = guarded(scan, row, file, settings.scan, seconds=seconds)
-      candidates += found[0]
-      drops += found[1]
+      good, bad = call_on_file(
+        scan, row, settings.scan, seconds=settings.stall_seconds
+      )
+      candidates += good
+      drops += bad
     except InputError as e:
-      drops.append(_drop(row, None, e.reason, one_line(str(e))))
+      drops.append(drop(row, None, e))
   write_json_lines(folder / CANDIDATES, (c._asdict() for c in candidates))
-  write_json_lines(folder / DROPS, (drop._asdict() for drop in drops))
+  write_json_lines(folder / DROPS, (d._asdict() for d in drops))
 
 
 def scan(
@@ -149,14 +148,14 @@ def _scan_video(
   drops: list[Drop] = []
   for gap in _gaps(found, len(times)):
     text = f"{gap.stop - gap.start} frames outside single shots"
-    drops.append(_drop(row, times[gap.start], "no-shot", text))
+    drops.append(drop(row, times[gap.start], InputError(text, "no-shot")))
   least = max(settings.min_frames, 2)  # a single frame has no motion
   for shot in found:
     pieces = _pieces(shot, times, settings.max_seconds)
     fewest = min(piece.stop - piece.start for piece in pieces)
     if fewest < least:
       text = f"{fewest} frames in a clip, fewer than {least}"
-      drops.append(_drop(row, times[shot.start], "few-frames", text))
+      drops.append(drop(row, times[shot.start], InputError(text, "few-frames")))
       continue
     clips += [
       _candidate(
@@ -236,12 +235,6 @@ def _pieces(
   count = min(max(math.ceil(seconds / max_seconds), 1), shot.stop - shot.start)
   ends = np.linspace(shot.start, shot.stop, count + 1).round().astype(int)
   return [Shot(a, b) for a, b in itertools.pairwise(ends.tolist())]
-
-
-def _drop(
-  row: ManifestRow, start: float | None, reason: str, detail: str
-) -> Drop:
-  return Drop(row.row, row.path, start, reason, detail)
 
 
 class _Samples:

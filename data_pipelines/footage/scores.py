@@ -1,11 +1,10 @@
-"""How good a shot is to learn from, told by classical measures of its pixels.
+"""Scores of clips by classical image processing, without trained models.
 
-Nothing here is a trained model; a model of aesthetics is the user's own and
-comes in by `load_hook`.
+A model of aesthetics is the user's own; see `load_hook`.
 """
 
-import importlib
 import math
+import pkgutil
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -20,44 +19,40 @@ Times = Float[np.ndarray, "n"]
 Gray = UInt8[np.ndarray, "h w"]
 Mask = Bool[np.ndarray, "h w"]
 
-# Seconds between the two frames of a pair: small beside what makes the next
-# frame hard to find again, large beside the rounding of flow to pixels.
-PAIR_GAP = 1 / 8
-_LONGEST_GAP = 2 * PAIR_GAP
+# Seconds between two frames above which optical flow may lose the motion.
+_MAX_GAP = 1 / 4
 
-# Levels by which the luma of still frames may differ, in the mean of any box
-# of this many pixels: flow would follow the noise of cameras and encoders
-# wherever the ground is even. Measured: still pictures have 2.2 or less at crf
-# 16, and at crf 35 2.7 or less; photos panned by 0.01 have 2.7 to 9.
+# Mean luma difference, in levels, that a box of this many pixels may have in
+# still frames; optical flow would follow the noise of cameras and encoders in
+# uniform areas. Measured: still pictures have at most 2.2 at crf 16 and 2.7 at
+# crf 35; photos panned by 0.01 have 2.7 to 9.
 _NOISE, _NOISE_BOX = 2.5, 9
 
-# Shorter sides, in pixels, at which things are measured.
+# Shorter side, in pixels, at which each score is measured.
 _FLOW_SIDE = 128
 _SHARPNESS_SIDE = 256
-# Small captions show at the first, letters of a title at the second.
+# The first finds small captions, the second the letters of titles.
 _TEXT_SIDES = (360, 120)
 _SUBJECT_SIDE = 64
 
 
 class Scores(NamedTuple):
-  """What `score` measures.
+  """Scores of a clip or picture.
 
   Attributes:
-    motion: mean speed over all pixels, in shorter sides of the frame per
-      second; camera motion counts too. Right within a few percent on panned
-      photos from 0.01 to 0.6; much of what is faster than 1 is lost, and the
-      score then no longer rises. 0 where nothing differs but noise.
-    sharpness: variance of the Laplacian of the luma (0 to 255) once the
-      shorter side is 256 pixels. Photos have 200 to 1700, and 7 to 130 once
-      they are out of focus by two pixels.
-    text_share: share of the frame under lines of text that stand still, 0 to
-      1: captions, titles, logos in letters. One caption line has 0.014 or
-      more, a scene without text 0. Bold titles whose letters touch, script
-      and the small print of credits are missed; rows of bright pickets are
-      taken for letters.
-    subject_share: share of the frame that its main subject covers, 0 to 1. An
-      estimate: what differs in colour from the frame's border or moves unlike
-      the rest; it knows nothing of objects.
+    motion: mean speed of all pixels, in shorter sides of the frame per second,
+      including camera motion. Accurate to a few percent on photos panned by
+      0.01 to 0.6; above 1 it saturates. 0 if only noise differs.
+    sharpness: variance of the Laplacian of the luma (0 to 255) at a shorter
+      side of 256 pixels. Photos have 200 to 1700, and 7 to 130 if they are out
+      of focus by two pixels.
+    text_share: share of the frame covered by still lines of text such as
+      captions, titles and logos, 0 to 1. One line of captions has at least
+      0.014, a scene without text 0. Touching letters, script and small print
+      are missed; rows of bright pickets are mistaken for letters.
+    subject_share: share of the frame covered by the main subject, 0 to 1. An
+      estimate: the region that differs in colour from the border of the frame
+      or moves differently from the rest.
     brightness: mean luma, 0 (black) to 1.
   """
 
@@ -68,33 +63,17 @@ class Scores(NamedTuple):
   brightness: float
 
 
-def sample(times: Times, pairs: int = 4) -> list[int]:
-  """Chooses the frames of a shot that `score` needs, for `decode_mp4`.
-
-  Args:
-    times: of all frames, in seconds, rising.
-    pairs: how many pairs of frames `PAIR_GAP` apart, spread evenly.
-
-  Returns:
-    Rising frame numbers, at most two for each pair.
-  """
-  span = max(times[-1] - times[0] - PAIR_GAP, 0)
-  begins = times[0] + span * (np.arange(pairs) + 0.5) / pairs
-  wanted = np.concatenate([begins, begins + PAIR_GAP])
-  return sorted({int(np.abs(times - time).argmin()) for time in wanted})
-
-
 def score(frames: Frames, times: Times) -> Scores:
-  """Scores one shot by a few of its frames; `sample` chooses them.
+  """Scores one shot by a few of its frames.
 
   Args:
-    frames: of one shot, of any size.
-    times: of the frames, in seconds, rising. Where none follow each other
-      within a quarter second, as of a picture, motion is NaN.
+    frames: frames of one shot, of any size.
+    times: increasing times of the frames, in seconds. If no two frames are
+      within a quarter second, as for a picture, motion is NaN.
   """
-  pairs = np.flatnonzero((gaps := np.diff(times)) <= _LONGEST_GAP)
+  pairs = np.flatnonzero((gaps := np.diff(times)) <= _MAX_GAP)
   if not len(pairs):
-    still = score(np.repeat(frames[:1], 2, axis=0), np.array([0, PAIR_GAP]))
+    still = score(np.repeat(frames[:1], 2, axis=0), np.array([0, _MAX_GAP]))
     return still._replace(motion=math.nan)
   grays = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
   flows = [_flow(grays[k], grays[k + 1]) / gaps[k] for k in pairs]
@@ -114,33 +93,24 @@ def score(frames: Frames, times: Times) -> Scores:
 
 
 def load_hook(spec: str) -> Callable[[Frames], float]:
-  """Finds a user's own score, of aesthetics for instance.
+  """Imports a user's own score, of aesthetics for instance.
 
   Args:
-    spec: `module:function`. The function takes the frames of a clip and gives
-      a number.
+    spec: `module:function`. The function takes the frames of a clip and
+      returns a number.
 
   Raises:
-    InputError: no such form, module, or function.
+    InputError: there is no such function.
   """
-  module_name, _, function_name = spec.partition(":")
-  if not module_name or not function_name:
-    raise InputError(
-      f"score function {spec!r} is not of the form module:function; give for"
-      " instance my_scores:aesthetics"
-    )
   try:
-    module = importlib.import_module(module_name)
-  except ImportError as error:
+    hook = pkgutil.resolve_name(spec)
+  except (ImportError, AttributeError, ValueError) as e:
     raise InputError(
-      f"cannot import {module_name} for the score function {spec}: {error};"
-      " install it or put its folder on PYTHONPATH"
-    ) from error
-  hook = getattr(module, function_name, None)
+      f"cannot load the score function {spec}: {e}; give module:function, with"
+      " the folder of the module on PYTHONPATH"
+    ) from e
   if not callable(hook):
-    raise InputError(
-      f"module {module_name} has no function {function_name}; check {spec}"
-    )
+    raise InputError(f"{spec} is not a function; give module:function")
   return hook
 
 
@@ -155,7 +125,7 @@ def _resized(
 
 
 def _flow(first: Gray, second: Gray) -> Float[np.ndarray, "y x 2"]:
-  """Motion of every pixel, in shorter sides."""
+  """Displacement of every pixel, in shorter sides."""
   small = _resized(first, _FLOW_SIDE), _resized(second, _FLOW_SIDE)
   differ = cv2.absdiff(*small).astype(np.float32)
   if cv2.blur(differ, (_NOISE_BOX, _NOISE_BOX)).max() < _NOISE:
@@ -169,15 +139,15 @@ def _sharpness(gray: Gray) -> float:
   return float(cv2.Laplacian(small, cv2.CV_32F).var())
 
 
-# Text.
+# Text: bright thin strokes, in the picture or its negative.
 
-# Luma by which thin strokes must stand out from what is around them.
+# Least luma difference between a stroke and its surroundings.
 _CONTRAST = 48
-# Luma that letters have; dark ones have it in the negative.
+# Least luma of a stroke.
 _BRIGHT = 170
-# Strokes are thinner than this, in pixels at the side they are looked at.
+# Greatest width of a stroke, in pixels at `_TEXT_SIDES`.
 _STROKE = 13
-# A line of text has at least this many letters.
+# Least number of letters in a line.
 _LETTERS = 5
 
 
@@ -195,10 +165,9 @@ def _text_share(first: Gray, second: Gray) -> float:
 
 
 def _text_mask(first: Gray, second: Gray) -> Mask:
-  """Boxes of lines of letters that are at one place in both frames."""
+  """Boxes around lines of letters that both frames have in one place."""
   kernel = np.ones((_STROKE, _STROKE), np.uint8)
   mask = np.zeros(first.shape, bool)
-  # Dark letters are bright ones of the negative.
   for pair in ((first, second), (255 - first, 255 - second)):
     darker = np.minimum(*pair)
     strokes = [cv2.morphologyEx(p, cv2.MORPH_TOPHAT, kernel) for p in pair]
@@ -209,7 +178,7 @@ def _text_mask(first: Gray, second: Gray) -> Mask:
 
 
 def _lines(strokes: Mask, gray: Gray) -> Iterator[tuple[int, ...]]:
-  """Boxes (left, top, right, bottom) of rows of five or more alike letters."""
+  """Boxes (left, top, right, bottom) of rows of similar letters."""
   boxes, lumas = _letters(strokes, gray)
   if len(boxes) < _LETTERS:
     return
@@ -238,7 +207,7 @@ def _lines(strokes: Mask, gray: Gray) -> Iterator[tuple[int, ...]]:
 def _is_line(
   boxes: Int[np.ndarray, "n 4"], lumas: Float[np.ndarray, "n"]
 ) -> bool:
-  """Whether letters share a base line, a size and a colour."""
+  """Whether letters share a baseline, a size and a luma."""
   if len(boxes) < _LETTERS:
     return False
   _, top, _, bottom = boxes.T
@@ -253,7 +222,7 @@ def _is_line(
 def _letters(
   strokes: Mask, gray: Gray
 ) -> tuple[Int[np.ndarray, "n 4"], Float[np.ndarray, "n"]]:
-  """Boxes (left, top, right, bottom) of what may be letters; their luma."""
+  """Boxes (left, top, right, bottom) and lumas of possible letters."""
   _, labels, stats, _ = cv2.connectedComponentsWithStats(
     strokes.astype(np.uint8), connectivity=8
   )
@@ -273,10 +242,8 @@ def _letters(
   return boxes[may], lumas[may]
 
 
-# Subject.
-
-# Speed, in shorter sides per second, that marks the subject as much as
-# a colour three deviations off the border's.
+# Speed, in shorter sides per second, that indicates the subject as much as a
+# colour three standard deviations from that of the border.
 _SPEED = 0.3
 
 
@@ -296,14 +263,14 @@ def _subject_share(
 def _unlike_border(
   picture: UInt8[np.ndarray, "h w 3"],
 ) -> Float[np.ndarray, "h w"]:
-  """Deviations by which colours are off the nearest of the four sides'."""
+  """Distance to the colours of the nearest side, in standard deviations."""
   lab = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.float64)
   depth = len(lab) // 10
   sides = lab[:depth], lab[-depth:], lab[:, :depth], lab[:, -depth:]
   distances = []
   for side in sides:
     colours = side.reshape(-1, 3)
-    # At least five levels: no side is so even that noise stands out.
+    # Five levels of deviation more: noise on a uniform side counts little.
     covariance = np.cov(colours.T) + 25 * np.eye(3)
     off = lab - colours.mean(0)
     squares = np.einsum("yxi,ij,yxj->yx", off, np.linalg.inv(covariance), off)

@@ -12,8 +12,9 @@ from jaxtyping import Bool, Int64, UInt64
 
 from data_pipelines.footage import fingerprint
 from data_pipelines.footage.filters import Limits
-from data_pipelines.footage.quarantine import Drop, one_line
+from data_pipelines.footage.quarantine import Drop, drop
 from data_pipelines.footage.scan import Candidate
+from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import write_json_lines
 
 # Where candidates are: (number of the file, offset of the line).
@@ -24,7 +25,7 @@ def read_candidate(path: Path, offset: int) -> Candidate:
   """The candidate on the line at a byte offset."""
   with path.open("rb") as file:
     file.seek(offset)
-    return _parsed(file.readline())
+    return Candidate(**json.loads(file.readline()))
 
 
 def select(
@@ -52,8 +53,10 @@ def select(
 
   def drops() -> Iterator[Drop]:
     for number, offset, candidate in _candidates(files):
-      if broken := limits.broken(candidate.scores):
-        yield _drop(candidate, *broken)
+      try:
+        limits.check(candidate.scores)
+      except InputError as e:
+        yield drop(candidate, candidate.start, e)
         continue
       key = hashlib.blake2b(f"{seed}\n{candidate.id}".encode(), digest_size=8)
       order = int.from_bytes(key.digest(), "big")
@@ -71,11 +74,12 @@ def select(
           for number, offset in places[[duplicate, first[duplicate]]].tolist()
         )
         text = f"looks like row {kept.row}, {kept.path} at {kept.start:.2f} s"
-        yield _drop(candidate, "duplicate", one_line(text))
+        error = InputError(text, "duplicate")
+        yield drop(candidate, candidate.start, error)
       kept = np.flatnonzero(is_first)
       selected[kind] = places[kept[np.argsort(numbers[kept, 4], kind="stable")]]
 
-  write_json_lines(left_out, (drop._asdict() for drop in drops()))
+  write_json_lines(left_out, (dropped._asdict() for dropped in drops()))
   return selected
 
 
@@ -138,14 +142,5 @@ def _candidates(files: Sequence[Path]) -> Iterator[tuple[int, int, Candidate]]:
     with path.open("rb") as file:
       offset = 0
       for line in file:
-        yield number, offset, _parsed(line)
+        yield number, offset, Candidate(**json.loads(line))
         offset += len(line)
-
-
-def _parsed(line: bytes) -> Candidate:
-  values = json.loads(line)
-  return Candidate(**values | {"captions": tuple(values["captions"])})
-
-
-def _drop(candidate: Candidate, reason: str, detail: str) -> Drop:
-  return Drop(candidate.row, candidate.path, candidate.start, reason, detail)

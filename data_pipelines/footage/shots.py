@@ -1,4 +1,4 @@
-"""Where one shot of an edited film ends and the next one begins."""
+"""Detection of the shots in an edited video."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -14,31 +14,31 @@ from i2vgen_jax.errors import InputError
 
 Thumb = Float32[np.ndarray, "p"]
 
-# Frames left out on both sides of a cut: encoders smear it, and detectors may
-# be a frame off. The first and last frames of a film count too, as the
-# detector needs neighbours to see a cut there.
+# Frames dropped on both sides of a cut, because encoders smear it and detectors
+# may be off by a frame. The first and last frames of a video are dropped too,
+# because the detector needs neighbours to find a cut there.
 TRIM = 2
-# Shots left shorter than this are no use as clips.
+# Shorter shots are dropped.
 MIN_SECONDS = 0.5
 
-# Mean luma, of 255, below which a frame is black. Fades end at 0; the darkest
-# frames of Big Buck Bunny outside of its fades have 23.
+# Frames of lower mean luma, of 255, are black. Fades end at 0; the darkest
+# frames of Big Buck Bunny outside its fades have 23.
 _BLACK = 5
-# A fade brightens or darkens by at least this factor from frame to frame.
+# Smallest ratio of the lumas of successive frames in a fade.
 _FADES_BY = 1.01
-# Frames within which a picture that a flash or a passer-by hid is back.
+# Number of frames that a flash or a passer-by may hide the picture.
 _HIDDEN = 4
-# Mean difference of thumbnails, in levels, below which it is the same picture.
-# Across the real cuts of Big Buck Bunny it is 22.8 or more.
+# Thumbnails of smaller mean difference, in levels, show the same picture.
+# Across the cuts of Big Buck Bunny it is at least 22.8.
 _SAME = 10
-# Levels by which a pixel of a thumbnail differs when it shows another picture.
+# Difference, in levels, of a thumbnail pixel that shows another picture.
 _CHANGED = 16
-# Half lengths, in seconds, at which dissolves are looked for.
+# Half lengths, in seconds, of the dissolves that are searched for.
 _HALF_DISSOLVES = (1 / 6, 1 / 2, 1)
 
 
 class Shot(NamedTuple):
-  """The frames from `start` up to, not including, `stop`."""
+  """Frames from `start` up to, but not including, `stop`."""
 
   start: int
   stop: int
@@ -47,28 +47,27 @@ class Shot(NamedTuple):
 def find_shots(
   frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float | int
 ) -> list[Shot]:
-  """Finds the stretches of a film that show one shot each and nothing else.
+  """Finds the ranges of frames that belong to a single shot.
 
-  Left out are the frames next to cuts, dissolves, fades to and from black
-  with the black between them, and what is then shorter than `MIN_SECONDS`.
-  What a flash or something close to the camera hides for a moment stays one
-  shot.
+  Frames next to cuts, dissolves, fades to and from black with the black
+  between them, and remaining shots shorter than `MIN_SECONDS` are dropped. A
+  flash or an object that hides the picture for a moment does not end a shot.
 
   Args:
     frames: all frames in order, RGB, of one size; a shorter side of about 180
-      pixels is enough and fast. They are looked at one by one and not kept.
+      pixels is sufficient. They are processed one by one and not kept.
     fps: frames per second.
 
   Returns:
     The shots in order; frame numbers count from the first given frame.
 
   Raises:
-    InputError: the rate is not positive.
+    InputError: fps is not positive.
   """
   if not fps > 0:
-    raise InputError(f"cannot find shots at {fps} fps; give a positive rate")
-  # Its default minimum of 15 frames from cut to cut leaves the second of two
-  # close cuts inside of a shot: that of Big Buck Bunny at 9584.
+    raise InputError(f"fps must be positive, got {fps}")
+  # With the default minimum of 15 frames between cuts, the second of two close
+  # cuts would stay inside a shot, like that of Big Buck Bunny at 9584.
   detector = AdaptiveDetector(min_scene_len=1)
   watch = _Watch(fps)
   for number, frame in enumerate(frames):
@@ -82,7 +81,7 @@ def find_shots(
 
 
 class _Watch:
-  """Collects what ends shots, with a memory of two seconds of thumbnails."""
+  """Collects what ends shots; keeps two seconds of thumbnails."""
 
   def __init__(self, fps: float | int):
     self._halves = [max(round(half * fps), 2) for half in _HALF_DISSOLVES]
@@ -93,7 +92,7 @@ class _Watch:
     self._dissolves: list[Shot] = []
 
   def look(self, frame: UInt8[np.ndarray, "h w 3"], cuts: list[int]) -> None:
-    """Takes the next frame and the cuts that a detector suspects by now."""
+    """Takes the next frame and the cuts that the detector reports with it."""
     small = cv2.resize(frame, (32, 18), interpolation=cv2.INTER_AREA)
     self._recent.append(small.ravel().astype(np.float32))
     self._lumas.append(float(small.mean()))
@@ -101,25 +100,25 @@ class _Watch:
     for half in self._halves:
       seen = list(self._recent)[-1 - 2 * half :]
       if len(seen) > 2 * half and _blends(seen[0], seen[half], seen[-1]):
-        # Not up to the ends, as a longer span than the dissolve has the same
-        # middle; the middles of one dissolve together cover it.
+        # Only the middle, because a span longer than the dissolve has the same
+        # middle frame; the middles of one dissolve together cover it.
         middle, reach = number - half, half // 2 + TRIM
         self._dissolves.append(Shot(max(middle - reach, 0), middle + reach + 1))
     self._undecided += cuts
-    # Each is decided on when what follows it has been seen.
+    # A cut is confirmed once the frames after it are known.
     while self._undecided and number >= self._undecided[0] + _HIDDEN:
       cut = self._undecided.pop(0)
       if not self._comes_back(number - cut + 1):
         self._cuts.append(cut)
 
   def _comes_back(self, ago: int) -> bool:
-    """Whether a picture from before a cut is seen again right after it."""
+    """Whether the picture before a cut is back right after it."""
     seen = list(self._recent)
     before, after = seen[:-ago][-_HIDDEN:], seen[-ago:]
     return any(np.abs(a - b).mean() < _SAME for a in before for b in after)
 
   def usable(self) -> Bool[np.ndarray, "n"]:
-    """Which frames belong to exactly one shot."""
+    """Whether each frame belongs to exactly one shot."""
     lumas = np.array(self._lumas)
     usable = ~(_fades(lumas) | _fades(lumas[::-1])[::-1])
     for cut in [0, *self._cuts, *self._undecided, len(usable)]:
@@ -132,28 +131,28 @@ class _Watch:
 def _blends(before: Thumb, middle: Thumb, after: Thumb) -> bool:
   """Whether a picture is the mean of two different ones, as in a dissolve.
 
-  In a moving picture the middle is no such mean, and a change of light or
-  a title that appears keeps the picture's structure.
+  With motion the middle is not the mean, and a change of light or a title that
+  appears keeps the structure of the picture.
   """
   change = np.abs(after - before)
   changed = change > _CHANGED
   if change.mean() < 20 or changed.mean() < 0.5:
     return False
   off = np.abs(middle - (before + after) / 2)
-  # The median bears with what moves in one of the pictures.
+  # The median ignores objects that move in one of the pictures.
   evenly = np.median(off[changed] / change[changed]) < 0.15
   return bool(evenly) and _likeness(before, after) < 0.6
 
 
 def _likeness(a: Thumb, b: Thumb) -> float:
-  """Correlation, 1 where one of the pictures is too flat to tell."""
+  """Correlation, or 1 if one of the pictures is too uniform."""
   a, b = a - a.mean(), b - b.mean()
   size = np.linalg.norm(a) * np.linalg.norm(b)
   return float(a @ b / size) if size > 100**2 else 1.0
 
 
 def _fades(lumas: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-  """Black frames, and those after them while they brighten."""
+  """Black frames and the brightening ones after them."""
   fades = lumas < _BLACK
   for k in range(1, len(lumas)):
     fades[k] |= fades[k - 1] and lumas[k] > _FADES_BY * lumas[k - 1]

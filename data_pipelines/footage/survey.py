@@ -1,12 +1,11 @@
 """A look into what a build wrote: a random sample, and what was left out.
 
-However large a dataset is, a bounded number of its records is read; of the
-others only that their sidecars count them.
+However large a dataset is, a bounded number of records is read; the total
+comes from their indices.
 """
 
 import collections
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,30 +17,22 @@ from data_pipelines.footage.quarantine import REASONS, read_drops
 from data_pipelines.media import video
 from data_pipelines.shards.dataset import SCORES, Dataset, Kind, dataset_dir
 from i2vgen_jax import preprocessing
-from i2vgen_jax.errors import InputError
+from i2vgen_jax.errors import InputError, reading
+from i2vgen_jax.files import read_json
 
-# Records that are read for the figures.
+# Number of records that are drawn.
 RECORDS = 1000
-# Frames of a clip that are shown.
+# Number of frames of a clip that are shown.
 FRAMES = 6
-# Lines of the quarantine that are searched for examples.
+# Number of lines of the quarantine that are searched for examples.
 _LINES = 100_000
-
-# What a person reads of the scores.
-_LABELS = {
-  "motion": "motion, shorter sides a second",
-  "sharpness": "sharpness, variance",
-  "brightness": "brightness, 0 to 1",
-  "text_share": "share of overlaid text",
-  "subject_share": "share of the main subject",
-  "aesthetics": "aesthetics",
-}
+_ADVICE = "build or copy the dataset again"
 
 Row = Mapping[str, Any]
 
 
 class Shown(NamedTuple):
-  """A clip or picture to look at.
+  """A decoded clip or picture.
 
   Attributes:
     row: the record without its media.
@@ -56,10 +47,10 @@ class Sample(NamedTuple):
   """Records drawn at random from a dataset.
 
   Attributes:
-    total: records of the whole dataset.
-    rows: those drawn, without their media.
+    total: number of records in the dataset.
+    rows: the drawn records without their media.
     shown: the first of them, decoded.
-    damaged: a line for each that cannot be read or decoded.
+    damaged: a message for each record that cannot be read or decoded.
   """
 
   total: int
@@ -73,9 +64,9 @@ class LeftOut(NamedTuple):
 
   Attributes:
     reason: a key of `quarantine.REASONS`.
-    count: how often.
-    meaning: of the reason.
-    example: what the quarantine says of one; None if it is not at hand.
+    count: number of files, rows or shots.
+    meaning: meaning of the reason.
+    example: description of one of them; None if the search found none.
   """
 
   reason: str
@@ -90,35 +81,35 @@ def sample(
   """Draws records of one kind, each at most once.
 
   Args:
-    data_dir: what `i2vgen data build` wrote.
-    kind: of the records.
-    num_shown: how many of them are decoded.
-    seed: of the draw.
+    data_dir: output of `i2vgen data build`.
+    kind: kind of the records.
+    num_shown: number of records that are decoded.
+    seed: seed of the draw.
 
   Returns:
-    The sample, or None where there is no dataset of this kind.
+    The sample, or None if there is no dataset of this kind.
 
   Raises:
-    InputError: its metadata or an index is unusable.
+    InputError: the metadata or an index is unusable.
   """
   directory = dataset_dir(data_dir, kind)
   if not directory.exists():
     return None
   dataset = Dataset([directory])
-  made = Sample(len(dataset), [], [], [])
+  drawn = Sample(len(dataset), [], [], [])
   rng = np.random.default_rng(seed)
   count = min(len(dataset), RECORDS)
   for number in rng.choice(len(dataset), count, replace=False).tolist():
     try:
       row = dataset[number]
       media = row.pop("image" if kind == "text_image" else "video")
-      if len(made.shown) < num_shown:
+      if len(drawn.shown) < num_shown:
         frames = _decoded(kind, media, row["id"].decode())
-        made.shown.append(Shown(row, frames))
-      made.rows.append(row)
-    except InputError as error:
-      made.damaged.append(str(error))
-  return made
+        drawn.shown.append(Shown(row, frames))
+      drawn.rows.append(row)
+    except InputError as e:
+      drawn.damaged.append(str(e))
+  return drawn
 
 
 def _decoded(
@@ -126,21 +117,18 @@ def _decoded(
 ) -> UInt8[np.ndarray, "f h w 3"]:
   if kind == "text_image":
     return preprocessing.load_picture(media, name)[None]
-  frames, _ = video.decode_mp4(
-    media, lambda times: _spread(len(times)), name=name
-  )
-  return frames
+  return video.decode_mp4(media, _spread, name=name)[0]
 
 
-def _spread(count: int) -> list[int]:
-  places = np.linspace(0, count - 1, min(count, FRAMES))
+def _spread(times: video.Times) -> list[int]:
+  places = np.linspace(0, len(times) - 1, min(len(times), FRAMES))
   return np.rint(places).astype(int).tolist()
 
 
 def figures(
   kind: Kind, rows: Sequence[Row]
 ) -> dict[str, Float[np.ndarray, "_"]]:
-  """What can be counted, by name; a score that nobody measured is empty."""
+  """Values in records, by label; a score that was not measured has none."""
 
   def values(name: str) -> Float[np.ndarray, "_"]:
     return np.array([row[name] for row in rows], np.float64)
@@ -151,45 +139,42 @@ def figures(
   if kind == "text_video":
     found["duration, seconds"] = values("num_frames") / values("fps")
     found["frames per second"] = values("fps")
-  found |= {
-    "shorter side, pixels": np.minimum(width, height),
-    "width to height": width / height,
-    "words in a caption": np.array([len(c.split()) for c in captions], float),
-  }
-  scores = {_LABELS[name]: values(name) for name in SCORES}
-  return found | {n: v[np.isfinite(v)] for n, v in scores.items()}
+  found["shorter side, pixels"] = np.minimum(width, height)
+  found["width to height"] = width / height
+  found["words in a caption"] = np.array(
+    [len(c.split()) for c in captions], float
+  )
+  for name, label in SCORES.items():
+    found[label] = values(name)[np.isfinite(values(name))]
+  return found
 
 
 def told(data_dir: Path) -> dict[str, Any]:
-  """What `build.json` says; nothing where there is none.
+  """Identity and drop counts in `build.json`; empty if there is no such file.
 
   Raises:
-    InputError: it is damaged.
+    InputError: the file is damaged.
   """
   path = data_dir / "build.json"
   if not path.exists():
     return {}
-  try:
-    summary = json.loads(path.read_text())
-    return {"identity": summary["identity"], "dropped": summary["dropped"]}
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(
-      f"{path} is damaged ({error}); build or copy the dataset again"
-    ) from error
+  summary = read_json(path, advice=_ADVICE)
+  with reading(path, _ADVICE):
+    return {name: summary[name] for name in ("identity", "dropped")}
 
 
 def left_out(data_dir: Path, dropped: Mapping[str, int]) -> list[LeftOut]:
   """What is in the quarantine, the most frequent reason first.
 
   Args:
-    data_dir: what `i2vgen data build` wrote.
+    data_dir: output of `i2vgen data build`.
     dropped: counts by reason; see `told`.
 
   Raises:
     InputError: `quarantine.jsonl` is damaged.
   """
   path, examples = data_dir / "quarantine.jsonl", {}
-  try:
+  with reading(path, _ADVICE):
     lines = read_drops(path) if path.exists() else iter(())
     for drop in itertools.islice(lines, _LINES):
       at = "" if drop.start is None else f" at {drop.start:.2f} s"
@@ -197,10 +182,6 @@ def left_out(data_dir: Path, dropped: Mapping[str, int]) -> list[LeftOut]:
       examples.setdefault(drop.reason, text)
       if examples.keys() >= dropped.keys():
         break
-  except (OSError, ValueError, TypeError) as error:
-    raise InputError(
-      f"{path} is damaged ({error}); build or copy the dataset again"
-    ) from error
   return [
     LeftOut(reason, count, REASONS.get(reason, ""), examples.get(reason))
     for reason, count in collections.Counter(dropped).most_common()

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.footage.fetch import local_file
-from data_pipelines.footage.quarantine import Drop, one_line
+from data_pipelines.footage.fetch import call_on_file
+from data_pipelines.footage.quarantine import Drop, drop
 from data_pipelines.footage.scan import CANDIDATES, DROPS, Candidate
 from data_pipelines.footage.selection import read_candidate
 from data_pipelines.footage.settings import FootageSettings
 from data_pipelines.media import pictures, video
-from data_pipelines.running.guard import guarded
 from data_pipelines.running.runner import FolderTasks
 from data_pipelines.shards import tfrecord
 from data_pipelines.shards.dataset import Example, Kind
@@ -51,13 +50,15 @@ def write_shard(
     for group, offset in places.tolist():
       candidate = read_candidate(scans.folder(group) / CANDIDATES, offset)
       try:
-        yield _example(candidate, settings).record(kind)
+        example = call_on_file(
+          encode, candidate, settings.short_side, seconds=settings.stall_seconds
+        )
+        yield example.record(kind)
       except InputError as e:
-        where = candidate.row, candidate.path, candidate.start
-        drops.append(Drop(*where, e.reason, one_line(str(e))))
+        drops.append(drop(candidate, candidate.start, e))
 
   tfrecord.write_shard(folder / _SHARD, records())
-  write_json_lines(folder / DROPS, (drop._asdict() for drop in drops))
+  write_json_lines(folder / DROPS, (d._asdict() for d in drops))
 
 
 def publish(folder: Path, shard: Path) -> None:
@@ -71,14 +72,6 @@ def publish(folder: Path, shard: Path) -> None:
       os.replace(source, target)
 
 
-def _example(candidate: Candidate, settings: FootageSettings) -> Example:
-  seconds = settings.stall_seconds
-  with local_file(candidate.location, seconds=seconds) as file:
-    return guarded(
-      encode, candidate, file, settings.short_side, seconds=seconds
-    )
-
-
 def encode(candidate: Candidate, file: Path, short_side: int) -> Example:
   """The example of a candidate, read from its file.
 
@@ -87,10 +80,12 @@ def encode(candidate: Candidate, file: Path, short_side: int) -> Example:
   """
   if candidate.kind == "text_image":
     image = pictures.shrink(preprocessing.load_picture(file), short_side)
-    media, fps = pictures.encode_jpeg(image), 0.0
-    height, width, _ = image.shape
+    frames, fps, media = image[None], 0.0, pictures.encode_jpeg(image)
   else:
-    media, fps, width, height = _encode_clip(candidate, file, short_side)
+    frames, times = _decode_clip(candidate, file, short_side)
+    fps = (len(times) - 1) / float(times[-1])
+    media = video.encode_mp4(frames, fps, crf=_CRF, times=times)
+  height, width = frames.shape[1:3]
   return Example(
     media=media,
     captions=candidate.captions,
@@ -105,19 +100,15 @@ def encode(candidate: Candidate, file: Path, short_side: int) -> Example:
   )
 
 
-def _encode_clip(
+def _decode_clip(
   candidate: Candidate, file: Path, short_side: int
-) -> tuple[bytes, float, int, int]:
-  """mp4, mean frame rate, width and height."""
+) -> tuple[video.Frames, video.Times]:
+  """Frames of even width and height, and their times from the first one."""
   # More than times are rounded by, less than frames are apart.
   slack = 1e-3
+  start, stop = max(candidate.start - slack, 0), candidate.last + slack
   decoded = list(
-    video.stream(
-      file,
-      short_side=short_side,
-      start=max(candidate.start - slack, 0),
-      stop=candidate.last + slack,
-    )
+    video.stream(file, short_side=short_side, start=start, stop=stop)
   )
   if len(decoded) != candidate.num_frames:
     raise InputError(
@@ -128,7 +119,4 @@ def _encode_clip(
   times, frames = zip(*decoded, strict=True)
   height, width = (side // 2 * 2 for side in frames[0].shape[:2])
   even = np.stack([frame[:height, :width] for frame in frames])
-  times = np.array(times) - times[0]
-  fps = (len(times) - 1) / float(times[-1])
-  mp4 = video.encode_mp4(even, fps, crf=_CRF, times=times)
-  return mp4, fps, width, height
+  return even, np.array(times) - times[0]

@@ -1,14 +1,14 @@
-"""Whether a film is cut short, by what its container says of its own length.
+"""Whether a video is truncated, by the length that its container promises.
 
-A decoder takes most films that were cut for shorter ones. Only lengths in
-bytes are read: times in headers are often wrong in films that are whole.
+Decoders accept most truncated videos as shorter ones. Only lengths in bytes
+are read: durations in headers are often wrong in intact files.
 """
 
 import os
 from pathlib import Path
 from typing import BinaryIO
 
-# Boxes that lie side by side in mp4 and mov.
+# Top-level boxes of mp4 and mov.
 _BOXES = (
   b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide",
   b"styp", b"sidx", b"uuid", b"meta", b"pnot",
@@ -21,35 +21,35 @@ _FLV_TAGS = (8, 9, 18)
 
 
 def is_cut_short(path: Path) -> bool:
-  """Whether the end of a film is missing, as far as its container tells.
+  """Whether the end of a video is missing, as far as its container shows.
 
-  MP4, MOV, Matroska, WebM, AVI and WMV give their length, MPEG-TS consists of
-  packets of one length, between which a cut is not seen, and FLV ends in the
-  length of its last part. Of other files, and those whose writer did not know
-  the length, False.
+  MP4, MOV, Matroska, WebM, AVI and WMV contain their length, MPEG-TS consists
+  of packets of equal length, between which a cut goes unnoticed, and FLV ends
+  with the length of its last tag. False for other files and for those whose
+  writer did not know the length.
   """
   size = os.stat(path).st_size
   with path.open("rb") as file:
     head = file.read(400)
     if head[4:8] in _BOXES:
-      return _boxes_exceed(file, size)
+      return _boxes_end(file, size) > size
     if head.startswith(_EBML):
-      return _segment_exceeds(file, size)
+      return _segment_end(file) > size
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
       length = int.from_bytes(head[4:8], "little")
-      # Writers that cannot go back leave one of these.
+      # Writers that cannot seek leave one of these.
       return length not in (0, 0xFFFFFFFF) and 8 + length > size
     if head.startswith(_ASF):
-      return _asf_exceeds(file, size)
+      return _asf_end(file) > size
     if head.startswith(b"FLV"):
-      return _last_tag_is_cut(file, size)
+      return not _ends_with_flv_tag(file, size)
   for packet, first in ((188, 0), (192, 4)):
     if {head[at : at + 1] for at in (first, first + packet)} == {b"G"}:
       return size % packet != 0
   return False
 
 
-def _boxes_exceed(file: BinaryIO, size: int) -> bool:
+def _boxes_end(file: BinaryIO, size: int) -> int:
   at = 0
   while at < size:
     file.seek(at)
@@ -57,49 +57,47 @@ def _boxes_exceed(file: BinaryIO, size: int) -> bool:
     length, kind = int.from_bytes(header[:4], "big"), header[4:8]
     if length == 1:
       length = int.from_bytes(header[8:], "big")
-    # Not a box: rubbish behind the film; or one that goes on to the end.
+    # Not a box but garbage after the video, or a box up to the end.
     if kind not in _BOXES or length < 8:
-      return False
+      return 0
     at += length
-  return at > size
+  return at
 
 
-def _segment_exceeds(file: BinaryIO, size: int) -> bool:
+def _segment_end(file: BinaryIO) -> int:
   file.seek(len(_EBML))
-  header, _ = _ebml_length(file)
-  file.seek(header, os.SEEK_CUR)
+  file.seek(_ebml_length(file), os.SEEK_CUR)
   if file.read(4) != _SEGMENT:
-    return False
-  length, is_known = _ebml_length(file)
-  return is_known and file.tell() + length > size
+    return 0
+  length = _ebml_length(file)
+  return length and file.tell() + length
 
 
-def _ebml_length(file: BinaryIO) -> tuple[int, bool]:
-  """A number of 1 to 8 bytes, and whether it is one: all ones mean unknown."""
+def _ebml_length(file: BinaryIO) -> int:
+  """A number of 1 to 8 bytes; 0 if it is unknown, which all ones mean."""
   first = file.read(1) or b"\0"
   count = 8 - first[0].bit_length()
-  bits = 7 * (count + 1)
-  value = int.from_bytes(first + file.read(count), "big") & ((1 << bits) - 1)
-  return value, value != (1 << bits) - 1
+  unknown = (1 << 7 * (count + 1)) - 1
+  value = int.from_bytes(first + file.read(count), "big") & unknown
+  return 0 if value == unknown else value
 
 
-def _asf_exceeds(file: BinaryIO, size: int) -> bool:
+def _asf_end(file: BinaryIO) -> int:
   file.seek(0)
   header = file.read(_ASF_HEADER)
   at = header.find(_ASF_PROPERTIES)
-  if at < 0:
-    return False
-  length = int.from_bytes(header[at + 40 : at + 48], "little")
-  is_live = header[at + 88] & 1
-  return not is_live and length > size
+  if at < 0 or header[at + 88] & 1:  # a live recording
+    return 0
+  return int.from_bytes(header[at + 40 : at + 48], "little")
 
 
-def _last_tag_is_cut(file: BinaryIO, size: int) -> bool:
+def _ends_with_flv_tag(file: BinaryIO, size: int) -> bool:
   file.seek(max(size - 4, 0))
   length = int.from_bytes(file.read(4), "big")
   if not 11 <= length <= size - 4:
-    return True
+    return False
   file.seek(size - 4 - length)
   tag = file.read(4)
-  told = int.from_bytes(tag[1:], "big")
-  return tag[0] & 31 not in _FLV_TAGS or told != length - 11
+  return (
+    tag[0] & 31 in _FLV_TAGS and int.from_bytes(tag[1:], "big") == length - 11
+  )

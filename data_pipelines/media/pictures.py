@@ -1,4 +1,4 @@
-"""Still pictures in a dataset: their file names, size and encoding."""
+"""Still pictures: their file names, scaling and encoding."""
 
 import io
 from pathlib import Path
@@ -8,20 +8,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 _SUFFIXES = (
-  ".jpg",
-  ".jpeg",
-  ".png",
-  ".webp",
-  ".bmp",
-  ".tif",
-  ".tiff",
-  ".avif",
-  ".ppm",
-)
+  ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm",
+)  # fmt: skip
 
 
 def is_picture(path: str | Path) -> bool:
-  """Whether a name promises a still picture; GIF counts as video."""
+  """Whether a file name is that of a still picture; GIF counts as video."""
   return Path(path).suffix.lower() in _SUFFIXES
 
 

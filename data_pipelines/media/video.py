@@ -189,15 +189,16 @@ def stream(
     InputError: missing, empty, damaged, without a video track, or with a frame
       that `probe` would refuse; raised when that frame is reached.
   """
-  size, given, converter = None, None, VideoReformatter()
+  shape, converter = None, VideoReformatter()
   with _named(source, name):
     for time, frame, aspect in _decode(source, start):
       if stop is not None and time >= stop:
         return
       _check(frame)
-      size = size or _scaled(frame, aspect, short_side)
-      given = given or (frame.width, frame.height)
-      if given != (frame.width, frame.height):
+      if shape is None:
+        shape = frame.width, frame.height
+        size = _scaled(frame, aspect, short_side)
+      if shape != (frame.width, frame.height):
         raise InputError(
           f"changes its size at {time:.2f} s; cut it there", "resized"
         )
@@ -217,11 +218,11 @@ def probe(source: bytes | str | Path, *, name: str | None = None) -> float:
       frame in it; interlaced, of high dynamic range, or with too many pixels.
   """
   with _named(source, name):
-    if not isinstance(source, bytes) and is_cut_short(Path(source)):
-      raise InputError(
-        "is truncated: its end is missing; give an intact file", "truncated"
-      )
     with _opened(source) as (_, track):
+      if not isinstance(source, bytes) and is_cut_short(Path(source)):
+        raise InputError(
+          "is truncated: its end is missing; give an intact file", "truncated"
+        )
       _check_size(track.codec_context)
       fps = float(track.average_rate or 25)
     _check(next(_decode(source)).frame)
@@ -379,8 +380,7 @@ def _timed(container: Any, track: Any) -> Iterator[av.VideoFrame]:
   for packet in container.demux(track):
     if packet.is_corrupt:
       raise InputError(
-        "is truncated: it ends within a frame; give an intact file",
-        "truncated",
+        "is truncated: it ends within a frame; give an intact file", "truncated"
       )
     for frame in packet.decode():
       if frame.time is None:
@@ -405,11 +405,7 @@ def _to_rgb(
   shrinks = size[0] * size[1] < frame.width * frame.height
   scaler = Interpolation.AREA if shrinks else Interpolation.BICUBIC
   rgb = converter.reformat(
-    frame,
-    *size,
-    format="rgb24",
-    interpolation=_EXACT | scaler,
-    threads=1,
+    frame, *size, format="rgb24", interpolation=_EXACT | scaler, threads=1
   )
   return _upright(rgb.to_ndarray(), frame)
 

@@ -63,6 +63,12 @@ TINTS = {
 SHAPES = tuple(drawing.SHAPES)
 _ROUND = ("disc", "ring")  # turning would not show
 GROUNDS = tuple(drawing.GROUNDS)
+# Every word of every caption.
+WORDS = frozenset(
+  word
+  for text in (*MOTIONS, *COLOURS, *TINTS, *SHAPES, *GROUNDS, "a an over")
+  for word in text.split()
+)
 
 
 @dataclasses.dataclass(frozen=True)

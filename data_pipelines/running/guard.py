@@ -40,18 +40,12 @@ def guarded(fn: Callable[..., Any], *args: Any, seconds: float | int) -> Any:
   """
   try:
     return _child().call(fn, args, seconds)
-  except _Died:
-    # The child may have been killed from outside, for example when memory ran
-    # out. Only a second death is the fault of the call.
-    pass
-  try:
-    return _child().call(fn, args, seconds)
-  except _Died as e:
-    raise InputError(str(e), "crashed") from e
-
-
-class _Died(Exception):
-  """The child process ended during a call."""
+  except InputError as e:
+    if e.reason != "crashed":
+      raise
+  # The child may have been killed from outside, for example when memory ran
+  # out. Only a second death is the fault of the call.
+  return _child().call(fn, args, seconds)
 
 
 def _child() -> "_Child":
@@ -97,7 +91,8 @@ class _Child:
       result, error = self._pipe.recv()
     except (EOFError, ConnectionError) as e:
       status = self._process.wait()
-      raise _Died(f"the process died twice, with status {status}") from e
+      text = f"the process died twice, with status {status}"
+      raise InputError(text, "crashed") from e
     except BaseException:
       self._process.kill()
       self._process.wait()

@@ -30,16 +30,16 @@ Kind = Literal["text_video", "text_image", "latent_video", "latent_image"]
 Choice = Callable[[tfrecord.Index], Bool[np.ndarray, "n"]]
 VERSION = "1.0.0"
 
-# What was measured of a clip or picture, each NaN where nothing was; see
-# `scores`.
-SCORES = (
-  "motion",
-  "sharpness",
-  "brightness",
-  "text_share",
-  "subject_share",
-  "aesthetics",
-)
+# Features with scores of a clip or picture, NaN if not measured, and what
+# plots call them; see `footage.scores`.
+SCORES = {
+  "motion": "motion, shorter sides per second",
+  "sharpness": "sharpness, variance",
+  "brightness": "brightness, 0 to 1",
+  "text_share": "share of overlaid text",
+  "subject_share": "share of the main subject",
+  "aesthetics": "aesthetics",
+}
 _LISTS = ("captions", "times")
 # Sidecars open at a time.
 _OPEN = 128

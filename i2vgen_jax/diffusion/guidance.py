@@ -14,7 +14,7 @@ def classifier_free(
   denoise_fn: Callable[..., Float[Array, "b ..."]],
   cond: Conditioning,
   null_cond: Conditioning | None,
-  scale: float | Float[Array, ""],
+  scale: Float[Array, ""] | float,
   rescale: float = 0.0,
 ) -> Callable[..., Float[Array, "b ..."]]:
   """uncond + scale (cond - uncond) on the raw output, in float32.
@@ -23,51 +23,45 @@ def classifier_free(
 
   Args:
     denoise_fn: (xt, t, cond) -> output.
-    cond: the conditional branch.
-    null_cond: the unconditional branch, with the members and shapes of
-      `cond`; what guidance should not push on is the same in both. None is
-      no guidance: the network sees the conditional branch alone.
-    scale: guidance scale; it may be traced.
-    rescale: how far (0 to 1) the result takes back the standard deviation
-      of the conditional output (Lin et al. 2023, section 3.4; 0.2 in public
-      variant (b)).
+    null_cond: conditioning of the unconditional branch, with the members and
+      shapes of `cond`; members that guidance should ignore are equal in both.
+      None turns guidance off: the network runs on `cond` alone.
+    scale: guidance scale; may be traced.
+    rescale: fraction (0 to 1) by which the standard deviation of the result
+      is moved back to that of the conditional output (Lin et al. 2023,
+      section 3.4; 0.2 in public variant (b)).
 
   Returns:
     guided(xt, t) -> output.
 
   Raises:
-    InputError: cond and null_cond differ in their members.
+    InputError: cond and null_cond have different members.
   """
   if null_cond is None:
     return lambda xt, t: denoise_fn(xt, t, cond)
   if jax.tree.structure(cond) != jax.tree.structure(null_cond):
     raise InputError(
-      "the two conditionings of guidance have different members, in "
-      "null_cond; give it exactly those of cond"
+      "cond and null_cond of classifier-free guidance have different members; "
+      "give null_cond exactly the members of cond"
     )
-  both = _stack(null_cond, cond)
+  both = _concatenate(null_cond, cond)
 
   def guided(xt, t):
-    output = denoise_fn(_stack(xt, xt), _stack(t, t), both)
+    output = denoise_fn(_concatenate(xt, xt), _concatenate(t, t), both)
     uncond, conditional = jnp.split(output.astype(jnp.float32), 2)
     output = uncond + scale * (conditional - uncond)
-    return _rescale(output, conditional, rescale) if rescale else output
+    if not rescale:
+      return output
+    ratio = _std(conditional) / (_std(output) + 1e-12)
+    return output * (rescale * ratio + 1 - rescale)
 
   return guided
 
 
-def _stack(first, second):
+def _concatenate(first, second):
   return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 
-def _rescale(
-  output: Float[Array, "b ..."],
-  conditional: Float[Array, "b ..."],
-  rescale: float,
-) -> Float[Array, "b ..."]:
-  def std(x):
-    axes = tuple(range(1, x.ndim))
-    return jnp.std(x, axis=axes, ddof=1, keepdims=True)
-
-  ratio = std(conditional) / (std(output) + 1e-12)
-  return output * (rescale * ratio + 1 - rescale)
+def _std(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+  """Unbiased standard deviation of each row."""
+  return jnp.std(x, axis=tuple(range(1, x.ndim)), ddof=1, keepdims=True)

@@ -22,23 +22,23 @@ def sample(
   prediction_type: str = "v",
   progress: Callable[[int], None] | None = None,
 ) -> Float[Array, "b ..."]:
-  """Takes xt along the solver's whole path; float32 throughout.
+  """Integrates xt from the solver's first level to its last, in float32.
 
-  Jit-able: denoise_fn, solver and the keyword arguments are constants. A row
-  of the result does not depend on how many rows follow it.
+  Jit-able: denoise_fn, solver and the keyword arguments are constants. Rows
+  are independent of each other if those of denoise_fn are.
 
   Args:
     denoise_fn: guided (xt, t) -> output, t int32[b].
     xt: a sample at the solver's first level.
     rngs: one key per row, for the noise of stochastic solvers.
-    progress: called on the host after each evaluation with the number done,
-      1 to solver.num_evaluations.
+    progress: called on the host after each evaluation with the number of
+      evaluations done, 1 to solver.num_evaluations.
 
   Returns:
-    The sample at the solver's last level: x0, but for inversion.
+    The sample at the solver's last level; x0 unless the solver inverts.
 
   Raises:
-    InputError: an eps prediction would start where there is no signal.
+    InputError: an eps prediction at a level without signal.
   """
   if prediction_type == "eps" and np.any(solver.alphas == 0):
     raise InputError(

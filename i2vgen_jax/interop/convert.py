@@ -17,8 +17,8 @@ import numpy as np
 from flax import traverse_util
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.table import Row, Table
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.keys.table import Row, Table
 from i2vgen_jax.types import Params
 
 _SHOWN = 4

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import files, safetensors_files, sources
+from i2vgen_jax.interop import stored
+from i2vgen_jax.interop.formats import safetensors_files, weight_files
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The diffusers folders alone: the same repository holds the original files,
@@ -38,11 +39,11 @@ def resolve(path_or_id: str | Path, half: bool = False) -> Path:
     return path
   if not _ID.fullmatch(str(path_or_id)):
     raise InputError(f"no weights at {path_or_id}; check the path")
-  name, wanted = str(path_or_id), sources.PARTS
+  name, wanted = str(path_or_id), stored.PARTS
   suffixes = (".fp16", "") if half else ("", ".fp16")
   for form, suffix in itertools.product(_STEMS, suffixes):
     folder = _download(name, [*_CONFIGS, *_patterns(wanted, form, suffix)])
-    wanted = [part for part in sources.PARTS if _lacks_weights(folder / part)]
+    wanted = [part for part in stored.PARTS if _lacks_weights(folder / part)]
     if not wanted:
       break
   return folder
@@ -58,7 +59,7 @@ def _lacks_weights(part: Path) -> bool:
   """Whether something else must be asked for, of a part that there is."""
   if not (part / "config.json").is_file():
     return False
-  weights = files.weights_in(part)
+  weights = weight_files.weights_in(part)
   return weights is None or not safetensors_files.is_whole(weights)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from i2vgen_jax.interop import hub, sources
-from i2vgen_jax.interop.tensors import weight_dtype
+from i2vgen_jax.interop import hub, stored
+from i2vgen_jax.interop.formats.tensors import weight_dtype
 from i2vgen_jax.types import Params
 
 Loaded = tuple[Any, Params]
@@ -28,7 +28,7 @@ def load_unet(
   of the module for those that its variant has.
 
   Args:
-    path: see `sources.find`, or `owner/name` on the Hub.
+    path: see `stored.find`, or `owner/name` on the Hub.
     dtype: of weights and computation; None keeps what is stored.
     mesh: splits large weights over its devices.
     choices: values that differ from those of the form; see `Choices`.
@@ -64,7 +64,7 @@ def load_image_encoder(
   return _load("image_encoder", path, dtype, mesh, None)
 
 
-StoredNetwork = sources.Source
+StoredNetwork = stored.StoredNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +82,10 @@ def open_weights(
   choices: Mapping[str, Any] | None = None,
   half: bool = False,
 ) -> StoredWeights:
-  """What a path holds, before anything large is read; see `sources.find`."""
+  """What a path holds, before anything large is read; see `stored.find`."""
   folder = hub.resolve(path, half=half)
   return StoredWeights(
-    folder, sources.find(folder, choices), sources.tokenizer_folder(folder)
+    folder, stored.find(folder, choices), stored.tokenizer_folder(folder)
   )
 
 
@@ -94,7 +94,7 @@ def _load(name, path, dtype, mesh, choices) -> Loaded:
   part = folder / name
   if (part / "config.json").is_file():
     folder = part
-  network = sources.one(folder, name, choices).load(dtype, mesh)
+  network = stored.one(folder, name, choices).load(dtype, mesh)
   return network.module, network.params
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats.tensors import Tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -10,8 +10,9 @@ import numpy as np
 from flax import traverse_util
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import convert, files, hub, sources
-from i2vgen_jax.interop.image_keys import stable_diffusion_table
+from i2vgen_jax.interop import convert, hub, stored
+from i2vgen_jax.interop.formats import weight_files
+from i2vgen_jax.interop.keys.unet_image import stable_diffusion_table
 from i2vgen_jax.interop.recognise import Found, recognise
 from i2vgen_jax.models import build
 from i2vgen_jax.types import Params
@@ -46,7 +47,7 @@ def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
   image = _image_unet(folder)
   if image is not None:
     return _from_image_model(image, unet, rng)
-  source = sources.one(folder, "unet")
+  source = stored.one(folder, "unet")
   _check_same(source.module, unet, path)
   leaves = source.leaves(jnp.float32)
   leaves = convert.with_gain(leaves, source.module, unet.concat_gain)
@@ -72,7 +73,9 @@ def _image_unet(folder: Path) -> Found | None:
       continue
     if (place / "params").is_dir():
       return None
-    found = {one.network: one for one in recognise(files.open_tensors(place))}
+    found = {
+      one.network: one for one in recognise(weight_files.open_tensors(place))
+    }
     return found.get("image_unet") if "unet" not in found else None
   return None
 
@@ -89,7 +92,7 @@ def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
     (height, width, unet.latent_channels, features), mouth.dtype
   )
   leaves = convert.to_flax(
-    files.checked(image.tensors),
+    weight_files.checked(image.tensors),
     table,
     traverse_util.unflatten_dict(spatial, sep="/"),
   )

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from i2vgen_jax import weights
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.unet import I2VGenUNet
@@ -92,10 +91,13 @@ def load(folder: Path, dtype: Any = None) -> Network:
   Raises:
     InputError: missing, damaged, or of another variant.
   """
-  config = weights.load_config(folder)
+  # interop imports this package.
+  from i2vgen_jax.interop.formats import native
+
+  config = native.load_config(folder)
   module = make_module(folder.name, config["module"], folder / "config.json")
   abstract = abstract_params(module)
-  return Network(module, weights.load_params(folder, abstract, dtype), config)
+  return Network(module, native.load_params(folder, abstract, dtype), config)
 
 
 def towers_of(unet: I2VGenUNet) -> tuple[str, ...]:

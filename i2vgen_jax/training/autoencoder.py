@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
-from i2vgen_jax import weights
+from i2vgen_jax import interop
 from i2vgen_jax.autoencoding import to_pixels, to_unit_range
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
@@ -64,8 +64,7 @@ class Autoencoder(Task):
           "config.autoencoder.decoder_only needs an autoencoder to start from; "
           "name its folder: --config.init_from=CASCADE/vae"
         )
-      stored = weights.load_config(Path(config.init_from))
-      scaling_factor = stored["scaling_factor"]
+      scaling_factor = _stored(config.init_from).config["scaling_factor"]
     return cls(
       vae=build.make_module("vae", fields, "config.vae"),
       config=fields,
@@ -76,10 +75,17 @@ class Autoencoder(Task):
   def init_params(self, rng: Key[Array, ""]) -> Params:
     return build.init_params(self.vae, rng)
 
-  def load_params(self, path: Path, rng: Key[Array, ""]) -> Params:
-    """Weights of a folder `CASCADE/vae`."""
-    abstract = build.abstract_params(self.vae)
-    return weights.load_params(path, abstract, jnp.float32)
+  def load_params(self, path: str | Path, rng: Key[Array, ""]) -> Params:
+    """Weights of the same autoencoder in any form."""
+    network = _stored(path).load(jnp.float32)
+    for field, want in self.config.items():
+      have = getattr(network.module, field)
+      if have != want:
+        raise InputError(
+          f"weights of another autoencoder, in {path}: {field} is {have} there "
+          f"and {want} in config.vae; make them agree"
+        )
+    return network.params
 
   def loss(
     self,
@@ -153,6 +159,13 @@ class Autoencoder(Task):
       factor = float(1 / latents.std())
     config = {"module": dict(self.config), "scaling_factor": factor}
     return {"vae": (config, params)}
+
+
+def _stored(path: str | Path) -> interop.StoredNetwork:
+  networks = interop.open_weights(path).networks
+  if "vae" not in networks:
+    raise InputError(f"no autoencoder in {path}; correct config.init_from")
+  return networks["vae"]
 
 
 def _flat(batch: Batch) -> Float[Array, "n h w 3"]:

@@ -100,7 +100,7 @@ class Denoising(Task):
   def init_params(self, rng: Key[Array, ""]) -> Params:
     return build.init_params(self.stage.unet, rng)
 
-  def load_params(self, path: Path, rng: Key[Array, ""]) -> Params:
+  def load_params(self, path: str | Path, rng: Key[Array, ""]) -> Params:
     """Weights of the same U-Net in any form, or of Stable Diffusion 2.1."""
     return interop.initial_params(path, self.stage.unet, rng)
 

@@ -44,7 +44,7 @@ class Task:
     """Random weights; traceable."""
     raise NotImplementedError
 
-  def load_params(self, path: Path, rng: Key[Array, ""]) -> Params:
+  def load_params(self, path: str | Path, rng: Key[Array, ""]) -> Params:
     """Weights to start from, in float32.
 
     Args:

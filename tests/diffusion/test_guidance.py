@@ -1,5 +1,6 @@
 """Guidance: the two branches, their order, and what leaves them unchanged."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ class Network:
     return text * xt**2 + fps * jnp.sin(xt) + t[:, None, None, None, None]
 
 
-def test_no_unconditional_branch_calls_the_network_once():
+def test_without_null_conditioning_the_network_runs_once():
   network, xt = Network(), inputs()
   guided = classifier_free(network, condition(0.3), None, 1.0)
   output = guided(xt, T)
@@ -78,6 +79,21 @@ def test_scales_walk_the_line_from_unconditional_through_conditional():
   np.testing.assert_allclose(
     at(9.0), Network()(xt, T, condition(-0.2 + 9 * 0.5)), rtol=1e-4, atol=1e-4
   )
+
+
+def test_scale_may_be_traced():
+  network, xt = Network(), inputs()
+
+  @jax.jit
+  def run(scale):
+    return classifier_free(network, condition(0.3), condition(-0.2), scale)(
+      xt, T
+    )
+
+  for scale in (1.0, 9.0):
+    guided = classifier_free(Network(), condition(0.3), condition(-0.2), scale)
+    np.testing.assert_allclose(run(scale), guided(xt, T), rtol=1e-5, atol=1e-5)
+  assert len(network.calls) == 1
 
 
 def test_guidance_between_equal_branches_changes_nothing():

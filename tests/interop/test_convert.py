@@ -10,11 +10,11 @@ from torch.nn import functional
 from torch_dicts import arrays_of, from_torch, leaves_of
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import layouts
 from i2vgen_jax.interop.convert import compare, materialise, to_flax, to_torch
-from i2vgen_jax.interop.layouts import LINEAR, PLAIN
-from i2vgen_jax.interop.table import Row, Table, conv2d, linear, norm
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.keys import layouts
+from i2vgen_jax.interop.keys.layouts import LINEAR, PLAIN
+from i2vgen_jax.interop.keys.table import Row, Table, conv2d, linear, norm
 
 
 def draw(*shape, seed=0):

@@ -9,8 +9,8 @@ import torch
 from safetensors.numpy import save_file
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.files import checked, open_tensors
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.formats.weight_files import checked, open_tensors
 
 
 def assert_refused(call, match):

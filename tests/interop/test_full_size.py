@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from i2vgen_jax.interop import convert, safetensors_files, unet_keys
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop import convert
+from i2vgen_jax.interop.formats import safetensors_files
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.keys import unet
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
@@ -86,9 +88,7 @@ def weights(tmp_path_factory):
     dict.fromkeys(leaves, np.dtype(np.float32)),
     read,
   )
-  table = unet_keys.diffusers_table(
-    module.block_channels, module.layers_per_block
-  )
+  table = unet.diffusers_table(module.block_channels, module.layers_per_block)
   folder = tmp_path_factory.mktemp("full")
   path = folder / "unet" / "diffusion_pytorch_model.safetensors"
   path.parent.mkdir()

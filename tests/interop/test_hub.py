@@ -9,7 +9,8 @@ import huggingface_hub.constants as hub_constants
 import pytest
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import files, hub
+from i2vgen_jax.interop import hub
+from i2vgen_jax.interop.formats import weight_files
 
 ID = "some-lab/i2vgen.small_1"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -161,7 +162,7 @@ def test_what_the_repository_lacks(
 
   monkeypatch.setattr("huggingface_hub.snapshot_download", download)
   hub.resolve(ID, half)
-  assert files.weights_in(part) == part / taken
+  assert weight_files.weights_in(part) == part / taken
 
 
 def test_environment_alone(tmp_path):

@@ -12,8 +12,8 @@ import torch
 from public_standin import TOWERS, draw, file_shapes, unet
 from torch_dicts import arrays_of
 
-from i2vgen_jax import weights
-from i2vgen_jax.interop import safetensors_files, sources, targets, torch_files
+from i2vgen_jax.interop import stored, write
+from i2vgen_jax.interop.formats import native, safetensors_files, torch_files
 
 LOCAL = "input_blocks.0.0.weight"
 
@@ -38,25 +38,25 @@ def ours(repository, tmp_path_factory):
 
 
 def to_orbax(source, folder, dtype=None, choices=None):
-  targets.write_orbax(
-    sources.find(source, choices),
+  write.write_orbax(
+    stored.find(source, choices),
     folder,
-    sources.tokenizer_folder(source),
+    stored.tokenizer_folder(source),
     dtype,
   )
 
 
 def to_diffusers(source, folder, dtype=None):
-  found = sources.find(source)
-  targets.check(found, "diffusers")
-  words = sources.tokenizer_folder(source)
-  targets.write_diffusers(found, folder, words, dtype)
+  found = stored.find(source)
+  write.check(found, "diffusers")
+  words = stored.tokenizer_folder(source)
+  write.write_diffusers(found, folder, words, dtype)
 
 
 def to_torch(source, path, form, dtype=None):
-  base = sources.one(source, "unet")
-  targets.check({base.name: base}, form)
-  targets.write_torch(base, path, form, dtype)
+  base = stored.one(source, "unet")
+  write.check({base.name: base}, form)
+  write.write_torch(base, path, form, dtype)
 
 
 def save(path, arrays, step=None):
@@ -190,7 +190,7 @@ def test_both_files_give_one_prediction(repository, tmp_path):
   words = rng.standard_normal((1, 5, public_standin.WIDTH), "f")
   answers, gains = [], []
   for path in (repository, tmp_path / "unet.pth"):
-    network = sources.one(path, "unet").load()
+    network = stored.one(path, "unet").load()
     gains.append(network.module.concat_gain)
     with jax.disable_jit():
       answers.append(
@@ -210,7 +210,7 @@ def test_both_files_give_one_prediction(repository, tmp_path):
 
 
 def test_config_says_the_choices(ours, repository, tmp_path):
-  base = weights.load_config(ours / "base")
+  base = native.load_config(ours / "base")
   assert base["module"]["concat_gain"] == 1.0
   assert base["sampling"]["to_clean"] is True
   assert base["sampling"]["black_edge"] is False
@@ -220,16 +220,16 @@ def test_config_says_the_choices(ours, repository, tmp_path):
     "zero_terminal_snr": True,
     "prediction_type": "v",
   }
-  vae = weights.load_config(ours / "vae")
+  vae = native.load_config(ours / "vae")
   assert vae["scaling_factor"] == 0.18125
-  text = weights.load_config(ours / "text_encoder")
+  text = native.load_config(ours / "text_encoder")
   assert text["pad_token_id"] == public_standin.VOCABULARY - 1
   assert text["source"] == {"form": "transformers"}
 
   chosen = {"scaling_factor": 0.18215, "concat_gain": 4.0, "pad_token_id": 0}
   to_orbax(repository, tmp_path / "ours", choices=chosen)
   base, vae, text = (
-    weights.load_config(tmp_path / "ours" / name)
+    native.load_config(tmp_path / "ours" / name)
     for name in ("base", "vae", "text_encoder")
   )
   assert base["module"]["concat_gain"] == 4.0
@@ -255,8 +255,8 @@ def test_files_of_half_precision(name, repository, tmp_path):
   arrays = arrays_of(torch_files.read(tmp_path / "a.pth"))
   assert {x.dtype for x in arrays.values()} == {dtype}
   to_orbax(tmp_path / "a.pth", tmp_path / "ours")
-  stored = weights.load_types(tmp_path / "ours" / "base")
-  assert {x.dtype for x in stored.values()} == {dtype}
+  types = native.load_types(tmp_path / "ours" / "base")
+  assert {x.dtype for x in types.values()} == {dtype}
   to_torch(tmp_path / "ours", tmp_path / "b.pth", "vgen")
   assert_equal_bits(arrays, arrays_of(torch_files.read(tmp_path / "b.pth")))
   to_diffusers(tmp_path / "ours", tmp_path / "theirs")

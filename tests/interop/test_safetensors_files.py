@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import safetensors_files
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats import safetensors_files
+from i2vgen_jax.interop.formats.tensors import Tensors
 
 BF16 = np.dtype(jnp.bfloat16)
 

@@ -14,18 +14,19 @@ from flax import traverse_util
 from public_standin import TEXT, VAE, VISION, draw, rewrite_json, unet
 from torch_dicts import arrays_of
 
-from i2vgen_jax import sharding, tokenizer, weights
+from i2vgen_jax import sharding, tokenizer
+from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import (
-  load_cascade,
   load_text_encoder,
   load_unet,
   load_vae,
-  sources,
+  stored,
 )
 from i2vgen_jax.interop.choices import Choices
-from i2vgen_jax.interop.safetensors_files import write
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats import native
+from i2vgen_jax.interop.formats.safetensors_files import write
+from i2vgen_jax.interop.formats.tensors import Tensors
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 NETWORKS = {"base", "vae", "text_encoder", "image_encoder"}
@@ -91,28 +92,28 @@ def picked(found):
 
 
 def test_cascade_of_ours(cascade):
-  found = sources.find(cascade)
+  found = stored.find(cascade)
   assert set(found) == {*NETWORKS, "refine"}
   for name, source in found.items():
     assert (source.name, source.form) == (name, "orbax")
-    assert source.config == weights.load_config(cascade / name)
+    assert source.config == native.load_config(cascade / name)
     shapes = {k: x.shape for k, x in flat(source.abstract_params).items()}
     assert source.tensors.shapes == shapes
     source.report().check()
-  stored = cascade_standin.random_params(found["vae"].module, 0)
+  params = cascade_standin.random_params(found["vae"].module, 0)
   loaded = found["vae"].load()
   assert loaded.config == found["vae"].config
-  jax.tree.map(np.testing.assert_array_equal, loaded.params, stored)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
 def test_one_network_of_ours(cascade):
-  found = sources.find(cascade / "vae")
+  found = stored.find(cascade / "vae")
   assert set(found) == {"vae"}
   assert found["vae"].form == "orbax"
 
 
 def test_repository(repository):
-  found = sources.find(repository)
+  found = stored.find(repository)
   assert set(found) == NETWORKS
   forms = {name: source.form for name, source in found.items()}
   assert forms.pop("base") == forms.pop("vae") == "diffusers"
@@ -124,7 +125,7 @@ def test_repository(repository):
     report = source.report()
     assert set(report.mapped) == set(source.tensors.shapes)
     assert source.config["source"] == {"form": source.form}
-  assert sources.tokenizer_folder(repository) == repository / "tokenizer"
+  assert stored.tokenizer_folder(repository) == repository / "tokenizer"
 
 
 @pytest.mark.parametrize(
@@ -137,13 +138,13 @@ def test_repository(repository):
   ],
 )
 def test_component(repository, part, name):
-  assert set(sources.find(repository / part)) == {name}
+  assert set(stored.find(repository / part)) == {name}
   file = next((repository / part).glob("*.safetensors"))
-  assert set(sources.find(file)) == {name}
+  assert set(stored.find(file)) == {name}
 
 
 def test_original_files(original):
-  found = sources.find(original)
+  found = stored.find(original)
   assert set(found) == NETWORKS
   assert {found[n].form for n in ("text_encoder", "image_encoder")} == {
     "openclip"
@@ -153,21 +154,21 @@ def test_original_files(original):
   for name, module in modules.items():
     assert found[name].module == module
     found[name].report().check()
-  assert sources.tokenizer_folder(original) is None
+  assert stored.tokenizer_folder(original) is None
 
 
 def test_one_file_with_two_networks(original):
-  found = sources.find(original / "open_clip_pytorch_model.bin")
+  found = stored.find(original / "open_clip_pytorch_model.bin")
   assert set(found) == {"text_encoder", "image_encoder"}
 
 
 def test_one_of_several(original, cascade):
-  assert sources.one(original, "unet").name == "base"
-  assert sources.one(original, "vae").name == "vae"
+  assert stored.one(original, "unet").name == "base"
+  assert stored.one(original, "vae").name == "vae"
   with pytest.raises(InputError, match="more than one unet in"):
-    sources.one(cascade, "unet")
+    stored.one(cascade, "unet")
   with pytest.raises(InputError, match=r"no refine in .*, which holds vae"):
-    sources.one(cascade / "vae", "refine")
+    stored.one(cascade / "vae", "refine")
 
 
 def test_values(original):
@@ -185,7 +186,7 @@ def test_values(original):
 
 
 def test_choices_of_a_repository(repository):
-  assert picked(sources.find(repository)) == {
+  assert picked(stored.find(repository)) == {
     "scaling_factor": 0.18125,
     "pad_token_id": public_standin.VOCABULARY - 1,
     "to_clean": True,
@@ -195,7 +196,7 @@ def test_choices_of_a_repository(repository):
 
 
 def test_choices_of_original_files(original):
-  assert picked(sources.find(original)) == {
+  assert picked(stored.find(original)) == {
     "scaling_factor": 0.18215,
     "pad_token_id": 0,
     "to_clean": False,
@@ -222,7 +223,7 @@ def test_what_the_repository_says_is_taken(copied):
       copied / "tokenizer" / name,
       lambda c: c.update(pad_token={"content": "!"}),
     )
-  found = sources.find(copied)
+  found = stored.find(copied)
   taken = picked(found)
   assert taken["scaling_factor"] == 0.3
   assert taken["to_clean"] is False
@@ -252,7 +253,7 @@ def test_fields_that_no_shape_shows(copied):
     lambda c: c.update(num_attention_heads=5),
   )
   found = {
-    name: sources.find(copied / part)[name].module
+    name: stored.find(copied / part)[name].module
     for name, part in (
       ("vae", "vae"),
       ("text_encoder", "text_encoder"),
@@ -262,7 +263,7 @@ def test_fields_that_no_shape_shows(copied):
   assert found["vae"].norm_groups == 8
   assert found["text_encoder"].num_heads == 4
   assert found["image_encoder"].num_heads == 5
-  base = sources.find(copied / "unet")["base"].module
+  base = stored.find(copied / "unet")["base"].module
   assert base.norm_groups == 16
 
 
@@ -277,8 +278,8 @@ def test_fields_that_no_shape_shows(copied):
   ],
 )
 def test_choice_wins(repository, name, value, read):
-  found = sources.find(repository, {name: value})
-  before = picked(sources.find(repository))
+  found = stored.find(repository, {name: value})
+  before = picked(stored.find(repository))
   assert picked(found) == before | {name: read}
   assert before[name] != read
 
@@ -287,7 +288,7 @@ def test_reference_start_is_of_a_refine_stage(tmp_path):
   save(tmp_path / "b.pth", draw(unet("refine"), "vgen"))
 
   def of(choices):
-    return sources.find(tmp_path, choices)["refine"].config["sampling"]
+    return stored.find(tmp_path, choices)["refine"].config["sampling"]
 
   assert of({})["reference_start"] is True
   assert of({"reference_start": "false"})["reference_start"] is False
@@ -307,7 +308,7 @@ def test_reference_start_is_of_a_refine_stage(tmp_path):
 )
 def test_bad_choice(original, choices, message):
   with pytest.raises(InputError) as raised:
-    sources.find(original / "i2vgen_xl_00854500.pth", choices)
+    stored.find(original / "i2vgen_xl_00854500.pth", choices)
   assert message in str(raised.value)
 
 
@@ -316,19 +317,19 @@ def test_bad_choice(original, choices, message):
 
 def test_nothing_there(tmp_path):
   with pytest.raises(InputError, match=r"no weights at .*absent"):
-    sources.find(tmp_path / "absent")
+    stored.find(tmp_path / "absent")
   with pytest.raises(InputError, match="neither a cascade, nor a diffusers"):
-    sources.find(tmp_path)
+    stored.find(tmp_path)
 
 
 def spoiled(folder, part, change):
   """Writes the weights of a component anew."""
   file = next((folder / part).glob("*.safetensors"))
-  source = next(iter(sources.find(folder / part).values()))
+  source = next(iter(stored.find(folder / part).values()))
   arrays = {k: x.copy() for k, x in arrays_of(source.tensors).items()}
   change(arrays)
   write(file, Tensors.of(arrays), {"format": "pt"})
-  return sources.find(folder / part), str(file)
+  return stored.find(folder / part), str(file)
 
 
 def test_nan(copied):
@@ -368,13 +369,13 @@ def test_pipeline_of_another_class(copied):
     lambda c: c.update(_class_name="StableDiffusionPipeline"),
   )
   with pytest.raises(InputError, match="of class StableDiffusionPipeline; use"):
-    sources.find(copied)
+    stored.find(copied)
 
 
 def test_component_is_missing(copied):
   shutil.rmtree(copied / "image_encoder")
   with pytest.raises(InputError, match="no image_encoder in"):
-    sources.find(copied)
+    stored.find(copied)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +395,7 @@ def test_unknown_schedule(copied, change):
   path = copied / "scheduler" / "scheduler_config.json"
   rewrite_json(path, lambda c: c.update(change))
   with pytest.raises(InputError) as raised:
-    sources.find(copied)
+    stored.find(copied)
   assert repr(next(iter(change.values()))) in str(raised.value)
   assert str(path) in str(raised.value)
 
@@ -404,7 +405,7 @@ def test_trailing_steps(copied):
     copied / "scheduler" / "scheduler_config.json",
     lambda c: c.update(timestep_spacing="trailing"),
   )
-  base = sources.find(copied)["base"]
+  base = stored.find(copied)["base"]
   assert base.config["sampling"]["spacing"] == "trailing"
 
 
@@ -413,20 +414,20 @@ def test_parts_of_a_repository(copied):
   (copied / "model_index.json").unlink()
   for part in ("unet", "image_encoder"):
     shutil.rmtree(copied / part)
-  assert set(sources.find(copied)) == {"vae", "text_encoder"}
+  assert set(stored.find(copied)) == {"vae", "text_encoder"}
   assert load_vae(copied)[0] == VAE
 
 
 def test_weights_in_the_place_of_others(copied):
   shutil.copy(copied / "vae" / UNET_FILE, copied / "unet" / UNET_FILE)
   with pytest.raises(InputError, match=r"weights of vae in .*unet; copy"):
-    sources.find(copied)
+    stored.find(copied)
 
 
 def test_wrapped_for_many_devices(tmp_path):
   arrays = draw(unet("refine"), "vgen")
   save(tmp_path / "a.pth", {f"module.{key}": x for key, x in arrays.items()})
-  (source,) = sources.find(tmp_path / "a.pth").values()
+  (source,) = stored.find(tmp_path / "a.pth").values()
   report = source.report()
   report.check()
   assert report.ignored == ()
@@ -436,7 +437,7 @@ def test_keys_of_no_network_of_ours_are_named(original, tmp_path):
   vae = {f"first_stage_model.{k}": x for k, x in draw(VAE, "ldm").items()}
   others = ["cond_stage_model.x", "model.diffusion_model.x"]
   save(tmp_path / "a.ckpt", vae | dict.fromkeys(others, np.ones(1)))
-  (source,) = sources.find(tmp_path / "a.ckpt").values()
+  (source,) = stored.find(tmp_path / "a.ckpt").values()
   assert source.report().ignored == tuple(others)
   source.report().check()
 
@@ -445,7 +446,7 @@ def test_config_beside_original_files_is_of_none_of_them(original, tmp_path):
   file = original / "v2-1_512-ema-pruned.ckpt"
   shutil.copy(file, tmp_path)
   (tmp_path / "config.json").write_text('{"norm_num_groups": 7}')
-  assert sources.find(tmp_path)["vae"].module == VAE
+  assert stored.find(tmp_path)["vae"].module == VAE
 
 
 # ---- Ours ----
@@ -453,14 +454,14 @@ def test_config_beside_original_files_is_of_none_of_them(original, tmp_path):
 
 def test_choices_of_ours(cascade):
   choices = {"pad_token_id": "7", "scaling_factor": 2, "black_edge": True}
-  found = sources.find(cascade, choices)
+  found = stored.find(cascade, choices)
   assert found["text_encoder"].config["pad_token_id"] == 7
   assert found["vae"].config["scaling_factor"] == 2.0
   assert found["base"].config["sampling"]["black_edge"] is True
   with pytest.raises(InputError, match="unknown choice 'nonsense'"):
-    sources.find(cascade, {"nonsense": 3})
+    stored.find(cascade, {"nonsense": 3})
   with pytest.raises(InputError, match="pad_token_id 9999 is none of the 514"):
-    sources.find(cascade, {"pad_token_id": 9999})
+    stored.find(cascade, {"pad_token_id": 9999})
 
 
 def test_tokenizer_of_another_text_tower(cascade, tmp_path):
@@ -468,7 +469,7 @@ def test_tokenizer_of_another_text_tower(cascade, tmp_path):
   shutil.rmtree(copied / "tokenizer")
   tokenizer.build_vocabulary(["kite"], copied / "tokenizer")
   with pytest.raises(InputError, match=r"token \d+ of .* none of the 514 that"):
-    load_cascade(copied)
+    Cascade.load(copied)
 
 
 def test_no_text_where_the_unet_takes_none(original, tmp_path):
@@ -476,28 +477,28 @@ def test_no_text_where_the_unet_takes_none(original, tmp_path):
     if file.suffix != ".pth":
       shutil.copy(file, tmp_path)
   save(tmp_path / "a.pth", draw(unet("image_to_video"), "vgen"))
-  loaded = load_cascade(tmp_path)
-  assert loaded.tokenizer is None and loaded.text_encoder is None
-  assert loaded.image_encoder.module == VISION
+  loaded = Cascade.load(tmp_path)
+  assert loaded.tokenizer is None and "text_encoder" not in loaded.networks
+  assert loaded.networks["image_encoder"].module == VISION
 
 
 @pytest.mark.parametrize("name", ["base", "refine", "vae", "text_encoder"])
 def test_renamed_folder_of_ours(cascade, tmp_path, name, monkeypatch):
   renamed = shutil.copytree(cascade / name, tmp_path / "mine")
-  assert set(sources.find(renamed)) == {name}
+  assert set(stored.find(renamed)) == {name}
   monkeypatch.chdir(cascade / name)
-  assert set(sources.find(Path(""))) == {name}
+  assert set(stored.find(Path(""))) == {name}
 
 
 def test_array_that_ours_lacks(cascade, tmp_path):
-  found = sources.find(cascade / "vae")["vae"]
+  found = stored.find(cascade / "vae")["vae"]
   params = flat(found.load().params)
   params.pop(max(params))
   name = min(params)
   params[name] = np.zeros((3, 3), "f")
   tree = traverse_util.unflatten_dict(params, sep="/")
-  weights.save(tmp_path / "vae", found.config, tree)
-  report = sources.find(tmp_path / "vae")["vae"].report()
+  native.save(tmp_path / "vae", found.config, tree)
+  report = stored.find(tmp_path / "vae")["vae"].report()
   assert len(report.missing) == 1 and set(report.wrong_shapes) == {name}
   with pytest.raises(InputError, match=r"1 missing: .*1 wrong shapes"):
     load_vae(tmp_path / "vae")
@@ -507,7 +508,7 @@ def test_array_that_ours_lacks(cascade, tmp_path):
 def test_damaged_index(copied, text):
   (copied / "model_index.json").write_text(text)
   with pytest.raises(InputError, match="model_index"):
-    sources.find(copied)
+    stored.find(copied)
 
 
 @pytest.mark.parametrize(
@@ -526,7 +527,7 @@ def test_damaged_index(copied, text):
 def test_config_of_another_network(copied, part, change, message):
   rewrite_json(copied / part / "config.json", lambda c: c.update(change))
   with pytest.raises(InputError, match=message):
-    sources.find(copied / part)
+    stored.find(copied / part)
 
 
 def test_padding_that_is_no_token(copied):
@@ -535,14 +536,14 @@ def test_padding_that_is_no_token(copied):
       copied / "tokenizer" / name, lambda c: c.update(pad_token="[PAD]")
     )
   with pytest.raises(InputError, match=r"padding '\[PAD\]' is no token"):
-    sources.find(copied)
+    stored.find(copied)
 
 
 def test_same_network_twice(original, tmp_path):
   for name in ("a.pth", "b.pth"):
     shutil.copy(original / "i2vgen_xl_00854500.pth", tmp_path / name)
   with pytest.raises(InputError) as raised:
-    sources.find(tmp_path)
+    stored.find(tmp_path)
   assert "two files with a base" in str(raised.value)
   assert str(tmp_path / "a.pth") in str(raised.value)
   assert str(tmp_path / "b.pth") in str(raised.value)
@@ -566,7 +567,7 @@ def test_image_unet_alone(tmp_path, given):
   )
   path = file if given == "file" else tmp_path
   with pytest.raises(InputError, match="image U-Net of Stable Diffusion alone"):
-    sources.find(path)
+    stored.find(path)
 
 
 # ---- Into memory ----

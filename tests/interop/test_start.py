@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from i2vgen_jax import interop, weights
+from i2vgen_jax import interop
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
@@ -102,7 +103,7 @@ def with_gain(tmp_path):
   kernel = np.arange(3 * 3 * 8 * 16, dtype="f").reshape(3, 3, 8, 16)
   params["conv_in"]["kernel"] = kernel
   config = {"module": {**SIZES, "concat_gain": 2.0}}
-  weights.save(tmp_path / "base", config, params)
+  native.save(tmp_path / "base", config, params)
   return tmp_path / "base", kernel
 
 
@@ -126,7 +127,7 @@ def test_weights_of_its_own_kind(params, tmp_path):
   module = {**SIZES, "use_image_embeds": False, "use_fps": False}
   config = {"module": {**module, "local_image": "none"}}
   halves = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
-  weights.save(tmp_path / "base", config, halves)
+  native.save(tmp_path / "base", config, halves)
   found = interop.initial_params(
     tmp_path / "base", TEXT_ONLY, jax.random.key(0)
   )

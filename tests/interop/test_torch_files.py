@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import safetensors_files, torch_files
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats import safetensors_files, torch_files
+from i2vgen_jax.interop.formats.tensors import Tensors
 
 TYPES = [
   getattr(torch, dtype.name) for dtype in safetensors_files.DTYPES.values()

@@ -6,9 +6,9 @@ import pytest
 import transformers
 from torch_dicts import arrays_of, from_torch, leaves_of
 
-from i2vgen_jax.interop import clip_keys, vae_keys
 from i2vgen_jax.interop.convert import compare, to_torch
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.keys import clip, vae
 from i2vgen_jax.models import build
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.vae import AutoencoderKL
@@ -194,9 +194,9 @@ def test_ldm_autoencoder(
       block_channels=channels, layers_per_block=layers, norm_groups=4
     )
   )
-  table = vae_keys.ldm_table(channels, layers)
+  table = vae.ldm_table(channels, layers)
   params = load(file, table, target)
-  listed = vae_keys.diffusers_table(channels, layers)
+  listed = vae.diffusers_table(channels, layers)
   assert_same(params, load(theirs, listed, target))
   assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
@@ -208,7 +208,7 @@ def test_full_size_autoencoder(state_shapes, hollow_arrays, as_ldm):
   )
   assert len(file) == 248
   assert sum(x.size for x in file.values()) == 83_653_863
-  fits(file, vae_keys.ldm_table(*PUBLIC_VAE), abstract(AutoencoderKL()))
+  fits(file, vae.ldm_table(*PUBLIC_VAE), abstract(AutoencoderKL()))
 
 
 def test_openclip_text(state_shapes, draw_arrays, as_openclip, assert_same):
@@ -218,9 +218,9 @@ def test_openclip_text(state_shapes, draw_arrays, as_openclip, assert_same):
     {"text_projection": (24, 24), "logit_scale": (), "attn_mask": (11, 11)}
   )
   target = abstract(CLIPTextModel(**TEXT))
-  table = clip_keys.openclip_text_table(TEXT["num_layers"])
+  table = clip.openclip_text_table(TEXT["num_layers"])
   params = load(file | unused, table, target)
-  listed = clip_keys.transformers_text_table(TEXT["num_layers"])
+  listed = clip.transformers_text_table(TEXT["num_layers"])
   assert_same(params, load(theirs, listed, target))
   assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
@@ -229,9 +229,9 @@ def test_openclip_vision(state_shapes, draw_arrays, as_openclip, assert_same):
   theirs = draw_arrays(state_shapes(lambda: vision_reference(**VISION)))
   file = as_openclip(theirs, VISION_RULES, VISION["num_layers"])
   target = abstract(CLIPVisionModel(**VISION))
-  table = clip_keys.openclip_vision_table(VISION["num_layers"])
+  table = clip.openclip_vision_table(VISION["num_layers"])
   params = load(file, table, target)
-  listed = clip_keys.transformers_vision_table(VISION["num_layers"])
+  listed = clip.transformers_vision_table(VISION["num_layers"])
   assert_same(params, load(theirs, listed, target))
   assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
@@ -240,11 +240,11 @@ def test_full_size_openclip(state_shapes, hollow_arrays, as_openclip):
   theirs = hollow_arrays(state_shapes(lambda: text_reference(**PUBLIC_TEXT)))
   file = as_openclip(theirs, TEXT_RULES, num_layers=24)
   assert sum(x.size for x in file.values()) == 352_984_064
-  fits(file, clip_keys.openclip_text_table(24), abstract(CLIPTextModel()))
+  fits(file, clip.openclip_text_table(24), abstract(CLIPTextModel()))
 
   theirs = hollow_arrays(
     state_shapes(lambda: vision_reference(**PUBLIC_VISION))
   )
   file = as_openclip(theirs, VISION_RULES, num_layers=32)
   assert sum(x.size for x in file.values()) == 632_076_800
-  fits(file, clip_keys.openclip_vision_table(32), abstract(CLIPVisionModel()))
+  fits(file, clip.openclip_vision_table(32), abstract(CLIPVisionModel()))

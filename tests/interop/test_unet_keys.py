@@ -11,10 +11,10 @@ from flax import traverse_util
 from torch_dicts import arrays_of, from_torch, leaves_of
 
 from i2vgen_jax.interop.convert import compare, to_torch
-from i2vgen_jax.interop.image_keys import stable_diffusion_table
-from i2vgen_jax.interop.tensors import Tensors
-from i2vgen_jax.interop.unet_keys import diffusers_table
-from i2vgen_jax.interop.vgen_keys import vgen_table
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.keys.unet import diffusers_table
+from i2vgen_jax.interop.keys.unet_image import stable_diffusion_table
+from i2vgen_jax.interop.keys.unet_vgen import vgen_table
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 

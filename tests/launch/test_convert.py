@@ -14,8 +14,9 @@ import torch
 from public_standin import draw, file_shapes, unet
 from torch_dicts import arrays_of
 
-from i2vgen_jax.interop import safetensors_files, sources
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop import stored
+from i2vgen_jax.interop.formats import safetensors_files
+from i2vgen_jax.interop.formats.tensors import Tensors
 from launch import cli
 
 UNET = "diffusion_pytorch_model.safetensors"
@@ -99,7 +100,7 @@ def test_report(convert, repository, tmp_path):
   said = sorted(tuple(line.split()[:3]) for line in out)
   keys = {
     name: source.tensors.shapes
-    for name, source in sources.find(repository).items()
+    for name, source in stored.find(repository).items()
   }
   assert said == sorted(
     (name, "mapped", key) for name, some in keys.items() for key in some
@@ -147,7 +148,7 @@ def test_orbax(convert, repository, tmp_path):
     "tokenizer",
     "vae",
   ]
-  found = sources.find(target)
+  found = stored.find(target)
   for source in found.values():
     assert set(map(str, source.tensors.dtypes.values())) == {"bfloat16"}
 

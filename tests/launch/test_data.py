@@ -90,13 +90,19 @@ def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
 @pytest.mark.parametrize(
   ("argv", "part"),
   [
-    ([], "COMMAND"),
-    (["bild"], "'bild'"),
-    (["build"], "SOURCE"),
+    ([], "{build, encode, inspect, benchmark, vocabulary}"),
+    (["bild"], "options: bild; Available subcommands: build"),
+    (["build"], "{procedural, manifest}"),
     (["build", "procedural"], "--output"),
-    (["build", "procedural", "--num-clips=0"], "--num-clips: 0 is too few"),
+    (
+      ["build", "procedural", *PLACE, "--num-clips=0"],
+      "--num-clips: 0 is too few",
+    ),
     (["build", "procedural", "--split=dev"], "--split"),
-    (["build", "procedural", "--size=3"], "WIDTHxHEIGHT"),
+    (
+      ["build", "procedural", *PLACE, "--num-clips=1", "--size=3"],
+      "WIDTHxHEIGHT",
+    ),
     (["build", "procedural", *PLACE, "--num-clips=1", "--a=3"], "--a=3"),
     (["build", "manifest"], "MANIFEST"),
     (["build", "manifest", "absent.jsonl", *PLACE], "absent.jsonl"),

@@ -1,4 +1,4 @@
-"""The progress line, in a terminal and in a log."""
+"""The progress bar on a terminal and the lines in a log."""
 
 import io
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from launch import progress
-from launch.progress import Line
+from launch.progress import ProgressBar
 
 
 class Terminal(io.StringIO):
@@ -22,17 +22,17 @@ def clock(monkeypatch):
   return now
 
 
-def follow(line, total, clock, seconds_each=2.0):
-  line.begin("base", total, "compiling")
+def follow(bar, total, clock, seconds_each=2.0):
+  bar.begin("base", total, "compiling")
   clock[0] += 30  # the compiler
   for done in range(1, total + 1):
-    line.update(done)
+    bar.update(done)
     clock[0] += seconds_each
-  line.end()
+  bar.end()
 
 
 def test_log_has_few_lines(capsys, clock):
-  follow(Line(), 200, clock)
+  follow(ProgressBar(), 200, clock)
   lines = capsys.readouterr().err.splitlines()
   assert lines[0] == "base: compiling"
   assert lines[-1] == "base: done in 7:10"
@@ -40,7 +40,7 @@ def test_log_has_few_lines(capsys, clock):
 
 
 def test_short_jobs_show_every_piece(capsys, clock):
-  follow(Line(), 3, clock)
+  follow(ProgressBar(), 3, clock)
   lines = capsys.readouterr().err.splitlines()
   assert [line.partition(",")[0] for line in lines[1:-1]] == [
     "base: 1/3",
@@ -50,11 +50,11 @@ def test_short_jobs_show_every_piece(capsys, clock):
 
 
 def test_remaining_time_leaves_out_the_compiler(capsys, clock):
-  line = Line()
-  line.begin("base", 1000)
+  bar = ProgressBar()
+  bar.begin("base", 1000)
   clock[0] += 500
   for done in range(1, 501):
-    line.update(done)
+    bar.update(done)
     clock[0] += 10
   text = capsys.readouterr().err.splitlines()[-1]
   assert text == "base: 500/1000, 1:23:20 left"
@@ -63,32 +63,51 @@ def test_remaining_time_leaves_out_the_compiler(capsys, clock):
 def test_terminal_rewrites_one_line(monkeypatch, clock):
   terminal = Terminal()
   monkeypatch.setattr(sys, "stderr", terminal)
-  follow(Line(), 20, clock)
+  follow(ProgressBar(), 20, clock)
   text = terminal.getvalue()
   assert text.count("\n") == 1 and text.endswith("\n")
   shown = text.rstrip("\n").split("\r")[1:]
-  assert len(shown) == 22
-  # What was longer is covered to its end.
+  # The bar draws 20 pieces and then clears itself.
+  assert len(shown) == 1 + 20 + 2 + 1
+  for done, bar in enumerate(shown[1:21], 1):
+    assert f" {done}/20 " in bar
+  # Every text covers the longer one before it.
   lengths = [len(part) for part in shown]
   for before, after, length in zip(shown, shown[1:], lengths[1:], strict=False):
-    assert length >= len(before.rstrip()) or after == shown[-1]
-  assert shown[-1].rstrip() == "base: done in 1:10"
+    assert length >= len(before.rstrip()) or not after
+  assert shown[-1] == "base: done in 1:10"
+
+
+def test_a_callable_for_several_jobs(capsys, clock):
+  with ProgressBar() as bar:
+    for job in ("scan", "write"):
+      for done in (1, 2):
+        bar(job, done, 2)
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.partition(",")[0] for line in lines] == [
+    "scan: 1/2",
+    "scan: 2/2",
+    "scan: done in 0:00",
+    "write: 1/2",
+    "write: 2/2",
+    "write: done in 0:00",
+  ]
 
 
 def test_silent(capsys, clock):
-  line = Line()
-  line.silent = True
-  follow(line, 20, clock)
+  bar = ProgressBar()
+  bar.silent = True
+  follow(bar, 20, clock)
   assert capsys.readouterr().err == ""
 
 
-def test_late_and_repeated_calls_are_passed_over(capsys, clock):
-  line = Line()
-  line.begin("base", 4)
+def test_late_and_repeated_calls_are_ignored(capsys, clock):
+  bar = ProgressBar()
+  bar.begin("base", 4)
   for done in (2, 1, 2, 3):
-    line.update(done)
-  line.end()
-  line.update(4)
+    bar.update(done)
+  bar.end()
+  bar.update(4)
   lines = capsys.readouterr().err.splitlines()
   assert [text[:9] for text in lines] == [
     "base: 2/4",

@@ -9,8 +9,8 @@ import pytest
 from dataset_standin import counting_clip, write_dataset
 
 from data_pipelines.loading.reader import Reader
-from i2vgen_jax import weights
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models import build
 from i2vgen_jax.sharding import make_mesh
 from i2vgen_jax.tokenizer import Tokenizer, build_vocabulary
@@ -82,7 +82,7 @@ class TestInitFrom:
       lambda x: x.astype(np.float16), cascade_standin.random_params(module, 0)
     )
     fields = {"module": config.vae.to_dict(), "scaling_factor": 1.0}
-    weights.save(tmp_path / "vae", fields, params)
+    native.save(tmp_path / "vae", fields, params)
     return tmp_path / "vae"
 
   def test_training_keeps_its_weights_in_float32(self, folder):

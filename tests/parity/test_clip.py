@@ -8,12 +8,12 @@ import torch
 import transformers
 from torch_dicts import arrays_of, from_torch, leaves_of
 
-from i2vgen_jax.interop.clip_keys import (
+from i2vgen_jax.interop.convert import compare, to_torch
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.keys.clip import (
   transformers_text_table,
   transformers_vision_table,
 )
-from i2vgen_jax.interop.convert import compare, to_torch
-from i2vgen_jax.interop.tensors import Tensors
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 
 TOLERANCE = 1e-4

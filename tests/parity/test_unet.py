@@ -12,8 +12,8 @@ from torch_dicts import arrays_of, from_torch, leaves_of
 
 from i2vgen_jax.interop import convert
 from i2vgen_jax.interop.convert import to_torch
-from i2vgen_jax.interop.tensors import Tensors
-from i2vgen_jax.interop.unet_keys import diffusers_table
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.keys.unet import diffusers_table
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 

@@ -9,8 +9,8 @@ import torch
 from torch_dicts import arrays_of, from_torch, leaves_of
 
 from i2vgen_jax.interop.convert import compare, to_torch
-from i2vgen_jax.interop.tensors import Tensors
-from i2vgen_jax.interop.vae_keys import diffusers_table
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.keys.vae import diffusers_table
 from i2vgen_jax.models.vae import AutoencoderKL
 
 TOLERANCE = 1e-4

@@ -283,7 +283,7 @@ def test_distributed_runners_give_the_same(hostile, tmp_path, job_service):
 
 BUILD = """
 import os, pathlib, signal, sys
-from data_pipelines.footage import build as footage, scan, write
+from data_pipelines.footage import build as footage, fetch
 from data_pipelines.footage.settings import FootageSettings, ScanSettings
 
 changes, settings = 0, FootageSettings(
@@ -329,7 +329,7 @@ def directly(fn, *args, seconds):
   return fn(*args)
 
 # A child for every build would be slow, and is not what is looked at.
-scan.guarded = write.guarded = directly
+fetch.guarded = directly
 last = 1
 while status(sys.argv[1], f"{sys.argv[2]}/{last}", last) == -signal.SIGKILL:
   assert status(sys.argv[1], f"{sys.argv[2]}/{last}", 0) == 0, last

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.disk import read_at, replacing
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats.disk import read_at, replacing
+from i2vgen_jax.interop.formats.tensors import Tensors
 
 DTYPES = {
   "F64": np.dtype(np.float64),

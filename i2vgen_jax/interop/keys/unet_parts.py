@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from i2vgen_jax.interop import unet_names as names
-from i2vgen_jax.interop.unet_names import Layer
+from i2vgen_jax.interop.keys import unet_names as names
+from i2vgen_jax.interop.keys.unet_names import Layer
 
 _LAYERS = {
   "resnet": names.RESNET,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import safetensors_files, torch_files
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats import safetensors_files, torch_files
+from i2vgen_jax.interop.formats.tensors import Tensors
 
 _TORCH = (torch_files.ZIP_MAGIC, torch_files.PICKLE_MAGIC)
 

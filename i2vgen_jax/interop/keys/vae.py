@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from i2vgen_jax.interop.layouts import CONV1X1, LINEAR, Layout
-from i2vgen_jax.interop.table import (
+from i2vgen_jax.interop.keys.layouts import CONV1X1, LINEAR, Layout
+from i2vgen_jax.interop.keys.table import (
   Row,
   Table,
   conv2d,

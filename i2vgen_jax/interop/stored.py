@@ -22,26 +22,21 @@ import jax
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from i2vgen_jax import tokenizer, weights
+from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import (
-  clip_keys,
-  convert,
-  files,
-  unet_keys,
-  vae_keys,
-  vgen_keys,
-)
+from i2vgen_jax.interop import convert
 from i2vgen_jax.interop.choices import DEFAULTS, Choices, put
-from i2vgen_jax.interop.diffusers_folder import (
+from i2vgen_jax.interop.formats import native, weight_files
+from i2vgen_jax.interop.formats.diffusers_folder import (
   read_choices,
   read_json,
   read_scheduler,
 )
-from i2vgen_jax.interop.layouts import PLAIN
+from i2vgen_jax.interop.formats.tensors import Tensors, weight_dtype
+from i2vgen_jax.interop.keys import clip, unet, unet_vgen, vae
+from i2vgen_jax.interop.keys.layouts import PLAIN
+from i2vgen_jax.interop.keys.table import Row, Table
 from i2vgen_jax.interop.recognise import Found, recognise
-from i2vgen_jax.interop.table import Row, Table
-from i2vgen_jax.interop.tensors import Tensors, weight_dtype
 from i2vgen_jax.models import build
 from i2vgen_jax.models.build import Network
 from i2vgen_jax.sharding import param_shardings
@@ -54,7 +49,7 @@ PARTS = ("unet", "vae", "text_encoder", "image_encoder")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class StoredNetwork:
   """One network on disk.
 
   Attributes:
@@ -100,7 +95,7 @@ class Source:
     dtype = weight_dtype(dtype)
     tensors = self.tensors if dtype is None else self.tensors.cast(dtype)
     return convert.to_flax(
-      files.checked(tensors), self.table, self.abstract_params
+      weight_files.checked(tensors), self.table, self.abstract_params
     )
 
   def load(self, dtype: Any = None, mesh: Mesh | None = None) -> Network:
@@ -128,7 +123,7 @@ class Source:
 
 def find(
   path: Path, choices: Mapping[str, Any] | None = None
-) -> dict[str, Source]:
+) -> dict[str, StoredNetwork]:
   """The networks at a path, by name.
 
   Args:
@@ -152,14 +147,14 @@ def find(
   whole = (path / "model_index.json").is_file()
   if whole or any((path / part / "config.json").is_file() for part in PARTS):
     return _of_repository(path, choices, whole)
-  if files.weights_in(path):
+  if weight_files.weights_in(path):
     return _of_weights(path, choices)
   return _of_files(path, choices)
 
 
 def one(
   path: Path, name: str, choices: Mapping[str, Any] | None = None
-) -> Source:
+) -> StoredNetwork:
   """The source of one network; `unet` stands for the only U-Net there is.
 
   Raises:
@@ -190,7 +185,7 @@ def tokenizer_folder(path: Path) -> Path | None:
 
 def _of_repository(
   path: Path, choices: Mapping, whole: bool
-) -> dict[str, Source]:
+) -> dict[str, StoredNetwork]:
   """All parts of a folder of diffusers, or those that are there."""
   if whole:
     index = read_json(path / "model_index.json")
@@ -199,7 +194,7 @@ def _of_repository(
         f"{path} is a pipeline of class {name}; use one of I2VGenXLPipeline"
       )
   choices = {**read_choices(path), **choices}
-  found: dict[str, Source] = {}
+  found: dict[str, StoredNetwork] = {}
   for part in PARTS:
     if (path / part).is_dir():
       found |= _of_component(path / part, choices)
@@ -211,7 +206,7 @@ def _of_repository(
   return found
 
 
-def _of_component(path: Path, choices: Mapping) -> dict[str, Source]:
+def _of_component(path: Path, choices: Mapping) -> dict[str, StoredNetwork]:
   found = _of_weights(path, choices)
   name = "base" if path.name == "unet" else path.name
   if list(found) != [name]:
@@ -221,7 +216,7 @@ def _of_component(path: Path, choices: Mapping) -> dict[str, Source]:
   return found
 
 
-def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
+def _of_files(path: Path, choices: Mapping) -> dict[str, StoredNetwork]:
   """A folder with the files of VGen or ModelScope."""
   some = [p for p in sorted(path.iterdir()) if p.suffix in WEIGHT_SUFFIXES]
   if not some:
@@ -229,7 +224,7 @@ def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
       f"no weights in {path}: neither a cascade, nor a diffusers folder, nor "
       f"files of {', '.join(WEIGHT_SUFFIXES)}"
     )
-  found: dict[str, Source] = {}
+  found: dict[str, StoredNetwork] = {}
   for file in some:
     # A config.json beside them is of none of them in particular.
     for name, source in _of_file(file, choices, {}).items():
@@ -242,16 +237,18 @@ def _of_files(path: Path, choices: Mapping) -> dict[str, Source]:
   return found
 
 
-def _of_weights(path: Path, choices: Mapping) -> dict[str, Source]:
+def _of_weights(path: Path, choices: Mapping) -> dict[str, StoredNetwork]:
   """A file, or a component's folder, where its config.json lies as well."""
   config = (path if path.is_dir() else path.parent) / "config.json"
   given = read_json(config) if config.is_file() else {}
   return _of_file(path, choices, given)
 
 
-def _of_file(path: Path, choices: Mapping, given: Mapping) -> dict[str, Source]:
+def _of_file(
+  path: Path, choices: Mapping, given: Mapping
+) -> dict[str, StoredNetwork]:
   """`given` is the config.json that came with the weights, if any."""
-  tensors = files.open_tensors(path)
+  tensors = weight_files.open_tensors(path)
   found = recognise(tensors)
   ours = [one for one in found if one.network != "image_unet"]
   if not ours:
@@ -266,13 +263,13 @@ def _of_file(path: Path, choices: Mapping, given: Mapping) -> dict[str, Source]:
   return {source.name: source for source in sources}
 
 
-def _native(path: Path, choices: Mapping) -> Source:
-  config = weights.load_config(path)
+def _native(path: Path, choices: Mapping) -> StoredNetwork:
+  config = native.load_config(path)
   name = _native_name(path, config)
   put(config, name, Choices.read(choices))
   module, abstract_params = _built(name, config, choices, path / "config.json")
   paths = traverse_util.flatten_dict(abstract_params, sep="/")
-  return Source(
+  return StoredNetwork(
     name=name,
     form=NATIVE,
     module=module,
@@ -309,11 +306,11 @@ def _native_tensors(path: Path, abstract_params: Params) -> Tensors:
 
   def read(key: str):
     if not held:
-      params = weights.load_params(path, abstract_params)
+      params = native.load_params(path, abstract_params)
       held.update(traverse_util.flatten_dict(params, sep="/"))
     return held.pop(key)
 
-  stored = weights.load_types(path)
+  stored = native.load_types(path)
   return Tensors(
     where=str(path),
     shapes={key: leaf.shape for key, leaf in stored.items()},
@@ -325,7 +322,9 @@ def _native_tensors(path: Path, abstract_params: Params) -> Tensors:
 # ---- From what was recognised to a module, its config and its table ----
 
 
-def _source(found: Found, choices: Mapping, given: Mapping[str, Any]) -> Source:
+def _source(
+  found: Found, choices: Mapping, given: Mapping[str, Any]
+) -> StoredNetwork:
   """`given` is the config.json that came with the weights, if any."""
   where = Path(found.tensors.where)
   theirs = found.form in ("diffusers", "transformers")
@@ -347,7 +346,7 @@ def _source(found: Found, choices: Mapping, given: Mapping[str, Any]) -> Source:
   put(config, name, chosen)
   config["source"] = {"form": found.form}
   module, abstract_params = _built(name, config, choices, where)
-  return Source(
+  return StoredNetwork(
     name=name,
     form=found.form,
     module=module,
@@ -439,7 +438,7 @@ def table_of(module: Any, form: str) -> Table:
   fields = type(module).__name__
   match fields, form:
     case "I2VGenUNet", "vgen":
-      return vgen_keys.vgen_table(
+      return unet_vgen.vgen_table(
         module.block_channels,
         module.layers_per_block,
         fps=module.use_fps,
@@ -447,21 +446,19 @@ def table_of(module: Any, form: str) -> Table:
         local_image=module.local_image == "concat",
       )
     case "I2VGenUNet", "diffusers":
-      return unet_keys.diffusers_table(
+      return unet.diffusers_table(
         module.block_channels, module.layers_per_block
       )
     case "AutoencoderKL", "diffusers":
-      return vae_keys.diffusers_table(
-        module.block_channels, module.layers_per_block
-      )
+      return vae.diffusers_table(module.block_channels, module.layers_per_block)
     case "AutoencoderKL", "ldm":
-      return vae_keys.ldm_table(module.block_channels, module.layers_per_block)
+      return vae.ldm_table(module.block_channels, module.layers_per_block)
     case "CLIPTextModel", "transformers":
-      return clip_keys.transformers_text_table(module.num_layers)
+      return clip.transformers_text_table(module.num_layers)
     case "CLIPTextModel", "openclip":
-      return clip_keys.openclip_text_table(module.num_layers)
+      return clip.openclip_text_table(module.num_layers)
     case "CLIPVisionModel", "transformers":
-      return clip_keys.transformers_vision_table(module.num_layers)
+      return clip.transformers_vision_table(module.num_layers)
     case "CLIPVisionModel", "openclip":
-      return clip_keys.openclip_vision_table(module.num_layers)
+      return clip.openclip_vision_table(module.num_layers)
   raise InputError(f"no {form} form of a {fields}; choose another form")

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from i2vgen_jax.interop.layouts import CONV2D, LINEAR, PLAIN, Layout
+from i2vgen_jax.interop.keys.layouts import CONV2D, LINEAR, PLAIN, Layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from i2vgen_jax.interop import unet_names as names
-from i2vgen_jax.interop.table import Row, Table
-from i2vgen_jax.interop.unet_names import spell
-from i2vgen_jax.interop.unet_parts import Part, Unit, outer_layers, units
+from i2vgen_jax.interop.keys import unet_names as names
+from i2vgen_jax.interop.keys.table import Row, Table
+from i2vgen_jax.interop.keys.unet_names import spell
+from i2vgen_jax.interop.keys.unet_parts import Part, Unit, outer_layers, units
 
 
 def vgen_table(

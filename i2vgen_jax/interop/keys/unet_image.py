@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from i2vgen_jax.interop import unet_names as names
-from i2vgen_jax.interop.table import Table
-from i2vgen_jax.interop.unet_keys import listed_rows
-from i2vgen_jax.interop.unet_names import spell
-from i2vgen_jax.interop.unet_parts import units
-from i2vgen_jax.interop.vgen_keys import numbered_rows
+from i2vgen_jax.interop.keys import unet_names as names
+from i2vgen_jax.interop.keys.table import Table
+from i2vgen_jax.interop.keys.unet import listed_rows
+from i2vgen_jax.interop.keys.unet_names import spell
+from i2vgen_jax.interop.keys.unet_parts import units
+from i2vgen_jax.interop.keys.unet_vgen import numbered_rows
 
 
 def stable_diffusion_table(

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.disk import read_at, replacing
-from i2vgen_jax.interop.safetensors_files import DTYPES
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats.disk import read_at, replacing
+from i2vgen_jax.interop.formats.safetensors_files import DTYPES
+from i2vgen_jax.interop.formats.tensors import Tensors
 
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80\x02"

@@ -6,8 +6,8 @@ from typing import Any
 
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import safetensors_files
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats import safetensors_files
+from i2vgen_jax.interop.formats.tensors import Tensors
 
 # What the libraries call the classes, by the name of the component.
 _CLASSES = {

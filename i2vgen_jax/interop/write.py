@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from i2vgen_jax import tokenizer, weights
+from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import convert, diffusers_folder, torch_files
+from i2vgen_jax.interop import convert
 from i2vgen_jax.interop.choices import DEFAULTS
-from i2vgen_jax.interop.sources import Source, table_of
-from i2vgen_jax.interop.tensors import Tensors
+from i2vgen_jax.interop.formats import diffusers_folder, native, torch_files
+from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.stored import StoredNetwork, table_of
 
 # The variants whose U-Net each form can hold.
 HOLDS = {
@@ -32,7 +33,7 @@ _FORMS = {
 }
 
 
-def check(found: dict[str, Source], form: str) -> None:
+def check(found: dict[str, StoredNetwork], form: str) -> None:
   """Raises InputError unless the form can hold the U-Net among the networks.
 
   Only diffusers' form and ours hold anything else.
@@ -54,7 +55,7 @@ def check(found: dict[str, Source], form: str) -> None:
 
 
 def write_orbax(
-  found: dict[str, Source], folder: Path, words: Path | None, dtype: Any
+  found: dict[str, StoredNetwork], folder: Path, words: Path | None, dtype: Any
 ) -> None:
   """A cascade folder of ours, or more networks for one that is there.
 
@@ -67,14 +68,14 @@ def write_orbax(
   with _whole(folder) as partial:
     for name, source in found.items():
       params = convert.materialise(source.leaves(dtype))
-      weights.save(partial / name, source.config, params)
+      native.save(partial / name, source.config, params)
     if words and not (folder / "tokenizer").exists():
       vocab, merges = tokenizer.read_vocabulary(words)
       tokenizer.write_vocabulary(partial / "tokenizer", vocab, merges)
 
 
 def write_diffusers(
-  found: dict[str, Source], folder: Path, words: Path | None, dtype: Any
+  found: dict[str, StoredNetwork], folder: Path, words: Path | None, dtype: Any
 ) -> None:
   """A repository folder; `I2VGenXLPipeline` opens it if all parts are there.
 
@@ -98,7 +99,9 @@ def write_diffusers(
       )
 
 
-def missing_parts(found: dict[str, Source], words: Path | None) -> list[str]:
+def missing_parts(
+  found: dict[str, StoredNetwork], words: Path | None
+) -> list[str]:
   """What `I2VGenXLPipeline` wants beside what `write_diffusers` writes."""
   missing = [n for n in ("base", *_FORMS) if n not in found]
   missing = ["unet" if name == "base" else name for name in missing]
@@ -106,7 +109,9 @@ def missing_parts(found: dict[str, Source], words: Path | None) -> list[str]:
   return missing if _has_rest(found, words) else [*missing, *rest]
 
 
-def write_torch(source: Source, path: Path, form: str, dtype: Any) -> None:
+def write_torch(
+  source: StoredNetwork, path: Path, form: str, dtype: Any
+) -> None:
   """The .pth file of a U-Net, as VGen or ModelScope write it.
 
   Raises:
@@ -124,11 +129,11 @@ def write_torch(source: Source, path: Path, form: str, dtype: Any) -> None:
   torch_files.write(path, _in_form(source, "vgen", dtype), step)
 
 
-def _has_rest(found: dict[str, Source], words: Path | None) -> bool:
+def _has_rest(found: dict[str, StoredNetwork], words: Path | None) -> bool:
   return words is not None and {"base", "text_encoder"} <= found.keys()
 
 
-def _in_form(source: Source, form: str, dtype: Any) -> Tensors:
+def _in_form(source: StoredNetwork, form: str, dtype: Any) -> Tensors:
   leaves = source.leaves(dtype)
   if source.name in ("base", "refine"):
     gain = DEFAULTS[form].concat_gain
@@ -141,7 +146,7 @@ def _fields(module: Any) -> dict[str, Any]:
   return {f.name: getattr(module, f.name) for f in dataclasses.fields(module)}
 
 
-def _check_fixed(source: Source, form: str) -> None:
+def _check_fixed(source: StoredNetwork, form: str) -> None:
   """What the code of others does not let one choose."""
   fixed = {"image_grid": 8, "input_heads": 8}
   if form != "diffusers":

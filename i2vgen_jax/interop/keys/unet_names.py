@@ -10,8 +10,14 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
-from i2vgen_jax.interop.layouts import CONV1D, LINEAR, TEMPORAL_CONV
-from i2vgen_jax.interop.table import Row, conv2d, linear, norm, weight_and_bias
+from i2vgen_jax.interop.keys.layouts import CONV1D, LINEAR, TEMPORAL_CONV
+from i2vgen_jax.interop.keys.table import (
+  Row,
+  conv2d,
+  linear,
+  norm,
+  weight_and_bias,
+)
 
 Spelling = Literal["diffusers", "ldm"]
 Kind = Callable[[str, str], Iterable[Row]]

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from i2vgen_jax.interop.layouts import LINEAR, PLAIN
-from i2vgen_jax.interop.table import Row, Table, conv2d, linear, norm
+from i2vgen_jax.interop.keys.layouts import LINEAR, PLAIN
+from i2vgen_jax.interop.keys.table import Row, Table, conv2d, linear, norm
 
 
 def transformers_text_table(num_layers: int) -> Table:
