@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from i2vgen_jax import interop, preprocessing
-from i2vgen_jax.errors import InputError
+from i2vgen_jax.errors import InputError, enough_memory
 from i2vgen_jax.interop.formats.tensors import weight_dtype
 from i2vgen_jax.models.build import Network, towers_of
 from i2vgen_jax.preprocessing import Picture
@@ -183,8 +183,8 @@ class Cascade:
       progress: called with the number of denoiser evaluations done.
 
     Raises:
-      InputError: inputs, prompts and seeds do not match, or a picture cannot
-        be read.
+      InputError: inputs, prompts and seeds do not match, a picture cannot be
+        read, or memory runs out.
     """
     if not len(inputs) or len(inputs) != len(prompts):
       raise InputError(
@@ -202,17 +202,18 @@ class Cascade:
     if stage.image_encoder is None:
       clip_images = np.zeros((len(frames), 0, 0, 3), np.float32)
     token_ids, negative_ids = self._tokens(stage, prompts)
-    clips = stage.generate(
-      self._params(stage),
-      frames,
-      clip_images,
-      token_ids,
-      negative_ids,
-      clip_keys(stage.name, seed, len(frames)),
-      decode=decode,
-      progress=progress,
-    )
-    return np.asarray(clips)
+    with enough_memory("choose a smaller size or fewer frames"):
+      clips = stage.generate(
+        self._params(stage),
+        frames,
+        clip_images,
+        token_ids,
+        negative_ids,
+        clip_keys(stage.name, seed, len(frames)),
+        decode=decode,
+        progress=progress,
+      )
+      return np.asarray(clips)
 
   def __call__(
     self,

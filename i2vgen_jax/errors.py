@@ -33,6 +33,18 @@ class InputError(ValueError):
     return self.args[0]
 
 
+@contextlib.contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+  """Turns running out of host or device memory into an InputError."""
+  try:
+    yield
+  except (MemoryError, RuntimeError) as e:
+    # XLA's error is a RuntimeError with this word in it.
+    if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
+      raise InputError(f"not enough memory; {advice}") from e
+    raise
+
+
 # What parsers raise for damaged content. JSONDecodeError and
 # UnicodeDecodeError are ValueErrors.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)

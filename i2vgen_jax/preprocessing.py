@@ -18,8 +18,8 @@ from i2vgen_jax.files import check_file
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 
-# Decoded size above which a picture is taken for a decompression bomb.
-MAX_PIXELS = 200_000_000
+# Size above which Pillow takes a picture for a decompression bomb.
+MAX_PIXELS = 178_956_970
 
 # Channel statistics of the pictures that CLIP was trained on.
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -138,6 +138,11 @@ def center_crop_wide(
     raise InputError(
       f"cannot crop a {source_width}x{source_height} picture to"
       f" {width}x{height}; both need at least one pixel per side"
+    )
+  if width * height > MAX_PIXELS:
+    raise InputError(
+      f"cannot crop to {width}x{height}, more than {MAX_PIXELS} pixels; choose"
+      " a smaller size"
     )
   scale = min(source_width / width, source_height / height)
   if source_width * source_height > _MAX_EXCESS * scale**2 * width * height:

@@ -90,8 +90,13 @@ def _quiet() -> None:
 
 
 def _unraisable(event: "sys.UnraisableHookArgs") -> None:
-  """Hides the messages of Orbax's other reads after one of them has failed."""
-  if "Event loop is closed" not in str(event.exc_value):
+  """Hides what other threads and JAX's exit say after our own error.
+
+  Orbax's other reads fail with a closed event loop, and JAX waits at exit for
+  the computation that ran out of memory.
+  """
+  known = ("Event loop is closed", "RESOURCE_EXHAUSTED")
+  if not any(text in str(event.exc_value) for text in known):
     sys.__unraisablehook__(event)
 
 

@@ -15,9 +15,9 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from i2vgen_jax.errors import enough_memory
 from i2vgen_jax.interop import hub, stored, write
 from i2vgen_jax.interop.choices import Choices
-from launch import guards
 from launch import old_arguments as arguments
 from launch.progress import ProgressBar, note
 
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
   _report(found)
   write.check(found, args.to)
   watched = {name: _watched(name, source) for name, source in found.items()}
-  with guards.memory("convert one network of the source at a time"):
+  with enough_memory("convert one network of the source at a time"):
     _write(args, folder, watched)
   note(f"wrote {args.target}")
   if args.to == "diffusers":

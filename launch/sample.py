@@ -1,20 +1,14 @@
-"""Makes a video of a picture and a sentence.
-
-    i2vgen sample --image photo.jpg --output video.mp4 \\
-        --prompt "a red arrow moves up slowly over gray stripes"
-
-Beside video.mp4 it writes video.png, which shows the input and the frames of
-each stage, and video.json, which holds every setting.
-"""
+"""`i2vgen sample`: from a picture and a sentence to a video file."""
 
 import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import signal
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import jax
 
@@ -24,8 +18,8 @@ from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.stage import STAGES, Stage
-from launch import contact_sheet, guards, outputs
-from launch import old_arguments as arguments
+from launch import arguments, contact_sheet, outputs
+from launch.arguments import Count, Fps, Number, Seed, Size, Text
 from launch.input_clip import Frames, InputClip
 from launch.progress import ProgressBar, note
 
@@ -43,84 +37,53 @@ _PACKAGES = ("i2vgen-jax", "jax", "jaxlib", "flax", "orbax-checkpoint")
 LINE = ProgressBar()
 
 
-def parser() -> arguments.Parser:
-  """The command line of `i2vgen sample`."""
-  made = arguments.Parser("i2vgen sample", description=__doc__)
-  add = made.add_argument
-  add(
-    "--image",
-    type=Path,
-    required=True,
-    help="the picture that the video begins with; for --stage refine a clip "
-    "to work over, or a picture, which is held still",
-  )
-  add("--prompt", type=arguments.sentence, help="what happens in the video")
-  add(
-    "--output",
-    type=Path,
-    required=True,
-    help="the .mp4 file; .png and .json of the same name come with it",
-  )
-  add(
-    "--weights",
-    help="a cascade folder, a folder or file of public weights, or owner/name "
-    "on the Hub; default: the small cascade in this package",
-  )
-  add(
-    "--stage",
-    choices=list(_STAGES),
-    help="what to run; default: all that the weights have",
-  )
-  add(
-    "--size",
-    type=arguments.size,
-    metavar="WxH",
-    help="of the result, in pixels; the cascade's base stage is as much "
-    "smaller as by default",
-  )
-  add(
-    "--num-frames",
-    type=arguments.count,
-    metavar="F",
-    help="of the result; of a longer clip for --stage refine the first F",
-  )
-  add(
-    "--fps",
-    type=arguments.rate,
-    help="frames per second, of the file and as told to the network; "
-    "default: the stage's, or that of the clip for --stage refine",
-  )
-  add(
-    "--steps",
-    type=arguments.count,
-    metavar="N",
-    help="denoising steps of the base stage (of the refine stage with --stage "
-    "refine)",
-  )
-  add(
-    "--guidance-scale",
-    type=arguments.number,
-    metavar="G",
-    help="weight of the conditions, 1 is off; stages as for --steps",
-  )
-  add(
-    "--solver",
-    choices=("ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"),
-    help="of the stage that --steps is for; default: as stored",
-  )
-  add(
-    "--negative-prompt",
-    type=arguments.sentence,
-    help="what the video should not show; stage as for --steps",
-  )
-  add(
-    "--seed",
-    type=arguments.seed,
-    default=0,
-    help="the same seed and settings give the same video",
-  )
-  add("--no-progress", action="store_true", help="nothing while it works")
-  return made
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+  """Makes a video from a picture and a sentence.
+
+      i2vgen sample --image photo.jpg --output video.mp4 \\
+          --prompt "a red arrow moves up slowly over gray stripes"
+
+  Beside video.mp4 it writes video.png, which shows the input and the frames of
+  each stage, and video.json, which holds every setting.
+
+  Attributes:
+    image: Picture that the video begins with. With --stage refine a video to
+      repair, or a picture, which is held still.
+    prompt: What happens in the video.
+    output: The .mp4 file; .png and .json files of the same name are written
+      beside it.
+    weights: A cascade folder, a folder or file of public weights, or owner/name
+      on the Hub. The small cascade of this package by default.
+    stage: Stages to run; all that the weights have by default.
+    size: Size of the result in pixels. The base stage of a cascade is smaller
+      by its usual factor.
+    num_frames: Number of frames of the result; of a longer video for --stage
+      refine the first ones are used.
+    fps: Conditioning fps and frame rate of the file. By default that of the
+      stage, or of the video for --stage refine.
+    steps: Number of denoising steps of the first stage that runs.
+    solver: Solver of the first stage that runs; as stored by default.
+    guidance_scale: Guidance scale of the first stage that runs; 1 is off.
+    negative_prompt: What the first stage that runs should avoid.
+    seed: The same seed and settings give the same video.
+    no_progress: Show no progress.
+  """
+
+  image: Path
+  output: Path
+  prompt: Text | None = None
+  weights: str | None = None
+  stage: Literal["base", "refine", "cascade"] | None = None
+  size: Size | None = None
+  num_frames: Count | None = None
+  fps: Fps | None = None
+  steps: Count | None = None
+  solver: Literal["ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"] | None = None
+  guidance_scale: Number | None = None
+  negative_prompt: Text | None = None
+  seed: Seed = 0
+  no_progress: bool = False
 
 
 def main(argv: list[str]) -> None:
@@ -129,7 +92,7 @@ def main(argv: list[str]) -> None:
   Raises:
     InputError: something given is unusable; nothing is written then.
   """
-  args = parser().parse_args(argv)
+  args = arguments.parse(Arguments, argv, "i2vgen sample")
   LINE.silent = args.no_progress
   outputs.check(args.output, args.image)
   bundled = args.weights is None
@@ -144,10 +107,7 @@ def main(argv: list[str]) -> None:
   plan = _plan(cascade, args, source)
   cut = _cut_tokens(cascade, plan, args.prompt)
   _describe_weights(cascade, bundled)
-  with (
-    guards.interruptible(),
-    guards.memory("choose a smaller --size or fewer --num-frames"),
-  ):
+  with _interruptible():
     clips = _generate(cascade, plan, source, args, seconds)
   *_, last = plan.values()
   with _timed(seconds, "encode"):
@@ -166,7 +126,7 @@ def main(argv: list[str]) -> None:
 # ---- Before: what is asked for, and whether it can be done ----
 
 
-def _read(args: Namespace, names: list[str]) -> InputClip:
+def _read(args: Arguments, names: list[str]) -> InputClip:
   if "base" in names:
     return InputClip.photo(args.image)
   return InputClip.video(args.image, args.num_frames)
@@ -188,7 +148,7 @@ def _configs(cascade: Cascade) -> dict[str, dict]:
   return {name: part.config for name, part in cascade.networks.items()}
 
 
-def _plan(cascade: Cascade, args: Namespace, source: InputClip) -> Plan:
+def _plan(cascade: Cascade, args: Arguments, source: InputClip) -> Plan:
   """The stages to run, in order, with the settings of the command line."""
   num_frames, fps = args.num_frames, args.fps
   if len(source.frames) > 1:
@@ -229,7 +189,7 @@ def _generate(
   cascade: Cascade,
   plan: Plan,
   source: InputClip,
-  args: Namespace,
+  args: Arguments,
   seconds: dict[str, float],
 ) -> dict[str, Frames]:
   """The clip of each stage, and under `input` the input of the first one."""
@@ -259,6 +219,19 @@ def _generate(
 
 
 @contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+  """Lets Ctrl-C end the process at once; Python alone would wait for XLA."""
+  before = signal.getsignal(signal.SIGINT)
+  if before is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+  try:
+    yield
+  finally:
+    if before is signal.default_int_handler:
+      signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
 def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
   start = time.monotonic()
   yield
@@ -269,7 +242,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _sheet(
-  clips: dict[str, Frames], args: Namespace
+  clips: dict[str, Frames], args: Arguments
 ) -> contact_sheet.Image.Image:
   labels = {"input": "input, cropped", "base": "base", "refine": "refined"}
   rows = [
@@ -280,7 +253,7 @@ def _sheet(
 
 
 def _report(
-  args: Namespace,
+  args: Arguments,
   cascade: Cascade,
   plan: Plan,
   source: InputClip,

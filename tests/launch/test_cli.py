@@ -111,3 +111,19 @@ def test_installed_command_fails_with_one_line(tmp_path):
     " check the path"
   ]
   assert not list(tmp_path.iterdir())
+
+
+def test_out_of_memory_is_one_line(weights, photos, tmp_path):
+  """Nor does JAX print a traceback when it shuts down."""
+  # More than any machine has, so that the allocation fails at once.
+  options = f"--stage base --size 8192x8192 --weights {weights} --no-progress"
+  files = f"--image {photos['square']} --output {tmp_path / 'out.mp4'}"
+  argv = f"sample {options} {files} --prompt red".split()
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.cli", *argv], capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert done.stderr.splitlines() == [
+    "i2vgen: error: not enough memory; choose a smaller size or fewer frames"
+  ]
+  assert not list(tmp_path.iterdir())

@@ -257,6 +257,7 @@ def refuses(refused, command, no_work, tmp_path):
     ({"size": "0x64"}, "--size"),
     ({"size": "100x64"}, "the nearest that fits is 96x64"),
     ({"size": "4096x8"}, "too elongated"),
+    ({"size": "16384x16384", "stage": "base"}, "cannot crop to 16384"),
     ({"stage": "middle"}, "--stage"),
     ({"solver": "euler"}, "--solver"),
     ({"negative_prompt": "\udcff"}, "UTF-8"),

@@ -1,4 +1,4 @@
-"""Copies of a clip are near, other shots far."""
+"""Fingerprints of copies are close, those of other shots are not."""
 
 import itertools
 
@@ -44,21 +44,21 @@ def encoded(clip, scale, crf):
   ],
   ids=["crf 40", "half size", "larger", "brighter", "darker"],
 )
-def test_copies_are_near(clips, copy):
+def test_copies_are_close(clips, copy):
   for clip in clips:
     original = fingerprint.fingerprint(clip)
     changed = fingerprint.fingerprint(copy(clip))
     assert distance(original, changed) <= SAME
 
 
-def test_other_shots_are_far(clips):
+def test_other_shots_are_distant(clips):
   prints = [fingerprint.fingerprint(clip) for clip in clips]
   distances = [distance(a, b) for a, b in itertools.combinations(prints, 2)]
   assert min(distances) > 3 * SAME
 
 
-def test_motion_tells_clips_of_one_place_apart(clips):
-  """The same street with a lorry passing, and once it is gone."""
+def test_motion_distinguishes_clips_of_one_place(clips):
+  """One street with an object passing to either side, and without it."""
   ground = np.repeat(clips[2][-1:], 8, 0)
   left, right = ground.copy(), ground.copy()
   for number in range(8):
@@ -69,12 +69,12 @@ def test_motion_tells_clips_of_one_place_apart(clips):
     assert distance(a, b) > SAME
 
 
-def test_fingerprints_of_one_build_are_of_use_to_the_next(clips):
+def test_fingerprints_are_stable_across_builds(clips):
   prints = [fingerprint.fingerprint(clip) for clip in clips]
   assert prints == [fingerprint.fingerprint(clip) for clip in clips]
   photo = np.stack([data.chelsea(), data.chelsea()[:, ::-1]])
   stored = 0x281100289420515A
-  # Rounding may differ from machine to machine.
+  # Rounding may differ between machines.
   assert distance(fingerprint.fingerprint(photo), stored) <= 2
 
 

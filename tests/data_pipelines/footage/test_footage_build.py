@@ -1,4 +1,4 @@
-"""Footage: nothing bad gets in, nothing good is lost, a kill costs nothing."""
+"""Footage builds: damaged files, quarantine, interruptions and runners."""
 
 import hashlib
 import itertools
@@ -40,7 +40,7 @@ def render(number, size=(96, 64), frames=12):
 
 
 def write(path, frames, codec="libx264", pixels="yuv420p", **context):
-  """A file of 12 frames a second with the given settings of its codec."""
+  """Writes a video of 12 fps with the given codec settings."""
   options = context.pop("options", {})
   with av.open(str(path), "w", options=context.pop("muxer", {})) as container:
     stream = container.add_stream(codec, rate=12)
@@ -65,7 +65,7 @@ def write_sound(path):
 
 
 def flipped(raw):
-  """Bytes in the middle turned."""
+  """Inverts bytes in the middle."""
   raw = bytearray(raw)
   for place in range(len(raw) // 4, len(raw) // 2, 7):
     raw[place] ^= 0xFF
@@ -74,7 +74,7 @@ def flipped(raw):
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-  """A folder of files, and the reason that each must be left out with."""
+  """A folder of files, reasons of the unusable ones, names of the others."""
   folder = tmp_path_factory.mktemp("hostile")
   bad, good = {}, set()
 
@@ -83,7 +83,7 @@ def hostile(tmp_path_factory):
     (good.add(name) if reason is None else bad.update({name: reason}))
     return path
 
-  # ---- Good ones, some of them odd ----
+  # Usable files, some of them unusual.
   for number in range(3):
     add(f"good{number}.mp4", None).write_bytes(
       video.encode_mp4(render(number), 12)
@@ -101,7 +101,7 @@ def hostile(tmp_path_factory):
     video.encode_mp4(render(5), 12, times=uneven)
   )
 
-  # ---- Broken ----
+  # Unusable files.
   whole = (folder / "good0.mp4").read_bytes()
   add("empty.mp4", "empty").touch()
   add("half.mp4", "damaged").write_bytes(whole[: len(whole) // 2])
@@ -148,7 +148,7 @@ def hostile(tmp_path_factory):
 
 
 def turn(path):
-  """Says in the header that the picture lies on its side."""
+  """Sets a display matrix that rotates by 90 degrees."""
   raw = path.read_bytes()
   place = raw.index(b"tkhd") + 4 + 4 + 20 + 16
   unit, turned = (
@@ -185,7 +185,7 @@ def quarantine(folder):
   return list(read_drops(folder / "quarantine.jsonl"))
 
 
-def test_every_broken_file_is_left_out_with_its_reason(hostile, tmp_path):
+def test_unusable_files_are_quarantined_with_their_reason(hostile, tmp_path):
   folder, bad, good = hostile
   assert len(bad) >= 20
   names = [*sorted(good), *sorted(bad)]
@@ -205,7 +205,7 @@ def test_every_broken_file_is_left_out_with_its_reason(hostile, tmp_path):
   assert sorted(kept) == sorted(good)
 
 
-def test_records_hold_what_was_there(hostile, tmp_path):
+def test_records_match_their_files(hostile, tmp_path):
   folder, _, _ = hostile
   names = ["good1.mp4", "turned.mp4", "odd.mkv", "uneven.mp4"]
   build_footage(listing(folder, names), tmp_path / "out", SETTINGS)
@@ -229,7 +229,7 @@ def test_records_hold_what_was_there(hostile, tmp_path):
   np.testing.assert_allclose(times, given, atol=1e-3)
 
 
-def test_the_order_is_that_of_neither_manifest_nor_runner(hostile, tmp_path):
+def test_the_order_depends_on_the_seed_only(hostile, tmp_path):
   folder, bad, good = hostile
   names = sorted({*good, *bad})
   build_footage(listing(folder, names), tmp_path / "a", SETTINGS)
@@ -239,8 +239,6 @@ def test_the_order_is_that_of_neither_manifest_nor_runner(hostile, tmp_path):
     listing(folder, names), tmp_path / "b", SETTINGS, run=beam_runner([])
   )
   assert digests(tmp_path / "b") == first
-  # The seed orders the records; turned about, the manifest changes only
-  # which of two that look alike is kept.
   other = FootageSettings(scan=WHOLE, shard_size=3, seed=1)
   build_footage(listing(folder, names), tmp_path / "c", other)
   ids = [
@@ -252,7 +250,7 @@ def test_the_order_is_that_of_neither_manifest_nor_runner(hostile, tmp_path):
 
 @pytest.fixture
 def job_service():
-  """Beam's own, to which Flink's and Spark's submissions go as well."""
+  """Beam's own job service, like those that Flink and Spark use."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
@@ -264,8 +262,10 @@ def job_service():
 
 
 @pytest.mark.slow
-def test_distributed_runners_give_the_same(hostile, tmp_path, job_service):
-  """A job service with workers of its own, and several processes."""
+def test_distributed_runners_give_the_same_bytes(
+  hostile, tmp_path, job_service
+):
+  """A job service with its own workers, and several processes."""
   folder, bad, good = hostile
   listed = listing(folder, sorted({*good, *bad} - {"huge.mp4"}))
   build_footage(listed, tmp_path / "here", SETTINGS)
@@ -291,12 +291,12 @@ changes, settings = 0, FootageSettings(
 )
 
 def build(listed, out, last):
-  "Killed before the given change of a file or folder; 0 is never."
+  "Kills itself before the given change of a file or folder; 0 is never."
   def count(event, args):
     global changes
     writes = event == "open" and isinstance(args[2], int) and args[2] & 3
     if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
-      # What a tree is removed by has names relative to an open folder.
+      # rmtree uses names relative to an open folder.
       is_relative = event in ("os.remove", "os.rmdir") and args[1] != -1
       if is_relative or str(args[0]).startswith(out):
         changes += 1
@@ -307,7 +307,7 @@ def build(listed, out, last):
   footage.build_footage(pathlib.Path(listed), out, settings)
 
 def status(*args):
-  "Of a build in a copy of this process."
+  "Exit status of a build in a copy of this process."
   pid = os.fork()
   if pid == 0:
     build(*args)
@@ -328,7 +328,7 @@ AT_EACH_CHANGE = (
 def directly(fn, *args, seconds):
   return fn(*args)
 
-# A child for every build would be slow, and is not what is looked at.
+# A child process for every build would be slow, and is tested elsewhere.
 fetch.guarded = directly
 last = 1
 while status(sys.argv[1], f"{sys.argv[2]}/{last}", last) == -signal.SIGKILL:
@@ -339,7 +339,7 @@ while status(sys.argv[1], f"{sys.argv[2]}/{last}", last) == -signal.SIGKILL:
 
 
 def start(listed, out, last=0):
-  """Builds until the given change of a file or folder, and says how many."""
+  """Builds up to the given change on disk, and prints the number of them."""
   return subprocess.run(
     [sys.executable, "-c", ONCE, listed, out, str(last)],
     stdout=subprocess.PIPE,
@@ -348,14 +348,14 @@ def start(listed, out, last=0):
   )
 
 
-def test_a_killed_build_goes_on(hostile, tmp_path):
-  """Killed five times, each before another change on disk."""
+def test_a_killed_build_is_resumed(hostile, tmp_path):
+  """The build is killed five times, before different changes on disk."""
   folder, bad, good = hostile
   listed = listing(folder, sorted({*good, *bad} - {"huge.mp4"}))
   whole = start(listed, tmp_path / "whole")
   assert whole.returncode == 0
   total = int(whole.stdout)
-  # What is left to do shrinks with every kill.
+  # Less work is left after every kill.
   for last in np.random.default_rng().integers(1, total // 6, 5).tolist():
     killed = start(listed, tmp_path / "killed", last)
     assert killed.returncode == -signal.SIGKILL
@@ -364,8 +364,8 @@ def test_a_killed_build_goes_on(hostile, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_build_killed_before_any_change_goes_on(hostile, tmp_path):
-  """Each change of a small build is once the one that never comes."""
+def test_a_build_killed_before_any_change_is_resumed(hostile, tmp_path):
+  """A small build is killed once before each of its changes."""
   folder, *_ = hostile
   listed = listing(folder, ["good0.mp4", "good.png", "text.png", "absent.mp4"])
   arguments = [sys.executable, "-c", AT_EACH_CHANGE, listed, tmp_path]
@@ -377,7 +377,7 @@ def test_a_build_killed_before_any_change_goes_on(hostile, tmp_path):
     assert digests(out) == whole, out
 
 
-def test_tasks_that_are_run_twice_at_once_change_nothing(hostile, tmp_path):
+def test_tasks_that_run_twice_at_once_change_nothing(hostile, tmp_path):
   folder, *_ = hostile
   listed = listing(folder, ["good0.mp4", "good1.mp4", "good.png", "cut.png"])
 
@@ -397,7 +397,7 @@ def test_tasks_that_are_run_twice_at_once_change_nothing(hostile, tmp_path):
 @pytest.mark.parametrize(
   "left", ["", ".build", ".build/x.tmp", ".build/scan-000000"]
 )
-def test_a_build_that_was_killed_at_once_is_no_obstacle(
+def test_leftovers_of_a_build_killed_at_its_start_are_replaced(
   hostile, tmp_path, left
 ):
   folder, *_ = hostile
@@ -409,7 +409,7 @@ def test_a_build_that_was_killed_at_once_is_no_obstacle(
   assert not list((tmp_path / "out").glob(".build"))
 
 
-def test_two_builds_at_once_are_one_too_many(hostile, tmp_path):
+def test_a_second_build_of_one_directory_is_refused(hostile, tmp_path):
   folder, *_ = hostile
   listed, out = listing(folder, ["good.png"]), tmp_path / "out"
 
@@ -423,8 +423,8 @@ def test_two_builds_at_once_are_one_too_many(hostile, tmp_path):
   assert built.num_images == 1
 
 
-def test_what_a_finished_build_could_not_clear_away_goes(hostile, tmp_path):
-  """Killed after build.json, with another writer still at work."""
+def test_leftovers_of_a_finished_build_are_removed(hostile, tmp_path):
+  """As if killed after build.json, with another writer still running."""
   folder, *_ = hostile
   listed, out = listing(folder, ["good.png"]), tmp_path / "out"
   build_footage(listed, out, SETTINGS)
@@ -460,7 +460,7 @@ def test_a_finished_build_does_nothing(hostile, tmp_path):
     listed = listing(folder, ["good0.mp4", "good.png"])
 
 
-def test_limits_leave_out_by_name(hostile, tmp_path):
+def test_limits_quarantine_by_name(hostile, tmp_path):
   folder, *_ = hostile
   still = np.repeat(render(1)[:1], 12, axis=0)
   (tmp_path / "still.mp4").write_bytes(video.encode_mp4(still, 12))
@@ -481,8 +481,8 @@ def test_limits_leave_out_by_name(hostile, tmp_path):
   assert reasons["still.mp4"] == "min_motion"
 
 
-def test_a_stall_and_a_crash_end_one_file(hostile, tmp_path, monkeypatch):
-  """The user's own function hangs, kills itself and fails, a file each."""
+def test_a_stall_or_a_crash_costs_one_file(hostile, tmp_path, monkeypatch):
+  """A user function hangs, aborts and raises, on one file each."""
   folder, *_ = hostile
   (tmp_path / "judge.py").write_text(
     "import os, time\n"
@@ -493,7 +493,7 @@ def test_a_stall_and_a_crash_end_one_file(hostile, tmp_path, monkeypatch):
     "  return frames.mean()\n"
   )
   monkeypatch.syspath_prepend(tmp_path)
-  monkeypatch.setattr(guard, "_HERE", threading.local())  # a new child
+  monkeypatch.setattr(guard, "_HERE", threading.local())  # starts a new child
   settings = FootageSettings(
     scan=ScanSettings(
       split_shots=False, min_frames=8, aesthetics="judge:judge"
@@ -518,7 +518,7 @@ def test_a_stall_and_a_crash_end_one_file(hostile, tmp_path, monkeypatch):
   assert record["aesthetics"] == pytest.approx(frames.mean(), rel=0.05)
 
 
-def test_a_caption_each_epoch_or_one_of_all(hostile, tmp_path):
+def test_captions_are_kept_apart_or_joined(hostile, tmp_path):
   folder, *_ = hostile
   row = {"path": "good0.mp4", "captions": ["one.", "two."]}
   for join, expected in ((False, [b"one.", b"two."]), (True, [b"one. two."])):
@@ -531,7 +531,7 @@ def test_a_caption_each_epoch_or_one_of_all(hostile, tmp_path):
     assert record["captions"] == expected
 
 
-def test_start_and_end_choose_a_part(hostile, tmp_path):
+def test_start_and_end_select_a_part(hostile, tmp_path):
   folder, *_ = hostile
   rows = [
     {"path": "good0.mp4", "caption": "x", "start": 0.25, "end": 0.95},
@@ -548,7 +548,7 @@ def test_start_and_end_choose_a_part(hostile, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 5])
-def test_a_file_that_changed_after_its_scan_is_left_out(tmp_path, kept):
+def test_a_file_that_changed_after_its_scan_is_an_error(tmp_path, kept):
   path = tmp_path / "clip.mp4"
   path.write_bytes(video.encode_mp4(render(1), 12))
   source = ManifestRow(1, "clip.mp4", str(path), ("x",))
@@ -559,7 +559,7 @@ def test_a_file_that_changed_after_its_scan_is_left_out(tmp_path, kept):
     encode(late, path, 720)
 
 
-def test_an_edited_film_becomes_its_shots(footage, tmp_path):
+def test_an_edited_video_is_cut_into_shots(footage, tmp_path):
   """bikes.mp4 has cuts at 30, 76, 137, 187 and 242."""
   rows = [{"path": str(footage["bikes"]), "caption": "a street"}]
   out = tmp_path / "out"

@@ -67,8 +67,8 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     return most
 
   def least(count):
-    # pathlib interns names, and the interpreter's table of interned strings
-    # grows by megabytes now and then, but not in each of three runs.
+    # pathlib interns names. The interpreter's table of interned strings grows
+    # by megabytes occasionally, but not in each of three runs.
     return min(peak(count, name) for name in "abc")
 
   peak(2000, "first")

@@ -1,4 +1,4 @@
-"""Every row of every list becomes a source or a drop with its reason."""
+"""Every row of a manifest is parsed, or dropped with a reason."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def write(path, rows):
   return path
 
 
-def test_a_list_of_objects(tmp_path):
+def test_jsonl(tmp_path):
   path = write(
     tmp_path / "list.jsonl",
     [
@@ -38,7 +38,7 @@ def test_a_list_of_objects(tmp_path):
   assert [row.is_picture for row in read_manifest(path)] == [0, 1, 0, 0]
 
 
-def test_a_table(tmp_path):
+def test_csv(tmp_path):
   path = write(
     tmp_path / "list.csv",
     ["path,caption,start", 'a.mp4,"one, two",', "b.mp4,bee,2.5"],
@@ -48,7 +48,7 @@ def test_a_table(tmp_path):
   assert second.start == 2.5
 
 
-def test_a_folder(tmp_path):
+def test_folder(tmp_path):
   (tmp_path / "sub").mkdir()
   for name in ("b.mp4", "sub/a.JPG", "mute.webm", "notes.pdf"):
     (tmp_path / name).touch()
@@ -103,7 +103,7 @@ def test_a_folder(tmp_path):
     ({"path": "a.mp4", "caption": "x", "start": [1]}, "bad-row"),
   ],
 )
-def test_a_row_that_cannot_be_used(tmp_path, row, reason):
+def test_an_unusable_row_is_dropped(tmp_path, row, reason):
   good = {"path": "b.mp4", "caption": "b"}
   path = write(tmp_path / "list.jsonl", [row, good])
   drop, source = read_manifest(path)
@@ -126,7 +126,7 @@ def test_a_row_that_cannot_be_used(tmp_path, row, reason):
     ("other.csv", b"x,path,caption,end\n\n1,a.mp4,b,,too,many\n"),
   ],
 )
-def test_lists_of_every_writer_are_read(tmp_path, name, content):
+def test_lists_of_other_programs_are_read(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
   location = str(tmp_path / "a.mp4")
   assert list(read_manifest(tmp_path / name)) == [
@@ -145,7 +145,7 @@ def test_lists_of_every_writer_are_read(tmp_path, name, content):
     ("open.csv", b'path,caption\na.mp4,"never closed' + b"x" * 200_000),
   ],
 )
-def test_one_row_that_cannot_be_read_is_one_drop(tmp_path, name, content):
+def test_an_undecodable_row_is_one_drop(tmp_path, name, content):
   path = tmp_path / name
   good = "b.mp4,b" if path.suffix == ".csv" else '{"path": "b", "caption": "b"}'
   path.write_bytes(content.rstrip(b"\n") + b"\n" + good.encode())
@@ -164,19 +164,19 @@ def test_one_row_that_cannot_be_read_is_one_drop(tmp_path, name, content):
     ("long.csv", b"x" * 200_000 + b"\na.mp4,b\n"),
   ],
 )
-def test_a_table_without_paths_is_told_at_once(tmp_path, name, content):
+def test_csv_without_a_path_column_is_refused(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(InputError, match="no column path"):
     list(read_manifest(tmp_path / name))
 
 
-def test_a_pipe_is_no_list(tmp_path):
+def test_a_pipe_is_refused(tmp_path):
   os.mkfifo(tmp_path / "list.jsonl")
   with pytest.raises(InputError, match="pipe"):
     list(read_manifest(tmp_path / "list.jsonl"))
 
 
-def test_what_is_odd_in_a_folder_is_told(tmp_path):
+def test_unusable_entries_of_a_folder_are_dropped(tmp_path):
   folder = tmp_path / "media"
   (folder / "a.mp4").mkdir(parents=True)
   (folder / "a.mp4" / "b.mp4").touch()
@@ -199,14 +199,14 @@ def test_what_is_odd_in_a_folder_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["empty.csv", "empty.jsonl"])
-def test_an_empty_list(tmp_path, name):
+def test_an_empty_list_is_refused(tmp_path, name):
   (tmp_path / name).touch()
   with pytest.raises(InputError, match=f"{name} is empty"):
     list(read_manifest(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["absent.jsonl", "list.txt", "absent"])
-def test_no_list(tmp_path, name):
+def test_a_missing_list_is_refused(tmp_path, name):
   with pytest.raises(InputError, match=name):
     list(read_manifest(tmp_path / name))
 

@@ -1,4 +1,4 @@
-"""What becomes of odd films and pictures: each has one fate."""
+"""Unusual videos and pictures are used, or refused with one reason."""
 
 import struct
 from fractions import Fraction
@@ -22,7 +22,7 @@ TICK = Fraction(1, 1000)
 
 
 def frames(count=24, size=(96, 64)):
-  """A photo that is panned by two pixels a frame."""
+  """A photo panned by two pixels per frame."""
   width, height = size
   photo = data.chelsea()
   return np.stack(
@@ -31,7 +31,7 @@ def frames(count=24, size=(96, 64)):
 
 
 def write(path, pictures, codec="libx264", pixels="yuv420p", **given):
-  """A film; `given` has settings of its codec, or what is popped here."""
+  """Writes a video; `given` holds codec settings and what is popped here."""
   times, aspect = given.pop("times", None), given.pop("aspect", None)
   rate, options = given.pop("rate", 12), given.pop("options", {})
   with av.open(str(path), "w", options=given.pop("muxer", {})) as container:
@@ -54,7 +54,7 @@ def write(path, pictures, codec="libx264", pixels="yuv420p", **given):
 
 
 def found(path, settings=WHOLE):
-  """The only candidate in a file, and its example."""
+  """The only candidate of a file, and its example."""
   source = ManifestRow(1, path.name, str(path), ("x",))
   [candidate], drops = scan(source, path, settings)
   assert not drops
@@ -62,7 +62,7 @@ def found(path, settings=WHOLE):
 
 
 def reason(path, settings=WHOLE):
-  """Why nothing of a file can be used."""
+  """Reason for which a file is refused."""
   source = ManifestRow(1, path.name, str(path), ("x",))
   try:
     candidates, [drop] = scan(source, path, settings)
@@ -73,7 +73,7 @@ def reason(path, settings=WHOLE):
   return drop.reason
 
 
-GOOD = {  # name -> (count of frames, size) and how it is written
+GOOD = {  # name -> arguments of `write`
   "gray.mkv": {"codec": "ffv1", "pixels": "gray"},
   "alpha.mov": {"codec": "qtrle", "pixels": "argb"},
   "alpha.webm": {"codec": "libvpx-vp9", "pixels": "yuva420p"},
@@ -94,13 +94,13 @@ GOOD = {  # name -> (count of frames, size) and how it is written
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_odd_films_that_can_be_used(tmp_path, name):
+def test_usable_videos(tmp_path, name):
   path = write(tmp_path / name, frames(), **GOOD[name])
   candidate, example = found(path)
   assert (candidate.num_frames, example.width, example.height) == (24, 96, 64)
   decoded, times = video.decode_mp4(example.media)
   assert (np.diff(times) > 0).all()
-  # GIF has few colours, and gray none.
+  # GIF has few colours, and gray video has none.
   lumas = decoded.mean(-1) - frames().mean(-1)
   assert np.abs(lumas).mean() < 16
 
@@ -109,7 +109,7 @@ def test_odd_films_that_can_be_used(tmp_path, name):
 @pytest.mark.parametrize(
   "name", ["moves.gif", "film.avi", "film.ts", "film.mpg", "film.wmv"]
 )
-def test_a_part_of_an_odd_film(tmp_path, name, start):
+def test_a_part_of_a_video_without_index(tmp_path, name, start):
   path = write(tmp_path / name, frames(), **GOOD[name])
   expected = [
     time for time, _ in video.stream(path) if start <= time < start + 0.5
@@ -121,7 +121,7 @@ def test_a_part_of_an_odd_film(tmp_path, name, start):
 @pytest.mark.parametrize(
   ("aspect", "width"), [((4, 3), 128), ((1, 2), 48), ((8, 9), 84)]
 )
-def test_pixels_become_square(tmp_path, aspect, width):
+def test_pixels_are_made_square(tmp_path, aspect, width):
   path = write(tmp_path / "a.mp4", frames(), aspect=Fraction(*aspect))
   _, example = found(path)
   assert (example.width, example.height) == (width, 64)
@@ -137,7 +137,9 @@ def test_pixels_become_square(tmp_path, aspect, width):
     ((-1, 0, 0, -1), lambda x: x[:, ::-1, ::-1]),
   ],
 )
-def test_mirrored_films_are_shown_as_players_do(tmp_path, matrix, shown):
+def test_mirrored_videos_are_decoded_as_players_show_them(
+  tmp_path, matrix, shown
+):
   raw = bytearray(write(tmp_path / "a.mp4", frames()).read_bytes())
   a, b, c, d = (value << 16 for value in matrix)
   place = raw.index(b"tkhd") + 4 + 40
@@ -148,8 +150,8 @@ def test_mirrored_films_are_shown_as_players_do(tmp_path, matrix, shown):
   assert np.abs(decoded.astype(int) - shown(frames())).mean() < 6
 
 
-def test_an_edit_list_shows_a_part(tmp_path):
-  """As of a film that a telephone has trimmed; it is not cut short."""
+def test_an_edit_list_selects_a_part(tmp_path):
+  """As in a video trimmed on a phone, which is not truncated."""
   raw = bytearray(write(tmp_path / "a.mp4", frames()).read_bytes())
   place = raw.index(b"elst") + 12
   duration, _ = struct.unpack(">Ii", raw[place : place + 8])
@@ -166,19 +168,19 @@ def patched(path, box, offset, value):
 
 
 @pytest.mark.parametrize("box", [b"mvhd", b"mdhd"])
-def test_a_lie_about_the_duration_is_not_believed(tmp_path, box):
+def test_a_wrong_duration_in_the_header_is_ignored(tmp_path, box):
   patched(tmp_path / "a.mp4", box, 20, b"\x7f\xff\xff\xf0")
   assert found(tmp_path / "a.mp4")[0].num_frames == 24
 
 
-def test_a_title_in_another_encoding_is_no_fault(tmp_path):
+def test_metadata_in_another_encoding_is_ignored(tmp_path):
   raw = write(tmp_path / "a.mkv", frames()).read_bytes()
   assert b"Lavf" in raw
   (tmp_path / "a.mkv").write_bytes(raw.replace(b"Lavf", b"caf\xe9"))
   found(tmp_path / "a.mkv")
 
 
-def test_a_film_with_a_cover_is_the_film(tmp_path):
+def test_a_cover_picture_is_ignored(tmp_path):
   path = tmp_path / "a.mp4"
   with av.open(str(path), "w") as container:
     cover = container.add_stream("mjpeg", rate=1)
@@ -195,7 +197,7 @@ def test_a_film_with_a_cover_is_the_film(tmp_path):
 
 
 @pytest.mark.parametrize("value", [b"\0\0\0\0", b"\x7f\xff\xff\xff"])
-def test_frames_that_last_no_time_or_for_ever(tmp_path, value):
+def test_frames_of_zero_or_endless_duration_are_refused(tmp_path, value):
   patched(tmp_path / "a.mp4", b"stts", 16, value)
   assert reason(tmp_path / "a.mp4") in ("no-times", "few-frames")
 
@@ -215,20 +217,18 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_odd_films_that_cannot_be_used(tmp_path, name):
+def test_unusable_videos(tmp_path, name):
   expected, given = BAD[name]
   assert reason(write(tmp_path / name, frames(), **given)) == expected
 
 
 @pytest.mark.parametrize("rate", [Fraction(1, 60), 1000])
-def test_rates_that_no_camera_has_do_not_stop_the_search_of_shots(
-  tmp_path, rate
-):
+def test_implausible_frame_rates_do_not_break_shot_detection(tmp_path, rate):
   path = write(tmp_path / "a.mkv", frames(), rate=rate)
   assert reason(path, ScanSettings()) in ("few-frames", "no-shot")
 
 
-def test_a_film_that_becomes_interlaced_is_seen(tmp_path):
+def test_a_video_that_becomes_interlaced_is_refused(tmp_path):
   parts = []
   for options in ({}, {"flags": "+ildct+ilme"}):
     path = tmp_path / "part.mpg"
@@ -238,7 +238,7 @@ def test_a_film_that_becomes_interlaced_is_seen(tmp_path):
   assert reason(tmp_path / "a.mpg") == "interlaced"
 
 
-def test_a_film_that_changes_its_size_is_not_stretched(tmp_path):
+def test_a_video_that_changes_its_size_is_refused(tmp_path):
   parts = []
   for size in ((96, 64), (64, 96)):
     path = tmp_path / "part.mpg"
@@ -248,7 +248,7 @@ def test_a_film_that_changes_its_size_is_not_stretched(tmp_path):
   assert reason(tmp_path / "a.mpg") == "resized"
 
 
-def test_a_sound_with_a_cover_is_no_film(tmp_path):
+def test_audio_with_a_cover_picture_has_no_video(tmp_path):
   path = tmp_path / "a.mp3"
   with av.open(str(path), "w") as container:
     sound = container.add_stream("libmp3lame", rate=44100)
@@ -281,14 +281,14 @@ def test_a_sound_with_a_cover_is_no_film(tmp_path):
     (b"1\n00:00:01,000 --> 00:00:02,000\nhi\n", "no-video"),
   ],
 )
-def test_what_is_no_film(tmp_path, content, expected):
+def test_other_content_is_refused(tmp_path, content, expected):
   write(tmp_path / "a.mp4", frames())
   (tmp_path / "b.mp4").write_bytes(content)
   assert reason(tmp_path / "b.mp4") == expected
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts", "avi", "mp4"])
-def test_a_film_whose_middle_is_lost_is_left_out(tmp_path, suffix):
+def test_a_video_damaged_in_the_middle_is_refused(tmp_path, suffix):
   codec = "mpeg4" if suffix == "avi" else "libx264"
   path = write(tmp_path / f"a.{suffix}", frames(size=(192, 128)), codec)
   raw = bytearray(path.read_bytes())
@@ -306,7 +306,7 @@ PICTURES = ["jpg", "png", "webp", "tif", "bmp", "ppm", "avif"]
 
 @pytest.mark.parametrize("suffix", PICTURES)
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
-def test_a_picture_cut_short_is_damaged(tmp_path, suffix, share):
+def test_a_truncated_picture_is_damaged(tmp_path, suffix, share):
   path = tmp_path / f"a.{suffix}"
   Image.fromarray(data.chelsea()).save(path)
   assert found(path)[1].width == 451
@@ -316,7 +316,7 @@ def test_a_picture_cut_short_is_damaged(tmp_path, suffix, share):
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])
-def test_of_several_pictures_in_a_file_the_first_counts(tmp_path, name):
+def test_the_first_picture_of_a_file_is_used(tmp_path, name):
   pages = [Image.fromarray(frame) for frame in frames(4)]
   pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
   candidate, example = found(tmp_path / name)
@@ -324,7 +324,7 @@ def test_of_several_pictures_in_a_file_the_first_counts(tmp_path, name):
   assert (example.width, example.height) == (96, 64)
 
 
-def test_a_picture_by_the_wrong_name(tmp_path):
+def test_files_with_the_wrong_suffix(tmp_path):
   Image.fromarray(data.chelsea()).save(tmp_path / "a.png")
   (tmp_path / "a.png").rename(tmp_path / "b.jpg")
   assert found(tmp_path / "b.jpg")[0].kind == "text_image"
@@ -335,7 +335,7 @@ def test_a_picture_by_the_wrong_name(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_brightness_that_is_no_number_is_damaged(tmp_path, value):
+def test_non_finite_pixels_are_damaged(tmp_path, value):
   pixels = np.full((64, 96), 0.5, np.float32)
   pixels[3, 4] = value
   Image.fromarray(pixels).save(tmp_path / "a.tif")
@@ -343,19 +343,19 @@ def test_brightness_that_is_no_number_is_damaged(tmp_path, value):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000), (15, 99)])
-def test_a_picture_of_hardly_a_pixel_is_too_small(tmp_path, size):
+def test_a_tiny_picture_is_too_small(tmp_path, size):
   Image.new("RGB", size).save(tmp_path / "a.png")
   assert reason(tmp_path / "a.png") == "too-small"
 
 
-def test_a_film_of_hardly_a_pixel_is_too_small(tmp_path):
+def test_a_tiny_video_is_too_small(tmp_path):
   write(tmp_path / "a.mkv", frames()[:, :1], "ffv1", "bgr0")
   assert reason(tmp_path / "a.mkv") == "too-small"
 
 
-def test_noise_by_any_name_is_damaged(tmp_path):
+def test_random_bytes_are_damaged(tmp_path):
   for suffix in ("mp4", "mkv", "gif", "jpg", "png", "tif"):
     path = tmp_path / f"a.{suffix}"
-    # The same each time: some noise passes for the sound of an mp3.
+    # A fixed seed, because some random bytes pass for the sound of an mp3.
     path.write_bytes(np.random.default_rng(0).bytes(20_000))
     assert reason(path) == "damaged"

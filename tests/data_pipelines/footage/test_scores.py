@@ -1,4 +1,4 @@
-"""Scores of photos that were panned, blurred, written on and darkened."""
+"""Scores of photos that are panned, blurred, captioned and darkened."""
 
 import cv2
 import numpy as np
@@ -12,8 +12,8 @@ from data_pipelines.procedural import world
 from i2vgen_jax.errors import InputError
 
 PHOTOS = ["astronaut", "chelsea", "coffee", "rocket"]
-# Between what plain photos (0) and photos with one caption (0.014 and more)
-# were measured to have.
+# Between the measured values of plain photos (0) and of photos with one caption
+# (at least 0.014).
 HAS_TEXT = 0.007
 
 
@@ -26,7 +26,7 @@ def still(frame, count=2):
 
 
 def pan(picture, side, shifts):
-  """Windows of `side` pixels whose corner is off by fractions of a pixel."""
+  """Windows of `side` pixels, shifted by fractions of a pixel."""
   return np.stack(
     [
       cv2.warpAffine(
@@ -58,7 +58,7 @@ def caption(picture, text="Nothing ever happens here", **look):
   "velocity", [(0.01, 0), (0.1, 0), (0.3, -0.2), (0, 0.6)]
 )
 def test_motion_is_the_speed_of_a_panned_photo(name, velocity):
-  """Velocity in shorter sides per second, over pairs an eighth apart."""
+  """Velocity in shorter sides per second, frames 1/8 second apart."""
   side, times = 200, np.arange(4) / 8
   shifts = [np.array(velocity) * side * time for time in times]
   frames = pan(photo(name), side, shifts)
@@ -76,8 +76,8 @@ def test_a_still_clip_has_no_motion():
 
 
 @pytest.mark.parametrize("number", range(12))
-def test_what_an_encoder_adds_to_a_still_ground_is_no_motion(number):
-  """Flow alone measures up to 0.012 here, as much as of slow motion."""
+def test_encoder_noise_is_not_motion(number):
+  """Optical flow alone measures up to 0.012, like slow motion."""
   scene = world.numbered_scene(0, number, "train")
   frame = world.render(scene, (96, 64), 1)
   frames = video.encode_mp4(np.repeat(frame, 12, axis=0), 12)
@@ -85,7 +85,7 @@ def test_what_an_encoder_adds_to_a_still_ground_is_no_motion(number):
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-def test_blurred_photos_are_less_sharp_whatever_the_size(name):
+def test_blurred_photos_are_less_sharp_at_any_size(name):
   sharp = photo(name)
   height, width = sharp.shape[:2]
   size = 2 * width, 2 * height
@@ -107,7 +107,7 @@ def test_blurred_photos_are_less_sharp_whatever_the_size(name):
     {"fill": (255, 240, 80), "stroke_width": 1, "stroke_fill": "black"},
   ],
 )
-def test_captions_are_seen_and_plain_photos_have_none(name, look):
+def test_captions_are_found_and_plain_photos_have_none(name, look):
   plain = photo(name)
   assert scores.score(*still(plain)).text_share < HAS_TEXT
   share = scores.score(*still(caption(plain, **look))).text_share
@@ -115,21 +115,21 @@ def test_captions_are_seen_and_plain_photos_have_none(name, look):
   assert HAS_TEXT < share < 0.08
 
 
-def test_dark_letters_on_a_bright_ground_are_seen():
+def test_dark_letters_on_a_bright_background_are_found():
   bright = 255 - photo("rocket") // 3
   share = scores.score(*still(caption(bright, fill="black"))).text_share
   assert share > HAS_TEXT
 
 
-def test_only_letters_that_stay_are_text():
-  """Writing that moves through the picture is part of the scene."""
+def test_moving_letters_are_not_text():
+  """Letters that move through the picture belong to the scene."""
   written = caption(photo("rocket"), fill="white")
   passing = np.stack([written, np.roll(written, 40, 0)])
   assert scores.score(passing, np.array([0, 0.125])).text_share < HAS_TEXT
 
 
 @pytest.mark.slow
-def test_captions_of_a_film_are_seen(film):
+def test_captions_of_a_film_are_found(film):
   def text_share(start):
     frames = [
       frame
@@ -147,14 +147,14 @@ def test_captions_of_a_film_are_seen(film):
 
 
 @pytest.mark.parametrize("radius", [20, 40, 60])
-def test_the_subject_is_what_differs_from_the_border(radius):
+def test_the_subject_differs_from_the_border(radius):
   frame = photo("rocket")[:200, :300] // 4 + 20
   cv2.circle(frame, (150, 100), radius, (230, 120, 30), -1)
   share = scores.score(*still(frame)).subject_share
   assert share == pytest.approx(np.pi * radius**2 / 60_000, rel=0.4)
 
 
-def test_what_moves_is_the_subject():
+def test_the_subject_moves():
   ground = photo("coffee")[:200, :300]
   patch = photo("coffee")[200:280, 100:180]
   frames = np.stack([ground, ground])
@@ -166,7 +166,7 @@ def test_what_moves_is_the_subject():
   assert 0.05 < moving < 0.25
 
 
-def test_brightness_tells_black_from_white():
+def test_brightness_ranges_from_black_to_white():
   frames, times = still(photo("chelsea"))
   for frame, expected in (
     (np.zeros_like(frames), 0),
@@ -176,7 +176,7 @@ def test_brightness_tells_black_from_white():
   assert 0.3 < scores.score(frames, times).brightness < 0.6
 
 
-def test_scores_are_the_same_every_time(footage):
+def test_scores_are_deterministic(footage):
   frames, times = video.decode_mp4(footage["bikes"], lambda t: [80, 83, 90, 93])
   first = scores.score(frames, times)
   assert all(isinstance(value, float) for value in first)
@@ -184,7 +184,7 @@ def test_scores_are_the_same_every_time(footage):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_of_frames_far_apart_all_but_motion_is_measured(count):
+def test_distant_frames_have_all_scores_but_motion(count):
   frames, _ = still(photo("chelsea"), max(count, 2))
   values = scores.score(frames[:count], np.arange(float(count)))
   assert np.isnan(values.motion)
@@ -192,7 +192,7 @@ def test_of_frames_far_apart_all_but_motion_is_measured(count):
   assert values[1:] == near[1:]
 
 
-def test_a_users_function_is_found(tmp_path, monkeypatch):
+def test_a_user_function_is_loaded(tmp_path, monkeypatch):
   (tmp_path / "my_scores.py").write_text(
     "limit = 3\ndef beauty(frames):\n  return float(frames.mean())\n"
   )
@@ -210,7 +210,7 @@ def test_a_users_function_is_found(tmp_path, monkeypatch):
     ("math:pi", "math:pi is not a function"),
   ],
 )
-def test_what_is_no_function_is_told(spec, reason):
+def test_a_missing_user_function_is_an_error(spec, reason):
   with pytest.raises(InputError, match=reason) as caught:
     scores.load_hook(spec)
   assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What is alike is found, the order is fixed, and little is held in memory."""
+"""Duplicates, limits, order and memory of the selection."""
 
 import json
 import tracemalloc
@@ -23,7 +23,7 @@ def candidate(row, look=None, kind="text_video", **scores):
 
 
 def selected(folder, candidates, limits=None, seed=0, parts=2):
-  """The rows that are left of each kind, in order, and the drops."""
+  """The selected rows of each kind, in order, and the drops."""
   files = [folder / f"{n}.jsonl" for n in range(parts)]
   for path, some in zip(
     files, np.array_split(np.arange(len(candidates)), parts), strict=True
@@ -46,7 +46,7 @@ def flipped(look, count, rng):
   return look
 
 
-def test_near_copies_are_found_and_others_are_not():
+def test_only_near_copies_are_found():
   rng = np.random.default_rng(0)
   looks = rng.integers(2**63, size=3000).tolist()
   copies = {}
@@ -60,7 +60,7 @@ def test_near_copies_are_found_and_others_are_not():
   assert first.tolist() == expected
 
 
-def test_what_differs_in_more_bits_is_kept():
+def test_fingerprints_that_differ_in_more_bits_are_kept():
   rng = np.random.default_rng(1)
   look = int(rng.integers(2**63))
   other = flipped(look, fingerprint.SAME + 1, rng)
@@ -68,7 +68,7 @@ def test_what_differs_in_more_bits_is_kept():
   assert first_alike(both, np.arange(2, dtype=np.uint64)).tolist() == [0, 1]
 
 
-def test_pieces_of_one_film_may_look_alike(tmp_path):
+def test_clips_of_one_row_may_look_alike(tmp_path):
   piece = candidate(1, 0)
   some = [piece, piece._replace(start=4.0), candidate(2, 0)]
   rows, drops = selected(tmp_path, some)
@@ -82,7 +82,7 @@ def test_no_candidates(tmp_path):
   assert selected(tmp_path, []) == ({"text_video": [], "text_image": []}, [])
 
 
-def test_the_first_of_two_copies_stays(tmp_path):
+def test_the_first_of_two_copies_is_kept(tmp_path):
   some = [candidate(1, 0), candidate(2), candidate(3, 1)]
   rows, drops = selected(tmp_path, some)
   assert sorted(rows["text_video"]) == [1, 2]
@@ -91,7 +91,7 @@ def test_the_first_of_two_copies_stays(tmp_path):
   assert "row 1, 1.mp4 at 0.50 s" in drop.detail
 
 
-def test_a_clip_is_no_copy_of_a_picture(tmp_path):
+def test_a_clip_is_not_a_copy_of_a_picture(tmp_path):
   some = [candidate(1, 0), candidate(2, 0, "text_image")]
   assert selected(tmp_path, some) == (
     {"text_video": [1], "text_image": [2]},
@@ -99,7 +99,7 @@ def test_a_clip_is_no_copy_of_a_picture(tmp_path):
   )
 
 
-def test_the_order_depends_on_the_seed_alone(tmp_path):
+def test_the_order_depends_on_the_seed_only(tmp_path):
   some = [candidate(row) for row in range(40)]
   rows, _ = selected(tmp_path, some)
   assert sorted(rows["text_video"]) == list(range(40)) != rows["text_video"]
@@ -128,7 +128,7 @@ def test_limits(tmp_path, limits, reason, scores):
   assert json.dumps(drops[0]._asdict())
 
 
-def test_of_the_many_copies_of_a_file_each_names_the_first_of_another_row():
+def test_each_copy_names_the_first_one_of_another_row():
   rng = np.random.default_rng(3)
   kinds = rng.integers(2**63, size=5)
   which = rng.integers(5, size=300)
@@ -148,13 +148,13 @@ def test_of_the_many_copies_of_a_file_each_names_the_first_of_another_row():
     assert found[number] == min(alike, default=number)
 
 
-def test_a_file_that_is_listed_often_costs_no_more_than_its_rows():
+def test_a_file_listed_many_times_is_not_quadratic():
   looks = np.zeros(20_000, np.uint64)
   first = first_alike(looks, np.arange(20_000, dtype=np.uint64))
   assert (first == 0).all()
 
 
-def test_of_each_candidate_little_is_held(tmp_path):
+def test_memory_per_candidate_is_small(tmp_path):
   def peak(count):
     looks = np.random.default_rng(0).integers(2**63, size=count).tolist()
     path = tmp_path / "candidates.jsonl"

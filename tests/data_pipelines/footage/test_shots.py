@@ -1,4 +1,4 @@
-"""Shots against cuts marked by hand, and against what only looks like one."""
+"""Shots against manually marked cuts, and against false cuts."""
 
 import itertools
 import json
@@ -16,16 +16,16 @@ TOLERANCE = 2
 
 
 def events(name):
-  """Ranges of frames, first to last, in which one shot gives way to another."""
+  """Ranges of frames, first to last, in which one shot replaces another."""
   truth = json.loads((TRUTH / f"{name}.json").read_text())
   cuts = [(cut - 1, cut) for cut in truth["cuts"]]
   return cuts + [(slow["first"], slow["last"]) for slow in truth["gradual"]]
 
 
 def compare(found, name):
-  """Counts: events, those no shot spans, gaps of shots, those with an event.
+  """Counts events, events that no shot spans, gaps, and gaps with an event.
 
-  The part behind the last shot holds events too but is no claim of a cut.
+  The part after the last shot contains events too, but claims no cut.
   """
   gaps = [
     (before.stop - TOLERANCE, after.start - 1 + TOLERANCE)
@@ -52,7 +52,7 @@ def bikes(footage):
   return np.stack(list(read(footage["bikes"])))
 
 
-def test_the_cuts_of_bikes_are_found_and_no_others(bikes):
+def test_exactly_the_cuts_of_bikes_are_found(bikes):
   found = shots.find_shots(iter(bikes), 25)
   num_events, not_spanned, gaps, right = compare(found, "bikes")
   assert num_events == not_spanned == 5
@@ -62,7 +62,7 @@ def test_the_cuts_of_bikes_are_found_and_no_others(bikes):
   assert [shot.stop for shot in found] == [28, 74, 135, 185, 240]
 
 
-def test_cuts_are_found_at_other_sizes(footage, bikes):
+def test_cuts_do_not_depend_on_the_size(footage, bikes):
   expected = shots.find_shots(bikes, 25)
   assert shots.find_shots(read(footage["bikes"], 96), 25) == expected
   assert shots.find_shots(read(footage["bikes"], None), 25) == expected
@@ -87,7 +87,7 @@ def test_cuts_of_films_are_found(film):
 
 @pytest.mark.parametrize("length", [1, 2])
 @pytest.mark.parametrize("at", [110, 160, 215])
-def test_a_flash_is_no_cut(bikes, at, length):
+def test_a_flash_is_not_a_cut(bikes, at, length):
   flashed = bikes.copy()
   flashed[at : at + length] = 255
   assert shots.find_shots(flashed, 25) == shots.find_shots(bikes, 25)
@@ -107,11 +107,11 @@ def test_a_dissolve_separates_shots(bikes, length):
   inside = [shot for shot in found if shot.start < stop and start < shot.stop]
   blended = sum(min(s.stop, stop) - max(s.start, start) for s in inside)
   assert not any(shot.start <= start and stop <= shot.stop for shot in found)
-  # The faint first and last frames of a slow one may stay.
+  # The faint first and last frames of a slow dissolve may remain.
   assert blended <= length / 5
 
 
-def test_fades_and_black_between_shots_are_left_out(bikes):
+def test_fades_and_black_are_dropped(bikes):
   ramp = np.linspace(1, 0, 20)[:, None, None, None]
   black = np.zeros((10, *bikes.shape[1:]), np.uint8)
   out = (bikes[110:130] * ramp).astype(np.uint8)
@@ -124,12 +124,12 @@ def test_fades_and_black_between_shots_are_left_out(bikes):
   assert 80 <= second.start <= 90
 
 
-def test_black_film_has_no_shots():
+def test_a_black_video_has_no_shots():
   assert shots.find_shots(np.zeros((60, 18, 32, 3), np.uint8), 25) == []
   assert shots.find_shots([], 25) == []
 
 
-def test_what_is_shorter_than_half_a_second_is_dropped(bikes):
+def test_shots_shorter_than_half_a_second_are_dropped(bikes):
   assert shots.find_shots(bikes[30:44], 25) == []
   assert shots.find_shots(bikes[30:48], 25) == [shots.Shot(2, 16)]
 
@@ -143,11 +143,11 @@ def test_frames_are_not_kept(bikes):
       alive.append(frame.__array_interface__["data"][0])
       yield frame
 
-  # Memory of a frame that is gone is used again for a later one.
+  # The memory of a released frame is reused for a later one.
   assert len(shots.find_shots(frames(), 25)) == 1
   assert len(set(alive)) < 20
 
 
-def test_a_rate_must_be_positive(bikes):
-  with pytest.raises(InputError, match="0 fps"):
+def test_fps_must_be_positive(bikes):
+  with pytest.raises(InputError, match="fps must be positive, got 0"):
     shots.find_shots(bikes, 0)

@@ -1,4 +1,4 @@
-"""Samples of datasets: bounded, repeatable, and indifferent to damage."""
+"""Samples of datasets are bounded and repeatable, and skip damage."""
 
 import json
 
@@ -22,7 +22,7 @@ def clips(tmp_path):
   return tmp_path
 
 
-def test_the_draw_is_bounded_and_follows_the_seed(clips, monkeypatch):
+def test_the_draw_is_bounded_and_depends_on_the_seed(clips, monkeypatch):
   def ids(seed):
     rows = survey.sample(clips, "text_video", 0, seed).rows
     return [row["id"] for row in rows]
@@ -43,17 +43,17 @@ def test_frames_are_spread_from_the_first_to_the_last(clips):
   np.testing.assert_allclose(shades, [0, 40, 80, 120, 160, 200], atol=3)
 
 
-def test_a_picture_is_a_single_frame(procedural_dir):
+def test_a_picture_has_a_single_frame(procedural_dir):
   [(row, frames)] = survey.sample(procedural_dir, "text_image", 1, 0).shown
   assert frames.shape == (1, 32, 48, 3)
   assert np.isnan(row["motion"])
 
 
-def test_a_kind_that_is_absent(clips):
+def test_a_missing_kind(clips):
   assert survey.sample(clips, "text_image", 1, 0) is None
 
 
-def test_a_damaged_record_is_told_and_passed_over(clips):
+def test_a_damaged_record_is_reported_and_skipped(clips):
   shard = sorted(clips.rglob("*.tfrecord-00000-of-00002"))[0]
   data = bytearray(shard.read_bytes())
   data[40] ^= 1
@@ -64,7 +64,7 @@ def test_a_damaged_record_is_told_and_passed_over(clips):
   assert "damaged record" in line and shard.name in line
 
 
-def test_media_that_no_decoder_takes_is_told_as_well(tmp_path):
+def test_undecodable_media_is_reported(tmp_path):
   clip = Example(b"no video", ["x"], "odd", 4, 48, 32, 8)
   write_dataset(tmp_path, "text_video", [clip])
   sample = survey.sample(tmp_path, "text_video", 1, 0)
@@ -98,7 +98,7 @@ def test_figures(tmp_path):
   assert {name: v.tolist() for name, v in found.items()} == expected
 
 
-def test_what_was_left_out(tmp_path, monkeypatch):
+def test_left_out_by_reason(tmp_path, monkeypatch):
   drops = [
     Drop(1, "a.mp4", 2.5, "no-shot", "black"),
     Drop(2, "b.mp4", None, "missing", "gone"),
@@ -118,7 +118,7 @@ def test_what_was_left_out(tmp_path, monkeypatch):
   assert survey.left_out(tmp_path, dropped)[2].example is None
 
 
-def test_files_that_are_damaged_or_absent(tmp_path):
+def test_damaged_and_missing_files(tmp_path):
   assert survey.told(tmp_path) == {}
   [row] = survey.left_out(tmp_path, {"empty": 1})
   assert row.example is None

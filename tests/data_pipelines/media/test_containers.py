@@ -1,4 +1,4 @@
-"""A film whose end is missing is told from one that is whole."""
+"""Truncated videos are distinguished from intact ones."""
 
 import av
 import numpy as np
@@ -20,7 +20,7 @@ FORMATS = {
 
 
 def film(path, codec, **muxer):
-  """36 noisy frames."""
+  """Writes 36 noisy frames."""
   rng = np.random.default_rng(0)
   with av.open(str(path), "w", options=muxer) as container:
     stream = container.add_stream(codec, rate=24)
@@ -33,18 +33,18 @@ def film(path, codec, **muxer):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_every_cut_is_seen(tmp_path, suffix):
+def test_truncation_is_detected(tmp_path, suffix):
   path = tmp_path / f"film.{suffix}"
   whole = film(path, FORMATS[suffix])
   assert not is_cut_short(path)
-  # Odd numbers, as the packets of TS have no end of their own.
+  # Odd numbers, because a cut between packets of TS goes unnoticed.
   for missing in (1, 3, 51, 1001, len(whole) // 3 | 1, len(whole) * 3 // 4 | 1):
     path.write_bytes(whole[:-missing])
     assert is_cut_short(path), missing
 
 
 @pytest.mark.parametrize("flags", ["faststart", "frag_keyframe+empty_moov"])
-def test_mp4_of_other_orders(tmp_path, flags):
+def test_truncation_is_detected_in_other_mp4_layouts(tmp_path, flags):
   path = tmp_path / "film.mp4"
   whole = film(path, "libx264", movflags=flags)
   assert not is_cut_short(path)
@@ -53,14 +53,14 @@ def test_mp4_of_other_orders(tmp_path, flags):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "wmv"])
-def test_rubbish_behind_the_end_is_no_cut(tmp_path, suffix):
+def test_trailing_garbage_is_not_truncation(tmp_path, suffix):
   path = tmp_path / f"film.{suffix}"
   whole = film(path, FORMATS[suffix])
   path.write_bytes(whole + bytes(range(200, 256)))
   assert not is_cut_short(path)
 
 
-def test_a_live_recording_has_no_length(tmp_path):
+def test_a_live_recording_has_unknown_length(tmp_path):
   path = tmp_path / "film.mkv"
   film(path, "libx264", live="1")
   assert not is_cut_short(path)
@@ -70,7 +70,7 @@ def test_a_live_recording_has_no_length(tmp_path):
   "content",
   [b"", b"\x1a\x45\xdf\xa3", b"FLV\1", b"G" * 3, b"RIFF", b"text" * 99],
 )
-def test_what_is_no_container_is_not_cut(tmp_path, content):
+def test_other_content_raises_no_error(tmp_path, content):
   path = tmp_path / "film"
   path.write_bytes(content)
   assert isinstance(is_cut_short(path), bool)

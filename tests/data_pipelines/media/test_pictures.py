@@ -1,4 +1,4 @@
-"""Pictures of many kinds come out as the same upright 8-bit RGB."""
+"""Pictures of all kinds are loaded as upright 8-bit RGB."""
 
 import io
 
@@ -24,7 +24,7 @@ def saved(path, array, **options):
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tif", "ppm"])
-def test_lossless_files_come_back_exactly(tmp_path, photo, suffix):
+def test_lossless_files_are_read_exactly(tmp_path, photo, suffix):
   options = {"lossless": True} if suffix == "webp" else {}
   path = saved(tmp_path / f"a.{suffix}", photo, **options)
   assert pictures.is_picture(path)
@@ -33,14 +33,14 @@ def test_lossless_files_come_back_exactly(tmp_path, photo, suffix):
 
 def test_the_camera_orientation_is_applied(tmp_path, photo):
   exif = Image.Exif()
-  exif[0x0112] = 6  # held upright: turn a quarter clockwise to show
+  exif[0x0112] = 6  # rotate by 90 degrees clockwise to display
   path = saved(tmp_path / "a.png", photo, exif=exif)
   np.testing.assert_array_equal(
     preprocessing.load_picture(path), np.rot90(photo, -1)
   )
 
 
-def test_transparency_lies_on_white(tmp_path, photo):
+def test_transparency_is_composed_on_white(tmp_path, photo):
   alpha = np.zeros(photo.shape[:2], np.uint8)
   alpha[:, 100:] = 255
   path = saved(tmp_path / "a.png", np.dstack([photo, alpha]))
@@ -49,7 +49,7 @@ def test_transparency_lies_on_white(tmp_path, photo):
   np.testing.assert_array_equal(image[:, 100:], photo[:, 100:])
 
 
-def test_transparent_palette_lies_on_white(tmp_path):
+def test_transparent_palette_is_composed_on_white(tmp_path):
   picture = Image.new("P", (4, 4), 0)
   picture.putpalette([10, 20, 30, 40, 50, 60])
   picture.putpixel((1, 1), 1)
@@ -60,7 +60,7 @@ def test_transparent_palette_lies_on_white(tmp_path):
   assert image[1, 1].tolist() == [40, 50, 60]
 
 
-def test_gray_and_sixteen_bit_keep_their_brightness(tmp_path):
+def test_gray_and_16_bit_pictures_keep_their_brightness(tmp_path):
   gray = data.camera()[:64, :64]
   expected = np.repeat(gray[..., None], 3, -1)
   path = saved(tmp_path / "a.png", gray)
@@ -74,7 +74,7 @@ def test_gray_and_sixteen_bit_keep_their_brightness(tmp_path):
   assert set(np.unique(image)) == {0, 255}
 
 
-def test_cmyk_becomes_rgb(tmp_path, photo):
+def test_cmyk_is_converted_to_rgb(tmp_path, photo):
   picture = Image.fromarray(photo).convert("CMYK")
   image = preprocessing.load_picture(
     saved(tmp_path / "a.jpg", picture, quality=98)
@@ -97,7 +97,7 @@ def test_shrink_averages(photo):
 
 
 def bomb():
-  # A PNG header that promises 60,000 x 60,000 pixels.
+  # A PNG header that announces 60,000 x 60,000 pixels.
   raw = io.BytesIO()
   Image.new("L", (1, 1)).save(raw, "PNG")
   raw = bytearray(raw.getvalue())
@@ -124,7 +124,7 @@ def cut_png():
     (bomb(), "60000"),
   ],
 )
-def test_unusable_files_are_named_with_the_reason(tmp_path, content, reason):
+def test_errors_name_the_file_and_the_reason(tmp_path, content, reason):
   path = tmp_path / "given.jpg"
   path.write_bytes(content)
   with pytest.raises(InputError, match=reason) as caught:
@@ -133,7 +133,7 @@ def test_unusable_files_are_named_with_the_reason(tmp_path, content, reason):
   assert "\n" not in str(caught.value)
 
 
-def test_missing_files_and_folders_are_named(tmp_path):
+def test_errors_name_missing_files_and_folders(tmp_path):
   with pytest.raises(InputError, match=r"absent\.png.*No such file"):
     preprocessing.load_picture(tmp_path / "absent.png")
   with pytest.raises(InputError, match="directory"):

@@ -1,4 +1,4 @@
-"""Frames survive H.264, real files decode, broken ones are named."""
+"""H.264 round trips, decoding of real files, and errors for damaged ones."""
 
 import io
 import os
@@ -40,7 +40,7 @@ def test_round_trip_keeps_pixels_and_times(clip):
 
 
 @pytest.mark.parametrize("fps", [1, 12.5, 30000 / 1001, 60])
-def test_players_see_the_right_rate(clip, fps):
+def test_the_frame_rate_is_written(clip, fps):
   data = video.encode_mp4(clip, fps)
   with av.open(io.BytesIO(data)) as container:
     stream = container.streams.video[0]
@@ -64,8 +64,8 @@ sys.stdout.buffer.write(video.encode_mp4(frames, 8, full_colour=True))
 """
 
 
-def test_equal_input_gives_equal_bytes_whatever_was_in_memory(tmp_path):
-  """x264's rate control once read memory that nothing had written."""
+def test_equal_input_gives_equal_bytes_whatever_memory_contains(tmp_path):
+  """x264's macroblock-tree rate control reads uninitialised memory."""
   scene = world.numbered_scene(3, 0, "test")
   np.save(tmp_path / "clip.npy", world.render(scene, (32, 32)))
   encodings = {
@@ -82,12 +82,12 @@ def test_equal_input_gives_equal_bytes_whatever_was_in_memory(tmp_path):
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_cores(clip):
-  """x264 writes its settings into what it encodes."""
+  """x264 writes its settings into its output."""
   data = video.encode_mp4(clip, 8)
   assert b" threads=1 lookahead_threads=1 sliced_threads=0 " in data
 
 
-def test_only_selected_frames_come_back(clip):
+def test_only_selected_frames_are_returned(clip):
   data = video.encode_mp4(clip, 8)
   everything, times = video.decode_mp4(data)
   frames, chosen = video.decode_mp4(data, lambda t: [7, 2, 2])
@@ -96,12 +96,10 @@ def test_only_selected_frames_come_back(clip):
 
 
 @pytest.mark.parametrize("last", [0, 4, 11])
-def test_decoding_stops_after_the_last_frame_that_may_be_chosen(
-  clip, monkeypatch, last
-):
+def test_decoding_stops_after_until(clip, monkeypatch, last):
   data = video.encode_mp4(clip, 8)
   everything, _ = video.decode_mp4(data)
-  # Room for the frames up to the one after `last`, and none more.
+  # Room for the frames up to the one after `last` only.
   monkeypatch.setattr(video, "MAX_BYTES", 3 * 96 * 64 * min(last + 2, 12))
   seen = []
   frames, _ = video.decode_mp4(
@@ -124,7 +122,7 @@ def test_large_videos_are_scaled_down_by_area(clip):
   ("matrix", "quarters_clockwise"),
   [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)],
 )
-def test_phone_videos_are_turned_upright(clip, matrix, quarters_clockwise):
+def test_rotated_videos_are_upright(clip, matrix, quarters_clockwise):
   """The track header maps (x, y) to (ax + cy, bx + dy), y pointing down."""
   data = video.encode_mp4(clip, 8)
   a, b, c, d = matrix
@@ -142,7 +140,7 @@ def test_phone_videos_are_turned_upright(clip, matrix, quarters_clockwise):
   ("name", "shape", "seconds"),
   [("bikes", (250, 272, 640, 3), 10), ("bigbuckbunny", (132, 720, 1280, 3), 5)],
 )
-def test_real_footage_decodes(footage, name, shape, seconds):
+def test_real_videos_are_decoded(footage, name, shape, seconds):
   frames, times = video.decode_mp4(footage[name], lambda t: [0, len(t) - 1])
   assert frames.shape[1:] == shape[1:]
   assert times[-1] == pytest.approx(seconds, abs=0.5)
@@ -157,7 +155,7 @@ def test_a_file_decodes_like_its_bytes(tmp_path, clip):
   assert psnr(frames, clip) > 34
 
 
-def test_what_h264_cannot_hold_is_refused(clip):
+def test_frames_that_h264_cannot_hold_are_refused(clip):
   with pytest.raises(InputError, match="95x64"):
     video.encode_mp4(clip[:, :, 1:], 8)
   with pytest.raises(InputError, match="0 frames"):
@@ -185,9 +183,7 @@ def sound_only():
     (lambda data: sound_only(), "no video in it"),
   ],
 )
-def test_unusable_files_are_named_with_the_reason(
-  tmp_path, clip, spoil, reason
-):
+def test_errors_name_the_file_and_the_reason(tmp_path, clip, spoil, reason):
   path = tmp_path / "given.mp4"
   path.write_bytes(spoil(video.encode_mp4(clip, 8)))
   with pytest.raises(InputError, match=reason) as caught:
@@ -196,12 +192,12 @@ def test_unusable_files_are_named_with_the_reason(
   assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_an_error_names_a_missing_file(tmp_path):
   with pytest.raises(InputError, match=r"absent\.mp4.*No such file"):
     video.decode_mp4(tmp_path / "absent.mp4")
 
 
-def test_endless_videos_are_refused(clip, monkeypatch):
+def test_videos_larger_than_memory_are_refused(clip, monkeypatch):
   monkeypatch.setattr(video, "MAX_BYTES", 3 * 96 * 64 * 11)
   with pytest.raises(InputError, match="too long"):
     video.decode_mp4(video.encode_mp4(clip, 8))
@@ -214,11 +210,11 @@ def streamed(source, **options):
 
 @pytest.fixture(scope="module")
 def long_data(clip):
-  # Half a minute: x264 sets a key frame every 250 frames at least.
+  # Half a minute; x264 writes a key frame at least every 250 frames.
   return video.encode_mp4(np.concatenate([clip, clip[::-1]] * 30), 24)
 
 
-def test_a_stream_gives_what_decoding_at_once_gives(footage):
+def test_streaming_equals_decoding_at_once(footage):
   frames, times = streamed(footage["bikes"], short_side=48)
   expected, when = video.decode_mp4(footage["bikes"], short_side=48)
   np.testing.assert_array_equal(frames, expected)
@@ -226,7 +222,7 @@ def test_a_stream_gives_what_decoding_at_once_gives(footage):
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (12.3, 13.1), (29, None)])
-def test_a_part_of_a_stream_is_that_part(long_data, start, stop):
+def test_streaming_a_part(long_data, start, stop):
   expected, times = video.decode_mp4(long_data)
   inside = (times >= start) & (times < (stop or np.inf))
   frames, when = streamed(long_data, start=start, stop=stop)
@@ -234,7 +230,7 @@ def test_a_part_of_a_stream_is_that_part(long_data, start, stop):
   np.testing.assert_array_equal(frames, expected[inside])
 
 
-def test_a_part_is_reached_by_a_key_frame(long_data, monkeypatch):
+def test_streaming_a_part_starts_at_a_key_frame(long_data, monkeypatch):
   decoded = []
   timed = video._timed
 
@@ -248,16 +244,14 @@ def test_a_part_is_reached_by_a_key_frame(long_data, monkeypatch):
   assert len(decoded) < 260  # of 720
 
 
-def test_streams_are_longer_than_what_is_decoded_at_once(
-  long_data, monkeypatch
-):
+def test_streaming_is_not_limited_by_memory(long_data, monkeypatch):
   monkeypatch.setattr(video, "MAX_BYTES", 3 * 96 * 64 * 11)
   assert len(streamed(long_data)[0]) == 720
   with pytest.raises(InputError, match="too long"):
     video.decode_mp4(long_data)
 
 
-def test_nothing_comes_of_a_part_behind_the_end(long_data):
+def test_streaming_a_part_after_the_end_yields_nothing(long_data):
   assert list(video.stream(long_data, start=100)) == []
 
 
@@ -269,7 +263,7 @@ def test_nothing_comes_of_a_part_behind_the_end(long_data):
     (lambda data: sound_only(), "no video in it"),
   ],
 )
-def test_streams_of_unusable_files_name_the_reason(
+def test_streaming_errors_name_the_file_and_the_reason(
   tmp_path, clip, spoil, reason
 ):
   path = tmp_path / "given.mp4"

@@ -1,4 +1,4 @@
-"""Procedural builds are whole, repeatable, and go on where they were."""
+"""Procedural builds are complete, repeatable and resumable."""
 
 import hashlib
 
@@ -21,7 +21,7 @@ def digests(folder):
   }
 
 
-def test_the_procedural_set_holds_what_its_captions_say(procedural_dir):
+def test_records_match_their_captions(procedural_dir):
   clips = Dataset([dataset_dir(procedural_dir, "text_video")])
   stills = Dataset([dataset_dir(procedural_dir, "text_image")])
   for number in (0, 11, 23):
@@ -53,7 +53,7 @@ def test_two_builds_give_the_same_bytes(tmp_path):
   }
 
 
-def test_an_interrupted_build_goes_on(tmp_path):
+def test_an_interrupted_build_is_resumed(tmp_path):
   def interrupt(what, done, total):
     if done == 4:
       raise KeyboardInterrupt
@@ -78,7 +78,7 @@ def test_a_finished_build_does_nothing(tmp_path):
     build_procedural(tmp_path / "a", 3, "train", size=(32, 32))
 
 
-def test_an_existing_output_is_not_touched(tmp_path):
+def test_an_existing_output_is_not_changed(tmp_path):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine.txt").touch()
   with pytest.raises(InputError, match="out exists"):

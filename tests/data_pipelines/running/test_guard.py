@@ -1,4 +1,4 @@
-"""A call that hangs, dies or eats memory costs one file, not the build."""
+"""A call that hangs, crashes or exhausts memory does not end the build."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def fetch(location):
     pass
 
 
-def test_results_and_errors_come_back():
+def test_results_and_errors_are_returned():
   assert guarded(divmod, 17, 5, seconds=LONG) == (3, 2)
   with pytest.raises(
     InputError, match=r"ZeroDivisionError: .*guard\.py"
@@ -33,7 +33,7 @@ def test_results_and_errors_come_back():
 
 
 class Stubborn(Exception):
-  """Cannot be pickled, as many of libraries written in C."""
+  """Cannot be pickled, like many exceptions of C libraries."""
 
   def __init__(self, first, second):
     super().__init__(first)
@@ -48,7 +48,7 @@ def leave():
   raise SystemExit(3)
 
 
-def test_an_exception_that_nobody_foresaw_is_told_in_one_line():
+def test_an_unexpected_exception_becomes_one_line():
   with pytest.raises(InputError, match="Stubborn: two lines") as raised:
     guarded(fail, seconds=LONG)
   assert raised.value.reason == "failed"
@@ -65,7 +65,7 @@ guarded(time.sleep, 600, seconds=600)
 """
 
 
-def test_a_child_ends_with_its_parent_even_amid_a_call():
+def test_a_child_ends_with_its_parent_during_a_call():
   parent = subprocess.Popen(
     [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True
   )
@@ -82,13 +82,13 @@ def test_a_child_ends_with_its_parent_even_amid_a_call():
   raise AssertionError("the child outlived its parent")
 
 
-def test_a_reason_survives_the_way(tmp_path):
+def test_the_reason_survives_the_process_boundary(tmp_path):
   with pytest.raises(InputError, match="cannot fetch") as raised:
     guarded(fetch, "nowhere://a", seconds=LONG)
   assert raised.value.reason == "missing"
 
 
-def test_a_stall_is_killed_and_the_next_call_works():
+def test_a_stalled_call_is_killed_and_the_next_one_works():
   start = time.monotonic()
   with pytest.raises(InputError, match="timed out after") as raised:
     guarded(time.sleep, LONG, seconds=0.5)
@@ -97,7 +97,7 @@ def test_a_stall_is_killed_and_the_next_call_works():
   assert guarded(abs, -3, seconds=LONG) == 3
 
 
-def test_a_crash_is_told_and_the_next_call_works():
+def test_a_crash_is_reported_and_the_next_call_works():
   with pytest.raises(InputError, match="status 7") as raised:
     guarded(os._exit, 7, seconds=LONG)
   assert raised.value.reason == "crashed"
@@ -111,17 +111,17 @@ def die_once(path):
   return "alive"
 
 
-def test_a_child_that_somebody_ends_does_not_condemn_the_file(tmp_path):
+def test_a_child_that_is_killed_once_is_retried(tmp_path):
   assert guarded(die_once, tmp_path / "died", seconds=LONG) == "alive"
 
 
-def test_memory_has_an_end():
+def test_memory_is_limited():
   with pytest.raises(InputError, match="GiB of memory") as raised:
     guarded(bytes, 1 << 36, seconds=LONG)
   assert raised.value.reason == "too-large"
 
 
-def test_each_thread_has_a_child_and_keeps_it():
+def test_each_thread_keeps_its_own_child():
   found = {}
 
   def work(name):

@@ -1,4 +1,4 @@
-"""The same tasks, whoever runs them."""
+"""Runners of tasks, here and by Beam."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ def square(folder, number):
 
 
 @pytest.mark.parametrize("make", [lambda: in_order, lambda: beam_runner([])])
-def test_every_task_is_done(tmp_path, make):
+def test_every_task_is_run(tmp_path, make):
   make()(functools.partial(square, tmp_path), [3, 0, 5])
   done = {path.name: path.read_text() for path in tmp_path.iterdir()}
   assert done == {"3": "9", "0": "0", "5": "25"}
@@ -29,7 +29,7 @@ def test_no_tasks(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_task_that_fails_is_no_success(tmp_path):
+def test_a_failed_task_is_an_error(tmp_path):
   with pytest.raises(Exception, match="absent"):
     beam_runner([])(functools.partial(square, tmp_path / "absent"), [1])
 
