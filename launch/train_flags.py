@@ -1,6 +1,7 @@
 """Command line of `i2vgen train`: flags, help, one line for each mistake."""
 
 import difflib
+import itertools
 import runpy
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
 
 
 def _config_path(argv: list[str]) -> str | None:
-  for arg, following in zip(argv, [*argv[1:], None], strict=True):
+  for arg, following in itertools.pairwise([*argv, None]):
     flag, equals, value = arg.partition("=")
     if flag == "--config":
       return value if equals else following
