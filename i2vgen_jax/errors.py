@@ -47,7 +47,14 @@ def enough_memory(advice: str) -> Iterator[None]:
 
 # What parsers raise for damaged content. JSONDecodeError and
 # UnicodeDecodeError are ValueErrors.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+_DAMAGE = (
+  OSError,
+  EOFError,
+  ValueError,
+  KeyError,
+  TypeError,
+  RecursionError,
+)
 
 
 @contextlib.contextmanager

@@ -188,13 +188,7 @@ def main(argv: list[str]) -> None:
 
       inspection.inspect(folder, command.output, command.count, command.seed)
     case Benchmark(data_dir=folder):
-      from launch import benchmark
-
-      print(
-        benchmark.benchmark(
-          folder, command.count, command.repeats, command.seed
-        )
-      )
+      _benchmark(folder, command.count, command.repeats, command.seed)
     case Vocabulary(output=folder):
       _write_vocabulary(folder)
 
@@ -239,6 +233,23 @@ def _build_manifest(args: Manifest, beam: list[str]) -> None:
       progress=progress,
     )
   _report(built, args.output)
+
+
+def _benchmark(data_dir: Path, count: int, repeats: int, seed: int) -> None:
+  from launch.benchmarks import building, demand, reading
+
+  measured = (
+    reading.measure(data_dir, case, count, repeats, seed)
+    for case in demand.CASES
+  )
+  tables = [table for table in measured if table is not None]
+  if not tables:
+    raise InputError(
+      f"no dataset to measure in {data_dir}; give the folder that `i2vgen data"
+      " build` wrote, with clips of 16 frames or more"
+    )
+  tables.append(building.measure(data_dir, count, seed))
+  print(demand.EXPLANATION, *tables, sep="\n\n")
 
 
 def _report(built: Built, output: Path) -> None:

@@ -119,15 +119,14 @@ def make_encoder(
   size = chunk * mesh.devices.size
 
   def encoder(frames: np.ndarray, views: np.ndarray) -> Encoded:
-    found = []
-    for some, few, count in latents.batches(frames, views, size):
-      placed = jax.device_put((some, few), rows)
-      out = run_networks(params, *placed)
-      found.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], out))
-    moments, embeds = zip(*found, strict=True)
+    # Full chunks only, so that there is one compiled program.
+    count, encoded = len(frames), []
+    numbers = np.minimum(np.arange(count + -count % size), count - 1)
+    for chosen in numbers.reshape(-1, size):
+      placed = jax.device_put((frames[chosen], views[chosen]), rows)
+      encoded.append(jax.device_get(run_networks(params, *placed)))
     return Encoded(
-      np.concatenate(moments),
-      None if embeds[0] is None else np.concatenate(embeds),
+      *jax.tree.map(lambda *x: np.concatenate(x)[:count], *encoded)
     )
 
   return encoder

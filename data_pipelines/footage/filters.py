@@ -1,8 +1,9 @@
 """Limits on the scores of clips and pictures: the filters of a build.
 
 To add a filter, measure its score in `scores.Scores`, list that score in
-`shards.dataset.SCORES`, and give it a field here. The command-line flag, its
-help and the reason in the quarantine follow from the name of the field.
+`shards.dataset.SCORES`, and give it a field here. The command-line flag and
+the reason in the quarantine follow from the name of the field, the help of the
+flag from the docstring.
 """
 
 import dataclasses
@@ -20,6 +21,15 @@ class Limits:
 
   A score that was not measured passes: pictures have no motion, and aesthetics
   needs a function of the user's.
+
+  Attributes:
+    min_motion: Least mean speed, in shorter sides per second.
+    max_motion: Greatest mean speed, in shorter sides per second.
+    min_sharpness: Least variance of the Laplacian; photos have 200 to 1700.
+    min_brightness: Least mean luma, 0 to 1.
+    max_text_share: Greatest share of overlaid text, 0 to 1.
+    min_subject_share: Least share of the main subject, 0 to 1.
+    min_aesthetics: Least result of the aesthetics function.
   """
 
   min_motion: Bound = None

@@ -125,12 +125,35 @@ def scan(
 def _scan_video(
   row: ManifestRow, file: Path, settings: ScanSettings
 ) -> tuple[list[Candidate], list[Drop]]:
+  samples = _Samples(row, settings)
+  found = _find_shots(row, file, settings, samples)
+  clips: list[Candidate] = []
+  drops: list[Drop] = []
+  times = samples.times
+  for gap in _gaps(found, len(times)):
+    text = f"{gap.stop - gap.start} frames outside single shots"
+    drops.append(drop(row, times[gap.start], InputError(text, "no-shot")))
+  for shot in found:
+    try:
+      pieces = _pieces(shot, times, settings)
+    except InputError as e:
+      drops.append(drop(row, times[shot.start], e))
+      continue
+    for piece in pieces:
+      inside = *samples.inside(piece), times[piece.start : piece.stop]
+      clips.append(_candidate(row, "text_video", *inside, settings))
+  return clips, drops
+
+
+def _find_shots(
+  row: ManifestRow, file: Path, settings: ScanSettings, samples: "_Samples"
+) -> list[Shot]:
+  """The shots of a video; takes samples of it."""
   fps = video.probe(file, name=row.path)
   frames = video.stream(
     file, short_side=SIDE, start=row.start, stop=row.stop, name=row.path
   )
-  samples = _Samples()
-  sampled = samples.collect(_checked(frames, row, settings))
+  sampled = samples.collect(frames)
   if settings.split_shots:
     found = shots.find_shots(sampled, fps)
   else:
@@ -139,32 +162,11 @@ def _scan_video(
   if not times:
     raise InputError(f"{row.path} has no frame from start to end", "no-frames")
   if any(after <= before for before, after in itertools.pairwise(times)):
-    raise InputError(
-      f"the frame times of {row.path} do not increase", "no-times"
-    )
+    text = f"the frame times of {row.path} do not increase"
+    raise InputError(text, "no-times")
   if not found:
     raise InputError(f"{row.path} has no single shot", "no-shot")
-  clips: list[Candidate] = []
-  drops: list[Drop] = []
-  for gap in _gaps(found, len(times)):
-    text = f"{gap.stop - gap.start} frames outside single shots"
-    drops.append(drop(row, times[gap.start], InputError(text, "no-shot")))
-  least = max(settings.min_frames, 2)  # a single frame has no motion
-  for shot in found:
-    pieces = _pieces(shot, times, settings.max_seconds)
-    fewest = min(piece.stop - piece.start for piece in pieces)
-    if fewest < least:
-      text = f"{fewest} frames in a clip, fewer than {least}"
-      drops.append(drop(row, times[shot.start], InputError(text, "few-frames")))
-      continue
-    clips += [
-      _candidate(
-        row, "text_video", *samples.inside(piece),
-        times[piece.start : piece.stop], settings,
-      )
-      for piece in pieces
-    ]  # fmt: skip
-  return clips, drops
+  return found
 
 
 def _candidate(
@@ -203,22 +205,6 @@ def _check_size(picture: UInt8[np.ndarray, "h w 3"], row: ManifestRow) -> None:
     )
 
 
-def _checked(
-  frames: Iterator, row: ManifestRow, settings: ScanSettings
-) -> Iterator:
-  """Yields frames with their times, as long as the video may be."""
-  first = None
-  for time, frame in frames:
-    _check_size(frame, row)
-    first = time if first is None else first
-    if time - first > settings.max_film_seconds:
-      raise InputError(
-        f"{row.path} is longer than {settings.max_film_seconds:g} seconds",
-        "too-long",
-      )
-    yield time, frame
-
-
 def _gaps(found: list[Shot], count: int) -> list[Shot]:
   """Frames between shots, where there are more than a cut's trim."""
   stops = [0, *(shot.stop for shot in found)]
@@ -228,11 +214,17 @@ def _gaps(found: list[Shot], count: int) -> list[Shot]:
 
 
 def _pieces(
-  shot: Shot, times: list[float], max_seconds: float | int
+  shot: Shot, times: list[float], settings: ScanSettings
 ) -> list[Shot]:
   """A shot in the fewest parts of equal length that are short enough."""
+  frames = shot.stop - shot.start
   seconds = times[shot.stop - 1] - times[shot.start]
-  count = min(max(math.ceil(seconds / max_seconds), 1), shot.stop - shot.start)
+  count = min(max(math.ceil(seconds / settings.max_seconds), 1), frames)
+  # A single frame has no motion.
+  least = max(settings.min_frames, 2)
+  if frames // count < least:
+    text = f"{frames // count} frames in a clip, fewer than {least}"
+    raise InputError(text, "few-frames")
   ends = np.linspace(shot.start, shot.stop, count + 1).round().astype(int)
   return [Shot(a, b) for a, b in itertools.pairwise(ends.tolist())]
 
@@ -244,15 +236,24 @@ class _Samples:
     times: times of all frames, in seconds.
   """
 
-  def __init__(self):
+  def __init__(self, row: ManifestRow, settings: ScanSettings):
     self.times: list[float] = []
+    self._row, self._max_seconds = row, settings.max_film_seconds
     self._numbers: list[int] = []
     self._jpegs: list[bytes] = []
 
   def collect(self, frames: Iterator) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Yields the given frames without their times."""
+    """Yields the given frames without their times.
+
+    Raises:
+      InputError: the frames are too small, or the video is too long.
+    """
     due = -math.inf
     for time, frame in frames:
+      _check_size(frame, self._row)
+      if self.times and time - self.times[0] > self._max_seconds:
+        text = f"{self._row.path} is longer than {self._max_seconds:g} seconds"
+        raise InputError(text, "too-long")
       if time >= due:
         buffer = io.BytesIO()
         Image.fromarray(frame).save(buffer, "JPEG", quality=95)

@@ -152,16 +152,13 @@ _LETTERS = 5
 
 
 def _text_share(first: Gray, second: Gray) -> float:
-  shares = [
-    _text_mask(_resized(first, side), _resized(second, side))
+  large, small = (
+    _text_mask(_resized(first, side), _resized(second, side)).astype(np.uint8)
     for side in _TEXT_SIDES
-  ]
-  large = shares[0].shape[::-1]
-  masks = [
-    cv2.resize(mask.astype(np.uint8), large, interpolation=cv2.INTER_NEAREST)
-    for mask in shares
-  ]
-  return float(np.maximum(*masks).mean())
+  )
+  size = large.shape[::-1]
+  small = cv2.resize(small, size, interpolation=cv2.INTER_NEAREST)
+  return float((large | small).mean())
 
 
 def _text_mask(first: Gray, second: Gray) -> Mask:

@@ -1,4 +1,4 @@
-"""Crops and mirror images, the same for all frames of a clip."""
+"""Random crops and mirror images, the same for all frames of a clip."""
 
 import dataclasses
 import re
@@ -9,20 +9,20 @@ from jaxtyping import UInt8
 
 from i2vgen_jax.errors import InputError
 
-# What a mirror would make untrue; whole words, so that bright is none.
+# Words that a mirror image would make untrue, as whole words: not "bright".
 _SIDES = re.compile(
   r"\b(left|right)(most|wards?|hand(ed)?)?\b|clockwise\b", re.IGNORECASE
 )
 
 
 class View(NamedTuple):
-  """The part of a picture that is shown; the whole by default.
+  """The part of a frame that is shown; all of it by default.
 
   Attributes:
-    share: of each side that is kept.
-    left: of the width, what lies left of the part.
-    top: of the height, what lies above it.
-    mirrored: left and right change places.
+    share: share of each side that is kept.
+    left: share of the width to the left of the part.
+    top: share of the height above the part.
+    mirrored: whether left and right are exchanged.
   """
 
   share: float = 1.0
@@ -33,7 +33,7 @@ class View(NamedTuple):
   def of(
     self, frames: UInt8[np.ndarray, "f h w 3"]
   ) -> UInt8[np.ndarray, "f y x 3"]:
-    """That part of every frame."""
+    """The part of every frame."""
     height, width = frames.shape[1:3]
     left, top = int(self.left * width), int(self.top * height)
     right = left + max(round(self.share * width), 1)
@@ -44,17 +44,18 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What a training may change in its pictures; nothing by default.
+  """Random changes of training frames; none by default.
 
   Attributes:
     min_crop: smallest share of each side that is kept. The share is drawn
-      between it and 1, the place anywhere in the picture; the shape stays.
-    flip: chance of the mirror image. A clip whose caption names a side or a
-      sense of turning keeps its own; but writing in a picture, and what the
-      caption does not tell, would be mirrored as well.
+      between it and 1, and the position anywhere in the frame; the aspect
+      ratio stays.
+    flip: chance of the mirror image. Clips whose captions name a side or a
+      direction of rotation are never mirrored; but written text, and sides
+      that a caption does not mention, are.
 
   Raises:
-    InputError: a value outside of its range.
+    InputError: A value is outside of its range.
   """
 
   min_crop: float | int = 1.0
@@ -68,7 +69,7 @@ class Augmentation:
       )
 
   def draw(self, caption: str, rng: np.random.Generator) -> View:
-    """What to show of a clip with that caption."""
+    """Draws the view of a clip with that caption."""
     share = rng.uniform(self.min_crop, 1.0)
     left, top = (1 - share) * rng.uniform(size=2)
     mirrored = rng.uniform() < self.flip and not _SIDES.search(caption)

@@ -1,4 +1,8 @@
-"""Which clips, and which frames of them, a training step sees."""
+"""Buckets: the clips, and the frames of them, that a training step sees.
+
+The rule which clips a bucket takes is `fits`; a rule that depends on another
+member of `Bucket` adds it to `Bucket.group`.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,9 +15,13 @@ from i2vgen_jax.errors import InputError
 
 
 class Bucket(NamedTuple):
-  """A kind of step: what its clips look like and how often it is drawn.
+  """A kind of training step.
 
-  A bucket of one frame takes still pictures; its fps is only a label then.
+  Attributes:
+    num_frames: number of frames in each clip; one frame may be a picture.
+    fps: frame rate of the clips; only a label for one frame.
+    weight: chance of the bucket, relative to the others.
+    size: (width, height) of the frames, in pixels.
   """
 
   num_frames: int
@@ -23,8 +31,13 @@ class Bucket(NamedTuple):
 
   @property
   def ratio(self) -> float:
-    """Width to height."""
+    """Width divided by height."""
     return self.size[0] / self.size[1]
+
+  @property
+  def group(self) -> tuple[int, float]:
+    """Equal for buckets that take the same clips; see `fits`."""
+    return self.num_frames, self.ratio
 
   def __str__(self) -> str:
     width, height = self.size
@@ -32,7 +45,7 @@ class Bucket(NamedTuple):
 
 
 class Window(NamedTuple):
-  """The frames start, start + stride, ... of a clip, and their true rate."""
+  """Frames start, start + stride, ... of a clip, and their true frame rate."""
 
   start: int
   stride: int
@@ -40,7 +53,7 @@ class Window(NamedTuple):
   fps: float | int
 
   def seconds(self, native_fps: float | int) -> Float[np.ndarray, "n"]:
-    """When its frames are due, from the first frame of the clip."""
+    """Nominal times of the frames, from the first frame of the clip."""
     steps = self.start + self.stride * np.arange(self.num_frames)
     return steps / native_fps
 
@@ -49,19 +62,19 @@ def make_buckets(given: Sequence, size: tuple[int, int]) -> list[Bucket]:
   """Buckets from a config's tuples.
 
   Args:
-    given: (num_frames, fps, weight) or (num_frames, fps, weight, (width,
-      height)) each.
-    size: (width, height) of those that name none.
+    given: tuples (num_frames, fps, weight) or (num_frames, fps, weight,
+      (width, height)).
+    size: (width, height) of the buckets without a size.
 
   Raises:
-    InputError: no buckets, or values that are missing or not positive.
+    InputError: There are no buckets, or values are missing or not positive.
   """
   try:
     buckets = [_bucket(size, *numbers) for numbers in given]
-    positive = all(min(*b[:3], *b.size) > 0 for b in buckets)
+    valid = buckets and all(min(*b[:3], *b.size) > 0 for b in buckets)
   except (TypeError, ValueError):
-    buckets, positive = [], False
-  if not buckets or not positive:
+    valid = False
+  if not valid:
     raise InputError(
       f"cannot draw from buckets {tuple(given)}; give at least one of"
       " (num_frames, fps, weight) or (num_frames, fps, weight, (width,"
@@ -84,12 +97,12 @@ def _bucket(
 def fits(
   bucket: Bucket, ratios: Sequence[float], index: Index
 ) -> Bool[np.ndarray, "n"]:
-  """Which clips a bucket takes: those of its shape that are long enough.
+  """Whether a bucket takes each clip: those of its shape that are long enough.
 
   Args:
-    bucket: what is asked for.
-    ratios: width to height of all buckets that draw from the same clips,
-      rising. A clip has the shape of the one that is nearest, as a factor.
+    bucket: the bucket.
+    ratios: sorted aspect ratios of all buckets that draw from the same clips.
+      A clip has the shape of the nearest ratio, compared as factors.
     index: rows of a sidecar.
   """
   clips = Entry(*index.T)
@@ -102,15 +115,15 @@ def fits(
 def draw_window(
   available: int, native_fps: float, bucket: Bucket, rng: np.random.Generator
 ) -> Window:
-  """Chooses frames at a stride of round(native / wanted), random start.
+  """Chooses frames at a stride of round(native fps / fps) and a random start.
 
   A clip too short for that is taken at the largest stride that fits. The
-  window says the rate that its frames really have; nothing is ever padded.
+  window has the rate of the chosen frames; clips are never padded.
 
   Args:
-    available: frames in the clip, at least `bucket.num_frames`.
-    native_fps: rate of the clip.
-    bucket: frames and rate wanted.
+    available: number of frames in the clip, at least `bucket.num_frames`.
+    native_fps: frame rate of the clip.
+    bucket: wanted number of frames and frame rate.
     rng: draws the start.
   """
   count = bucket.num_frames
@@ -125,6 +138,6 @@ def draw_window(
 def nearest_frames(
   times: Float[np.ndarray, "f"], window: Window, native_fps: float
 ) -> list[int]:
-  """The frames whose times come nearest to the window's even ones."""
+  """Numbers of the frames nearest in time to those of the window."""
   wanted = times[0] + window.seconds(native_fps)
   return np.abs(times[:, None] - wanted).argmin(0).tolist()

@@ -3,58 +3,41 @@
 import collections
 import threading
 from collections.abc import Hashable
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
 
-
-class Views(NamedTuple):
-  """What a step sees of one clip; the names are those of `Batch`."""
-
-  frames: UInt8[np.ndarray, "f h w 3"]
-  clip_images: Float[np.ndarray, "s s 3"] | None
-
-
-class Latents(NamedTuple):
-  """What frozen networks made of one clip beforehand, likewise."""
-
-  moments: Float[np.ndarray, "f h w c2"]
-  image_embeds: Float[np.ndarray, "e"] | None
-
-
-Kept = Views | Latents
-
-
-def num_bytes(item: Kept) -> int:
-  """Size in memory."""
-  return sum(array.nbytes for array in item if array is not None)
+# Row of a batch, or its pixels or latents alone, by the names in `Batch`.
+Example = dict[str, np.ndarray | np.generic | None]
 
 
 class Cache:
-  """Least recently used views up to a number of bytes, for several threads."""
+  """The most recently used items up to a number of bytes; thread-safe."""
 
   def __init__(self, max_bytes: int):
-    self._items: collections.OrderedDict[Hashable, Kept] = (
+    self._items: collections.OrderedDict[Hashable, Example] = (
       collections.OrderedDict()
     )
     self._room = max_bytes
     self._lock = threading.Lock()
 
-  def get(self, key: Hashable) -> Kept | None:
-    """What was put there, if it still is."""
+  def get(self, key: Hashable) -> Example | None:
+    """The item of that key, if it is still there."""
     with self._lock:
       if key in self._items:
         self._items.move_to_end(key)
       return self._items.get(key)
 
-  def put(self, key: Hashable, item: Kept) -> None:
-    """Remembers it, and forgets what does not fit any longer."""
+  def put(self, key: Hashable, item: Example) -> None:
+    """Adds an item and removes the least recently used ones beyond the size."""
     with self._lock:
       if key in self._items:
         return
       self._items[key] = item
-      self._room -= num_bytes(item)
+      self._room -= _num_bytes(item)
       while self._room < 0:
         _, oldest = self._items.popitem(last=False)
-        self._room += num_bytes(oldest)
+        self._room += _num_bytes(oldest)
+
+
+def _num_bytes(item: Example) -> int:
+  return sum(array.nbytes for array in item.values() if array is not None)

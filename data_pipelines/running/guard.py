@@ -50,7 +50,7 @@ def guarded(fn: Callable[..., Any], *args: Any, seconds: float | int) -> Any:
 
 def _child() -> "_Child":
   child = getattr(_HERE, "child", None)
-  if child is None or not child.alive:
+  if child is None or child.process.poll() is not None:
     child = _HERE.child = _Child()
   return child
 
@@ -66,7 +66,7 @@ class _Child:
       "PYTHONPATH": os.pathsep.join(sys.path),
       "OPENCV_FOR_THREADS_NUM": "1",
     }
-    self._process = subprocess.Popen(
+    self.process = subprocess.Popen(
       [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
       pass_fds=[theirs.fileno()],
       env=environment,
@@ -77,10 +77,6 @@ class _Child:
     theirs.close()
     self._pipe = ours
 
-  @property
-  def alive(self) -> bool:
-    return self._process.poll() is None
-
   def call(
     self, fn: Callable[..., Any], args: tuple, seconds: float | int
   ) -> Any:
@@ -90,12 +86,12 @@ class _Child:
         raise InputError(f"timed out after {seconds:g} seconds", "stalled")
       result, error = self._pipe.recv()
     except (EOFError, ConnectionError) as e:
-      status = self._process.wait()
+      status = self.process.wait()
       text = f"the process died twice, with status {status}"
       raise InputError(text, "crashed") from e
     except BaseException:
-      self._process.kill()
-      self._process.wait()
+      self.process.kill()
+      self.process.wait()
       raise
     if error is not None:
       raise error

@@ -1,9 +1,9 @@
-"""The kinds of dataset on disk, laid out so that TFDS opens them.
+"""Datasets on disk, in a layout that TFDS opens.
 
-A dataset lies in `<data_dir>/<kind>/1.0.0/`: TFRecord shards with their
+A dataset is a folder `<data_dir>/<kind>/1.0.0/` of TFRecord shards with their
 sidecars, and features.json and dataset_info.json for
-`tfds.builder_from_directory`. A video is H.264 in mp4 at its native frame
-rate; a picture is JPEG; `latents` makes the other two kinds of these.
+`tfds.builder_from_directory`. A clip is H.264 in mp4 at its native frame rate,
+a picture is JPEG; `latents` encodes these two kinds to the other two.
 """
 
 import bisect
@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,13 +19,15 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool
 
+from data_pipelines.media import video
 from data_pipelines.shards import tfrecord
 from data_pipelines.shards.tfrecord import Record
-from i2vgen_jax.errors import InputError
-from i2vgen_jax.files import remove_temporary
+from i2vgen_jax import preprocessing
+from i2vgen_jax.errors import InputError, reading
+from i2vgen_jax.files import read_json, remove_temporary
 
 Kind = Literal["text_video", "text_image", "latent_video", "latent_image"]
-# Rows of a sidecar -> which of their records are meant.
+# Rows of a sidecar -> which of their records are chosen.
 Choice = Callable[[tfrecord.Index], Bool[np.ndarray, "n"]]
 VERSION = "1.0.0"
 
@@ -40,26 +41,96 @@ SCORES = {
   "subject_share": "share of the main subject",
   "aesthetics": "aesthetics",
 }
+_COMMON = {
+  "captions": [str],
+  "id": str,
+  "source": str,
+  "width": int,
+  "height": int,
+} | dict.fromkeys(SCORES, float)
+_CLIP = {"num_frames": int, "fps": float, "start": float}
+_LATENTS = {
+  "num_frames": int,
+  "latent_width": int,
+  "latent_height": int,
+  "latent_channels": int,
+  "moments": bytes,
+  "image_embeds": bytes,
+  "times": [float],
+}
+# Features of each kind of dataset and their types; [x] is a list of x.
+FEATURES: dict[Kind, dict[str, Any]] = {
+  "text_video": _COMMON | _CLIP | {"video": bytes},
+  "text_image": _COMMON | {"image": "jpeg"},
+  "latent_video": _COMMON | _CLIP | _LATENTS,
+  "latent_image": _COMMON | _LATENTS,
+}
 _LISTS = ("captions", "times")
 # Sidecars open at a time.
 _OPEN = 128
 
 
+def make_record(kind: Kind, values: Mapping[str, Any]) -> Record:
+  """Serialises the features of a kind; scores that are absent become NaN.
+
+  Args:
+    kind: kind of the dataset.
+    values: features by name, with num_frames, width and height; those that
+      the kind lacks are ignored.
+  """
+  values = dict.fromkeys(SCORES, math.nan) | values
+  features = {
+    name: float(values[name]) if type_ is float else values[name]
+    for name, type_ in FEATURES[kind].items()
+  }
+  shape = (values[name] for name in ("num_frames", "width", "height"))
+  return Record(tfrecord.encode_example(features), *shape)
+
+
+def media_of(record: Mapping[str, Any]) -> bytes:
+  """The mp4 or JPEG file in a record of pixels."""
+  return record["image"] if "image" in record else record["video"]
+
+
+def load_frames(
+  record: Mapping[str, Any],
+  select: Callable[[video.Times], Sequence[int]] | None = None,
+  until: float | int | None = None,
+) -> tuple[video.Frames, video.Times]:
+  """Decodes a record of pixels.
+
+  Args:
+    record: record of a text_video or text_image dataset.
+    select: chooses frames of a clip; see `video.decode_mp4`.
+    until: end of the part that is decoded, in seconds; see `video.decode_mp4`.
+
+  Returns:
+    The frames, and their times in seconds. A picture is one frame.
+
+  Raises:
+    InputError: The picture or clip is damaged.
+  """
+  name = record["id"].decode()
+  if "image" in record:
+    return preprocessing.load_picture(record["image"], name)[None], np.zeros(1)
+  return video.decode_mp4(record["video"], select, until=until, name=name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One clip or picture, as a record holds it.
+  """One clip or picture to write.
 
   Attributes:
-    media: mp4 or JPEG.
-    captions: sentences, each of which describes it.
-    id: its name, unlike that of any other.
-    num_frames: 1 for a picture.
-    width: of the frames, in pixels.
-    height: of the frames, in pixels.
-    fps: mean rate of the frames; 0 for a picture.
-    source: the file it comes from; empty if it was drawn.
-    start: time of its first frame there, in seconds.
-    scores: by the names in SCORES, as far as they were measured.
+    media: content of an mp4 or JPEG file.
+    captions: sentences that describe it, one of which is drawn in each epoch.
+    id: unique name.
+    num_frames: number of frames; 1 for a picture.
+    width: width of the frames, in pixels.
+    height: height of the frames, in pixels.
+    fps: mean frame rate; 0 for a picture.
+    source: file that it comes from; empty if it was drawn.
+    start: time of its first frame in that file, in seconds.
+    scores: measured scores by their names in SCORES.
   """
 
   media: bytes
@@ -74,34 +145,20 @@ class Example:
   scores: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
 
   def record(self, kind: Kind) -> Record:
-    """Serialised, with the features of that kind."""
-    values = {
-      "captions": list(self.captions),
-      "id": self.id,
-      "source": self.source,
-      "width": self.width,
-      "height": self.height,
-    }
-    values |= {n: float(self.scores.get(n, math.nan)) for n in SCORES}
-    if kind == "text_image":
-      values["image"] = self.media
-    else:
-      values["video"] = self.media
-      values["num_frames"] = self.num_frames
-      values |= {"fps": float(self.fps), "start": float(self.start)}
-    data = tfrecord.encode_example(values)
-    return Record(data, self.num_frames, self.width, self.height)
+    """Serialises it as a record of that kind."""
+    media = {"video": self.media, "image": self.media}
+    return make_record(kind, {**vars(self), **media, **self.scores})
 
 
 def dataset_dir(data_dir: Path, kind: Kind) -> Path:
-  """Where a dataset of this kind lies below its data_dir."""
+  """Folder of a dataset of this kind in its data_dir."""
   return data_dir / kind / VERSION
 
 
 def shard_path(
   data_dir: Path, kind: Kind, split: str, number: int, count: int
 ) -> Path:
-  """Shard `number` of `count`, by TFDS's names."""
+  """Path of shard `number` of `count`, as TFDS names it."""
   name = f"{kind}-{split}.tfrecord-{number:05d}-of-{count:05d}"
   return dataset_dir(data_dir, kind) / name
 
@@ -110,34 +167,34 @@ def describe(data_dir: Path, kind: Kind, split: str, count: int) -> int:
   """Writes TFDS's metadata of the only split, once its shards are there.
 
   Returns:
-    How many examples they hold.
+    Number of examples.
   """
   import tensorflow_datasets as tfds
 
   directory = dataset_dir(data_dir, kind)
   lengths, num_bytes = [], 0
-  # One after the other: a process may hold no more than some hundred files.
+  # One at a time: a process can open only some hundred files.
   for number in range(count):
-    index = tfrecord.read_index(
-      shard_path(data_dir, kind, split, number, count)
-    )
+    shard = shard_path(data_dir, kind, split, number, count)
+    index = tfrecord.read_index(shard)
     lengths.append(len(index))
     num_bytes += int(index[:, 1].sum())
   remove_temporary(directory)
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=directory,
+    dataset_name=kind,
+    split=split,
+    filetype_suffix="tfrecord",
+  )
   split_info = tfds.core.SplitInfo(
     name=split,
     shard_lengths=lengths,
     num_bytes=num_bytes,
-    filename_template=tfds.core.ShardedFileTemplate(
-      data_dir=directory,
-      dataset_name=kind,
-      split=split,
-      filetype_suffix="tfrecord",
-    ),
+    filename_template=template,
   )
   tfds.folder_dataset.write_metadata(
     data_dir=directory,
-    features=_features(kind),
+    features=_tfds_features(kind),
     split_infos=[split_info],
     version=VERSION,
     check_data=False,
@@ -145,67 +202,54 @@ def describe(data_dir: Path, kind: Kind, split: str, count: int) -> int:
   return sum(lengths)
 
 
-def _features(kind: Kind):
-  import tensorflow_datasets as tfds
+def _tfds_features(kind: Kind) -> Any:
+  from tensorflow_datasets import features as tfds
 
-  text, scalar = tfds.features.Text, tfds.features.Scalar
-  features = {
-    "captions": tfds.features.Sequence(text()),
-    "id": text(),
-    "source": text(),
-    "width": scalar(np.int64),
-    "height": scalar(np.int64),
+  types = {
+    str: tfds.Text(),
+    int: tfds.Scalar(np.int64),
+    float: tfds.Scalar(np.float32),
+    bytes: tfds.Tensor(shape=(), dtype=np.object_),
+    "jpeg": tfds.Image(shape=(None, None, 3), encoding_format="jpeg"),
   }
-  features |= {name: scalar(np.float32) for name in SCORES}
-  raw = tfds.features.Tensor(shape=(), dtype=np.object_)
-  if kind.startswith("latent"):
-    sizes = ("num_frames", "latent_width", "latent_height", "latent_channels")
-    features |= {name: scalar(np.int64) for name in sizes}
-    features |= {
-      "moments": raw,
-      "image_embeds": raw,
-      "times": tfds.features.Sequence(scalar(np.float32)),
+  return tfds.FeaturesDict(
+    {
+      name: tfds.Sequence(types[t[0]]) if name in _LISTS else types[t]
+      for name, t in FEATURES[kind].items()
     }
-  if kind == "latent_image":
-    return tfds.features.FeaturesDict(features)
-  if kind == "text_image":
-    image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
-    return tfds.features.FeaturesDict(features | {"image": image})
-  features |= {"fps": scalar(np.float32), "start": scalar(np.float32)}
-  if kind == "text_video":
-    features |= {"video": raw, "num_frames": scalar(np.int64)}
-  return tfds.features.FeaturesDict(features)
+  )
 
 
 class Dataset:
   """Random access to the records of one or more directories, without TFDS.
 
-  Indices are memory-mapped, so that only pages in use take memory, and few
-  are open at a time: a process may hold no more than some hundred files.
+  Sidecars are memory-mapped, so that only pages in use take memory, and few
+  are open at a time, as a process can open only some hundred files.
 
   Attributes:
-    kind: of the first directory, as of all.
-    split: of the first directory.
+    kind: kind of all directories.
+    split: split of the first directory.
   """
 
   def __init__(self, directories: Sequence[str | Path]):
-    """Opens the indices.
+    """Opens the sidecars.
 
     Args:
-      directories: each a `<data_dir>/<kind>/1.0.0` of the same kind; their
+      directories: folders `<data_dir>/<kind>/1.0.0` of the same kind, whose
         records follow one another in this order.
 
     Raises:
-      InputError: no such dataset, or its shards do not add up.
+      InputError: A dataset or some of its shards are missing, or the kinds
+        differ.
     """
     self._shards = [
-      shard for directory in directories for shard in _shards(Path(directory))
+      shard for folder in directories for shard in _list_shards(Path(folder))
     ]
     self.kind, self.split = _kind_and_split(self._shards[0])
     for shard in self._shards:
       if _kind_and_split(shard)[0] != self.kind:
         raise InputError(
-          f"{shard.parent} is not {self.kind}, as {self._shards[0].parent} is;"
+          f"{shard.parent} is not {self.kind} like {self._shards[0].parent};"
           " read one kind at a time"
         )
     self._index = functools.lru_cache(_OPEN)(tfrecord.read_index)
@@ -214,10 +258,10 @@ class Dataset:
     self._ends = list(itertools.accumulate(lengths))
 
   def where(self, choice: Choice) -> "Dataset":
-    """The chosen records alone, in the same order.
+    """The chosen records, in the same order.
 
-    Remembers how many there are per shard, and chooses again when one is
-    asked for: a list of them would not fit for millions of clips.
+    Only their numbers per shard are kept, and `choice` runs again for each
+    access: a list of millions of clips would take too much memory.
     """
     chosen = copy.copy(self)
     chosen._choice = choice
@@ -227,11 +271,11 @@ class Dataset:
 
   @property
   def num_shards(self) -> int:
-    """Of all directories together."""
+    """Number of shards of all directories."""
     return len(self._shards)
 
   def shard(self, number: int) -> Iterator[dict[str, Any]]:
-    """The records of one shard, one after the other."""
+    """The records of one shard, in order."""
     for row in range(len(self._index(self._shards[number]))):
       yield self.read((number, row))
 
@@ -242,7 +286,7 @@ class Dataset:
     return self.read(self.place(number))
 
   def place(self, number: int) -> tuple[int, int]:
-    """Shard and row of a record: its name in all that `where` returns."""
+    """Shard and row of a record, which `where` does not change."""
     shard = bisect.bisect_right(self._ends, number)
     row = number - (self._ends[shard - 1] if shard else 0)
     if self._choice is not None:
@@ -254,7 +298,7 @@ class Dataset:
     """The record at a place.
 
     Raises:
-      InputError: it is damaged, or the shard cannot be read.
+      InputError: The record is damaged, or the shard cannot be read.
     """
     shard, row = place
     path = self._shards[shard]
@@ -264,12 +308,12 @@ class Dataset:
 
 
 def kind_of(directory: Path) -> Kind:
-  """The kind of a dataset; opens none of its sidecars.
+  """The kind of a dataset, without opening its sidecars.
 
   Raises:
-    InputError: no dataset there.
+    InputError: There is no dataset.
   """
-  return _kind_and_split(_shards(directory)[0])[0]
+  return _kind_and_split(_list_shards(directory)[0])[0]
 
 
 def _kind_and_split(shard: Path) -> tuple[Kind, str]:
@@ -277,20 +321,17 @@ def _kind_and_split(shard: Path) -> tuple[Kind, str]:
   return kind, split
 
 
-def _shards(directory: Path) -> list[Path]:
-  """The shards that the metadata promises, all there."""
-  try:
-    info = json.loads((directory / "dataset_info.json").read_text())
-    lengths = [len(split["shardLengths"]) for split in info["splits"]]
-  except (OSError, ValueError, KeyError) as error:
-    raise InputError(
-      f"no dataset in {directory}; give a directory such as"
-      f" DATA_DIR/text_video/{VERSION} that `i2vgen data build` wrote"
-    ) from error
-  shards = sorted(directory.glob("*.tfrecord-?????-of-?????"))
-  if len(shards) != sum(lengths):
-    raise InputError(
-      f"{directory} has {len(shards)} of {sum(lengths)} shards;"
-      " build or copy it again"
-    )
+def _list_shards(directory: Path) -> list[Path]:
+  """The shards that the metadata lists, if all of them exist."""
+  advice = (
+    f"give a folder such as DATA_DIR/text_video/{VERSION} that"
+    " `i2vgen data build` finished, or copy it again"
+  )
+  path = directory / "dataset_info.json"
+  info = read_json(path, advice=advice)
+  with reading(path, advice):
+    count = sum(len(split["shardLengths"]) for split in info["splits"])
+    shards = sorted(directory.glob("*.tfrecord-?????-of-?????"))
+    if not shards or len(shards) != count:
+      raise ValueError(f"found {len(shards)} of {count} shards")
   return shards

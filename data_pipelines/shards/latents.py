@@ -1,35 +1,34 @@
-"""From shards of pixels to shards of what frozen networks make of them.
+"""Encodes shards of pixels to shards of latents and CLIP embeddings.
 
 Each record keeps the autoencoder's mean and log variance of every frame, so
-that a training still samples, and chooses frames and rate; and CLIP's vector
-of every frame, as any may be the first. Text stays text: its context is larger
-than the clip's own H.264.
+that training still samples latents, frames and frame rates, and the CLIP
+embedding of every frame, since any may be the first. Captions stay text: their
+embedding is larger than the clip's own H.264.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float16, UInt8
 
-from data_pipelines.media import video
 from data_pipelines.running.runner import Progress
 from data_pipelines.shards import tfrecord
 from data_pipelines.shards.dataset import (
-  SCORES,
   Dataset,
   Kind,
   dataset_dir,
   describe,
+  load_frames,
+  make_record,
   shard_path,
 )
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.files import write_json
+from i2vgen_jax.files import read_json, write_json
 
-# What the latents of each kind of pixels are called.
+# Kind of pixels -> kind of their latents.
 LATENT_KINDS: dict[Kind, Kind] = {
   "text_video": "latent_video",
   "text_image": "latent_image",
@@ -37,11 +36,11 @@ LATENT_KINDS: dict[Kind, Kind] = {
 
 
 class Encoded(NamedTuple):
-  """What the networks make of some frames.
+  """Outputs of the networks for some frames.
 
   Attributes:
-    moments: mean, then log variance of the latents, on channels.
-    image_embeds: CLIP's vectors; None without a tower.
+    moments: mean and log variance of the latents, concatenated on channels.
+    image_embeds: CLIP embeddings; None without an image encoder.
   """
 
   moments: Float16[np.ndarray, "n h w c2"]
@@ -65,55 +64,57 @@ def encode_dataset(
   shards: slice = slice(None),
   progress: Progress | None = None,
 ) -> int:
-  """Encodes the shards of a dataset, one by one; those that are there stay.
+  """Encodes the shards of a dataset one by one, skipping those that exist.
 
   Args:
-    source_dir: `<data_dir>/text_video/1.0.0` or one of pictures.
-    output_dir: data_dir of the latents; they go on where they were.
-    encoder: what runs the networks.
-    size: (width, height) in pixels of the frames that are encoded.
+    source_dir: `<data_dir>/text_video/1.0.0` or `<data_dir>/text_image/1.0.0`.
+    output_dir: data_dir of the latents; an interrupted one is continued.
+    encoder: runs the networks.
+    size: (width, height) in pixels at which frames are encoded.
     clip_size: side of the CLIP view, in pixels.
-    identity: of the networks; latents of others are refused.
-    shards: which ones this process encodes.
+    identity: identifies the networks; latents of others are refused.
+    shards: the shards that this process encodes.
     progress: called after every shard.
 
   Returns:
-    How many examples there are, once all shards are; else 0.
+    Number of examples once all shards exist; else 0.
 
   Raises:
-    InputError: no dataset there, or latents of other networks.
+    InputError: There is no dataset of pixels, or `output_dir` holds latents of
+      other networks or another size.
   """
   pixels = Dataset([source_dir])
-  kind, split = pixels.kind, pixels.split
-  if kind not in LATENT_KINDS:
-    raise InputError(f"{source_dir} holds {kind} already; name one of pixels")
-  target, count = LATENT_KINDS[kind], pixels.num_shards
-  directory = dataset_dir(output_dir, target)
+  if pixels.kind not in LATENT_KINDS:
+    raise InputError(
+      f"{source_dir} holds {pixels.kind} already; give a dataset of pixels"
+    )
+  kind, split, count = (
+    LATENT_KINDS[pixels.kind],
+    pixels.split,
+    pixels.num_shards,
+  )
+  directory = dataset_dir(output_dir, kind)
   _check_identity(directory, identity | {"size": list(size)})
+  paths = [
+    shard_path(output_dir, kind, split, number, count)
+    for number in range(count)
+  ]
   todo = range(count)[shards]
   for done, number in enumerate(todo, 1):
-    path = shard_path(output_dir, target, split, number, count)
-    if not path.exists():
-      tfrecord.write_shard(
-        path,
-        (
-          _encoded(record, encoder, size, clip_size)
-          for record in pixels.shard(number)
-        ),
-      )
+    if not paths[number].exists():
+      records = pixels.shard(number)
+      encoded = (_encode(kind, r, encoder, size, clip_size) for r in records)
+      tfrecord.write_shard(paths[number], encoded)
     if progress:
-      progress(f"{target} shards", done, len(todo))
-  paths = [
-    shard_path(output_dir, target, split, n, count) for n in range(count)
-  ]
-  if not all(map(Path.exists, paths)):
+      progress(f"{kind} shards", done, len(todo))
+  if not all(path.exists() for path in paths):
     return 0
-  return describe(output_dir, target, split, count)
+  return describe(output_dir, kind, split, count)
 
 
 def _check_identity(directory: Path, identity: dict[str, Any]) -> None:
   path = directory / "encoder.json"
-  if path.exists() and json.loads(path.read_text()) != identity:
+  if path.exists() and identity_of(directory) != identity:
     raise InputError(
       f"{directory} holds latents of other networks or another size; give "
       "another output"
@@ -122,24 +123,21 @@ def _check_identity(directory: Path, identity: dict[str, Any]) -> None:
   write_json(path, identity)
 
 
-def _encoded(
+def _encode(
+  kind: Kind,
   record: dict[str, Any],
   encoder: Encoder,
   size: tuple[int, int],
   clip_size: int,
 ) -> tfrecord.Record:
-  frames, times = _frames(record)
+  """A record of latents for a record of pixels."""
+  frames, times = load_frames(record)
   width, height = size
   views = [preprocessing.clip_view(frame, width, clip_size) for frame in frames]
   crops = [preprocessing.center_crop_wide(frame, *size) for frame in frames]
   moments, embeds = encoder(np.stack(crops), np.stack(views))
   _, h, w, c = moments.shape
-  values = {
-    name: record[name]
-    for name in ("captions", "id", "source", "fps", "start", *SCORES)
-    if name in record
-  }
-  values |= {
+  encoded = {
     "moments": moments.tobytes(),
     "image_embeds": b"" if embeds is None else embeds.tobytes(),
     "times": times.tolist(),
@@ -150,17 +148,7 @@ def _encoded(
     "latent_height": h,
     "latent_channels": c // 2,
   }
-  data = tfrecord.encode_example(values)
-  return tfrecord.Record(data, len(frames), width, height)
-
-
-def _frames(
-  record: dict[str, Any],
-) -> tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, "n"]]:
-  name = record["id"].decode()
-  if "image" in record:
-    return preprocessing.load_picture(record["image"], name)[None], np.zeros(1)
-  return video.decode_mp4(record["video"], name=name)
+  return make_record(kind, record | encoded)
 
 
 def moments_of(record: dict[str, Any]) -> Float16[np.ndarray, "n h w c2"]:
@@ -175,7 +163,7 @@ def moments_of(record: dict[str, Any]) -> Float16[np.ndarray, "n h w c2"]:
 
 
 def embeds_of(record: dict[str, Any]) -> Float16[np.ndarray, "n e"] | None:
-  """CLIP's vector of every frame, if there was a tower."""
+  """CLIP embedding of every frame; None without an image encoder."""
   raw = record["image_embeds"]
   if not raw:
     return None
@@ -183,31 +171,9 @@ def embeds_of(record: dict[str, Any]) -> Float16[np.ndarray, "n e"] | None:
 
 
 def identity_of(directory: Path) -> dict[str, Any]:
-  """What encoded the latents of a dataset.
+  """The networks and the size that a dataset of latents was encoded with.
 
   Raises:
-    InputError: they do not say.
+    InputError: The file that records them is missing or damaged.
   """
-  try:
-    return json.loads((directory / "encoder.json").read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f"{directory} does not say what encoded it ({error}); encode it again"
-    ) from error
-
-
-def batches(
-  frames: UInt8[np.ndarray, "n H W 3"],
-  views: Float[np.ndarray, "n s s 3"],
-  size: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Pieces of one shape, the last one filled up with its last frame.
-
-  Yields:
-    Frames, views, and how many of them count.
-  """
-  for first in range(0, len(frames), size):
-    some, few = frames[first : first + size], views[first : first + size]
-    missing = size - len(some)
-    fill = [(0, missing), (0, 0), (0, 0), (0, 0)]
-    yield np.pad(some, fill, "edge"), np.pad(few, fill, "edge"), len(some)
+  return read_json(directory / "encoder.json", advice="encode it again")

@@ -1,21 +1,21 @@
-"""tf.train.Example messages in TFRecord shards, TensorFlow-free.
+"""tf.train.Example messages in TFRecord shards, without TensorFlow.
 
-A shard has a sidecar `<shard>.idx`, a row per record, so that any record is
-one read, and its length and shape are known without decoding; see `Entry`.
-Equal examples give equal bytes.
+A shard has a sidecar `<shard>.idx` with a row for each record, so that any
+record takes one read, and its number of frames and size are known without
+decoding; see `Entry`. Equal examples give equal bytes.
 """
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from jaxtyping import Int64
 
-from i2vgen_jax.errors import InputError
+from i2vgen_jax.errors import reading
 from i2vgen_jax.files import replacing
 
 Value = bytes | str | int | float
@@ -26,11 +26,11 @@ class Entry(NamedTuple):
   """One row of a sidecar.
 
   Attributes:
-    offset: of the message in the shard, in bytes.
-    length: of the message, in bytes.
-    num_frames: of the clip in it; 1 for a picture.
-    width: of its frames, in pixels.
-    height: of its frames, in pixels.
+    offset: position of the message in the shard, in bytes.
+    length: length of the message, in bytes.
+    num_frames: number of frames of the clip; 1 for a picture.
+    width: width of the frames, in pixels.
+    height: height of the frames, in pixels.
   """
 
   offset: int
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 class Record(NamedTuple):
-  """A serialised message, and what its sidecar tells of it."""
+  """A serialised message, and the size of the clip or picture in it."""
 
   data: bytes
   num_frames: int
@@ -49,60 +49,57 @@ class Record(NamedTuple):
   height: int
 
 
+# tf.train.Example in protobuf: message -> its fields, numbered from 1. A map
+# and a list of entries are the same on the wire, and so is a oneof without
+# its declaration.
 _PACKAGE = "i2vgen_jax.records"
-_LISTS = {  # member of Feature -> (message, protobuf type of its values)
-  "bytes_list": ("BytesList", descriptor_pb2.FieldDescriptorProto.TYPE_BYTES),
-  "float_list": ("FloatList", descriptor_pb2.FieldDescriptorProto.TYPE_FLOAT),
-  "int64_list": ("Int64List", descriptor_pb2.FieldDescriptorProto.TYPE_INT64),
+_SCHEMA = {
+  "BytesList": ["repeated bytes value"],
+  "FloatList": ["repeated float value"],
+  "Int64List": ["repeated int64 value"],
+  "Feature": [
+    "optional BytesList bytes_list",
+    "optional FloatList float_list",
+    "optional Int64List int64_list",
+  ],
+  "FeatureEntry": ["optional string key", "optional Feature value"],
+  "Features": ["repeated FeatureEntry feature"],
+  "Example": ["optional Features features"],
 }
 
 
-def _example_class():
-  """Describes tf.train.Example, in an own pool so as not to clash with TF."""
+def _example_class() -> Any:
+  """tf.train.Example in a descriptor pool of its own, apart from TensorFlow."""
   field = descriptor_pb2.FieldDescriptorProto
-  one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
   file = descriptor_pb2.FileDescriptorProto(
     name="example.proto", package=_PACKAGE, syntax="proto3"
   )
-
-  def add(message, name, number, label, kind):
-    target = {"type_name": f".{_PACKAGE}.{kind}"} if kind in names else {}
-    kind = field.TYPE_MESSAGE if target else kind
-    return message.field.add(
-      name=name, number=number, label=label, type=kind, **target
-    )
-
-  names = {"Feature", "Features", "Features.FeatureEntry"}
-  names |= {message for message, _ in _LISTS.values()}
-  for message, kind in _LISTS.values():
-    add(file.message_type.add(name=message), "value", 1, many, kind)
-  feature = file.message_type.add(name="Feature")
-  feature.oneof_decl.add(name="kind")
-  for number, (member, (message, _)) in enumerate(_LISTS.items(), 1):
-    add(feature, member, number, one, message).oneof_index = 0
-  features = file.message_type.add(name="Features")
-  entry = features.nested_type.add(name="FeatureEntry")
-  entry.options.map_entry = True
-  add(entry, "key", 1, one, field.TYPE_STRING)
-  add(entry, "value", 2, one, "Feature")
-  add(features, "feature", 1, many, "Features.FeatureEntry")
-  example = file.message_type.add(name="Example")
-  add(example, "features", 1, one, "Features")
+  for message, fields in _SCHEMA.items():
+    target = file.message_type.add(name=message)
+    for number, declaration in enumerate(fields, 1):
+      label, kind, name = declaration.split()
+      added = target.field.add(name=name, number=number)
+      added.label = field.Label.Value(f"LABEL_{label.upper()}")
+      if kind in _SCHEMA:
+        added.type_name = f".{_PACKAGE}.{kind}"
+      else:
+        added.type = field.Type.Value(f"TYPE_{kind.upper()}")
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
-  return message_factory.GetMessageClass(
-    pool.FindMessageTypeByName(f"{_PACKAGE}.Example")
-  )
+  found = pool.FindMessageTypeByName(f"{_PACKAGE}.Example")
+  return message_factory.GetMessageClass(found)
 
 
 _Example = _example_class()
 
 
 def encode_example(values: Mapping[str, Value | Sequence[Value]]) -> bytes:
-  """One tf.train.Example; text becomes UTF-8, a list several values."""
+  """Serialises features; text becomes UTF-8, a list several values."""
   example = _Example()
-  for name, value in values.items():
-    feature = example.features.feature[name]
+  for name in sorted(values):
+    value = values[name]
+    feature = example.features.feature.add(key=name).value
+    feature.SetInParent()
     for one in value if isinstance(value, list | tuple) else [value]:
       if isinstance(one, int):
         feature.int64_list.value.append(one)
@@ -115,20 +112,20 @@ def encode_example(values: Mapping[str, Value | Sequence[Value]]) -> bytes:
 
 
 def decode_example(
-  raw: bytes, lists: Sequence[str] = ()
+  raw: bytes, lists: Collection[str] = ()
 ) -> dict[str, Value | list[Value]]:
   """The inverse of `encode_example`; text stays UTF-8 bytes.
 
   Args:
     raw: the message.
-    lists: features that are lists; the others have one value.
+    lists: names of the features that are lists; the others have one value.
   """
-  features = _Example.FromString(raw).features.feature
-  values = {
-    name: list(getattr(feature, feature.WhichOneof("kind")).value)
-    for name, feature in features.items()
-  }
-  return {n: v if n in lists else v[0] for n, v in values.items()}
+  decoded = {}
+  for entry in _Example.FromString(raw).features.feature:
+    fields = entry.value.ListFields()
+    values = [value for _, field in fields for value in field.value]
+    decoded[entry.key] = values if entry.key in lists else values[0]
+  return decoded
 
 
 def _masked_crc(data: bytes) -> bytes:
@@ -139,19 +136,19 @@ def _masked_crc(data: bytes) -> bytes:
 
 
 def sidecar(shard: Path) -> Path:
-  """Where the index of a shard lies."""
+  """Path of the index of a shard."""
   return shard.with_name(shard.name + ".idx")
 
 
 def write_shard(shard: Path, records: Iterable[Record]) -> int:
-  """Writes a shard and its sidecar; a shard that exists is whole.
+  """Writes a shard and its sidecar; a shard that exists is complete.
 
   Args:
     shard: file to write; both files appear by rename, the shard last.
-    records: what it shall hold.
+    records: contents of the shard.
 
   Returns:
-    How many records there were.
+    Number of records.
   """
   rows, offset = [], 0
   with replacing(shard) as unfinished:
@@ -171,33 +168,26 @@ def read_index(shard: Path) -> Index:
   """The sidecar of a shard, memory-mapped.
 
   Raises:
-    InputError: the sidecar is missing or is not one.
+    InputError: The sidecar is missing or damaged.
   """
-  try:
-    index = np.load(sidecar(shard), mmap_mode="r")
+  path = sidecar(shard)
+  with reading(path, "build the shards again"):
+    index = np.load(path, mmap_mode="r")
     if index.ndim != 2 or index.shape[1] != len(Entry._fields):
-      raise ValueError(f"shape {index.shape}")
-    return index
-  except (OSError, ValueError, EOFError) as error:
-    raise InputError(
-      f"no usable index {sidecar(shard)} ({error}); build the shards again"
-    ) from error
+      raise ValueError(f"not an index, its shape is {index.shape}")
+  return index
 
 
 def read_record(shard: Path, offset: int, length: int) -> bytes:
   """One message of a shard, its checksum verified.
 
   Raises:
-    InputError: the shard is missing, shorter than its index says, or damaged.
+    InputError: The shard is missing, shorter than its index says, or damaged.
   """
-  try:
+  with reading(shard, "build the shards again"):
     with shard.open("rb") as file:
       file.seek(offset)
       data, crc = file.read(length), file.read(4)
-  except OSError as error:
-    raise InputError(f"cannot read shard {shard}: {error.strerror}") from error
-  if len(data) != length or crc != _masked_crc(data):
-    raise InputError(
-      f"damaged record at byte {offset} of {shard}; build the shards again"
-    )
+    if len(data) != length or crc != _masked_crc(data):
+      raise ValueError(f"damaged record at byte {offset}")
   return data

@@ -1,53 +1,69 @@
 """Multi-head attention and the pre-norm block that every transformer uses."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 
-from i2vgen_jax.models.layers import FeedForward, LayerNorm
+from i2vgen_jax.models.layers import FeedForward, Layer, TokenNorm
 from i2vgen_jax.types import Array
 
 
-class Attention(nn.Module):
-  """softmax(q k^T / sqrt(head_dim)) v; projections in carry no bias.
+def dot_product_attention(
+  q: Float[Array, "b n h d"],
+  k: Float[Array, "b m h d"],
+  v: Float[Array, "b m h d"],
+  causal: bool = False,
+) -> Float[Array, "b n h d"]:
+  """softmax(q k^T / sqrt(d)) v for each head.
 
-  Channels split as (head, dim), head outermost. Scores and softmax are
-  float32.
+  All attention of the U-Net, the autoencoder and CLIP goes through this
+  function, so that a different kernel has one place to go. Scores and softmax
+  are float32, whatever the dtype of the inputs.
+  """
+  return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+
+
+class Attention(Layer):
+  """Multi-head attention.
+
+  Channels split as (head, dim), head outermost.
+
+  Attributes:
+    num_heads: number of heads.
+    head_dim: width of each head.
+    use_bias: whether the projections of q, k and v have a bias; the output
+      projection always has one.
+    causal: whether a token attends only to itself and earlier ones.
   """
 
   num_heads: int
   head_dim: int
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
+  use_bias: bool = False
+  causal: bool = False
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]
   ) -> Float[Array, "b n c"]:
-    inner = self.num_heads * self.head_dim
-    dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
     def heads(y: Array, name: str) -> jax.Array:
-      y = nn.Dense(inner, use_bias=False, name=name, **dense)(y)
+      inner = self.num_heads * self.head_dim
+      y = self.dense(inner, name, use_bias=self.use_bias)(y)
       return y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
 
-    y = jax.nn.dot_product_attention(
-      heads(x, "to_q"), heads(context, "to_k"), heads(context, "to_v")
+    y = dot_product_attention(
+      heads(x, "to_q"),
+      heads(context, "to_k"),
+      heads(context, "to_v"),
+      self.causal,
     )
-    y = y.reshape(*x.shape[:-1], inner)
-    return nn.Dense(x.shape[-1], name="to_out", **dense)(y)
+    return self.dense(x.shape[-1], "to_out")(y.reshape(*x.shape[:-1], -1))
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Layer):
   """x += attn(LN x); x += attn(LN x, context); x += FF(LN x)."""
 
   num_heads: int
   head_dim: int
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
@@ -59,15 +75,14 @@ class TransformerBlock(nn.Module):
 
     Args:
       x: n sequences of t tokens.
-      context: for b samples; n is a multiple of b and sequences of one sample
-        lie together. None means self-attention.
+      context: tokens of b samples; n is a multiple of b, and the sequences of
+        a sample are adjacent. None means self-attention.
     """
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     heads = (self.num_heads, self.head_dim)
-    y = LayerNorm(name="norm_1", **types)(x)
-    x = x + Attention(*heads, name="attn_1", **types)(y, y)
-    y = LayerNorm(name="norm_2", **types)(x)
-    attend = Attention(*heads, name="attn_2", **types)
+    y = TokenNorm(name="norm_1", **self.types)(x)
+    x = x + Attention(*heads, name="attn_1", **self.types)(y, y)
+    y = TokenNorm(name="norm_2", **self.types)(x)
+    attend = Attention(*heads, name="attn_2", **self.types)
     if context is None:
       x = x + attend(y, y)
     else:
@@ -75,5 +90,5 @@ class TransformerBlock(nn.Module):
       # its queries projects keys and values once instead of once per frame.
       folded = y.reshape(context.shape[0], -1, y.shape[-1])
       x = x + attend(folded, context).reshape(x.shape)
-    y = LayerNorm(name="norm_3", **types)(x)
-    return x + FeedForward(name="ff", **types)(y)
+    y = TokenNorm(name="norm_3", **self.types)(x)
+    return x + FeedForward(name="ff", **self.types)(y)

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models.attention import Attention
+from i2vgen_jax.models.layers import Layer, LayerNorm
 from i2vgen_jax.types import Array
 
-EPSILON = 1e-5
+small_normal = nn.initializers.normal(0.02)
 
 
 @jax.tree_util.register_dataclass
@@ -35,61 +37,31 @@ class TextOutput:
   pooled: Any
 
 
-def _layer_norm(param_dtype: Any, name: str) -> nn.LayerNorm:
-  return nn.LayerNorm(
-    epsilon=EPSILON,
-    dtype=jnp.float32,
-    param_dtype=param_dtype,
-    use_fast_variance=False,
-    name=name,
-  )
-
-
-class CLIPAttention(nn.Module):
-  """Multi-head self-attention; every projection has a bias."""
-
-  num_heads: int
-  causal: bool
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    b, n, width = x.shape
-    kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-    def heads(name: str) -> Array:
-      y = nn.Dense(width, name=name, **kw)(x)
-      return y.reshape(b, n, self.num_heads, width // self.num_heads)
-
-    # Scores and softmax are float32 inside, whatever the dtype.
-    y = jax.nn.dot_product_attention(
-      heads("to_q"), heads("to_k"), heads("to_v"), is_causal=self.causal
-    )
-    return nn.Dense(width, name="to_out", **kw)(y.reshape(b, n, width))
-
-
-class CLIPLayer(nn.Module):
+class CLIPLayer(Layer):
   """x += attention(LN x); x += MLP(LN x)."""
 
   num_heads: int
   mlp_width: int
   causal: bool
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    h = _layer_norm(self.param_dtype, "norm_1")(x)
-    x = x + CLIPAttention(self.num_heads, self.causal, name="attn", **kw)(h)
-    h = _layer_norm(self.param_dtype, "norm_2")(x)
-    h = nn.Dense(self.mlp_width, name="mlp_in", **kw)(h)
-    h = nn.gelu(h, approximate=False)
-    return x + nn.Dense(x.shape[-1], name="mlp_out", **kw)(h)
+    width = x.shape[-1]
+    h = LayerNorm(param_dtype=self.param_dtype, name="norm_1")(x)
+    x = x + Attention(
+      self.num_heads,
+      width // self.num_heads,
+      use_bias=True,
+      causal=self.causal,
+      name="attn",
+      **self.types,
+    )(h, h)
+    h = LayerNorm(param_dtype=self.param_dtype, name="norm_2")(x)
+    h = nn.gelu(self.dense(self.mlp_width, "mlp_in")(h), approximate=False)
+    return x + self.dense(width, "mlp_out")(h)
 
 
-class CLIPTextModel(nn.Module):
+class CLIPTextModel(Layer, kw_only=True):
   """Token ids to the context of the denoiser.
 
   The mask is causal and knows no padding: padded positions have values and
@@ -108,7 +80,6 @@ class CLIPTextModel(nn.Module):
   mlp_width: int = 4096
   max_length: int = 77
   dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, token_ids: Int[Array, "b n"]) -> TextOutput:
@@ -127,30 +98,35 @@ class CLIPTextModel(nn.Module):
         f"{length} tokens are too many, in CLIPTextModel; "
         f"cut the text to {self.max_length}"
       )
-    kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    small = nn.initializers.normal(0.02)
     x = nn.Embed(
       self.vocab_size,
       self.width,
-      embedding_init=small,
+      embedding_init=small_normal,
       name="token_embedding",
-      **kw,
+      **self.types,
     )(token_ids)
-    shape = (self.max_length, self.width)
-    positions = self.param("position_embedding", small, shape, self.param_dtype)
+    positions = self.param(
+      "position_embedding",
+      small_normal,
+      (self.max_length, self.width),
+      self.param_dtype,
+    )
     x = x + positions[:length].astype(self.dtype)
     for i in range(self.num_layers):
       before_last = x
       x = CLIPLayer(
-        self.num_heads, self.mlp_width, True, name=f"layer_{i}", **kw
+        self.num_heads, self.mlp_width, True, name=f"layer_{i}", **self.types
       )(x)
-    norm = _layer_norm(self.param_dtype, "final_norm")
+    norm = LayerNorm(param_dtype=self.param_dtype, name="final_norm")
     end = jnp.argmax(token_ids, axis=1)[:, None, None]
     last = jnp.take_along_axis(x, end, axis=1)[:, 0]
-    return TextOutput(context=norm(before_last), pooled=norm(last))
+    return TextOutput(
+      context=norm(before_last.astype(jnp.float32)),
+      pooled=norm(last.astype(jnp.float32)),
+    )
 
 
-class CLIPVisionModel(nn.Module):
+class CLIPVisionModel(Layer, kw_only=True):
   """The CLIP view of a picture to its projected embedding.
 
   Attributes:
@@ -168,7 +144,6 @@ class CLIPVisionModel(nn.Module):
   image_size: int = 224
   projection_dim: int = 1024
   dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b d"]:
@@ -184,41 +159,36 @@ class CLIPVisionModel(nn.Module):
         f"pictures of {side}x{side} do not fit, in CLIPVisionModel; "
         f"resize them to {self.image_size}x{self.image_size}"
       )
-    kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = self._embed(images.astype(self.dtype))
-    x = _layer_norm(self.param_dtype, "norm_in")(x).astype(self.dtype)
+    x = LayerNorm(param_dtype=self.param_dtype, name="norm_in")(x)
     for i in range(self.num_layers):
       x = CLIPLayer(
-        self.num_heads, self.mlp_width, False, name=f"layer_{i}", **kw
+        self.num_heads, self.mlp_width, False, name=f"layer_{i}", **self.types
       )(x)
-    x = _layer_norm(self.param_dtype, "norm_out")(x[:, 0])
-    project = nn.Dense(
-      self.projection_dim, use_bias=False, name="projection", **kw
-    )
-    return project(x).astype(jnp.float32)
+    x = LayerNorm(param_dtype=self.param_dtype, name="norm_out")(x[:, 0])
+    x = self.dense(self.projection_dim, "projection", use_bias=False)(x)
+    return x.astype(jnp.float32)
 
   def _embed(self, images: Array) -> Array:
-    """Class token and patches, row by row, with their position added."""
-    small = nn.initializers.normal(0.02)
-    patches = nn.Conv(
+    """Class token and patches in row-major order, plus their positions."""
+    patches = self.conv(
       self.width,
-      (self.patch_size, self.patch_size),
+      "patch_embedding",
+      self.patch_size,
       strides=self.patch_size,
       padding="VALID",
       use_bias=False,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name="patch_embedding",
     )(images)
     b = images.shape[0]
     x = patches.reshape(b, -1, self.width)
     token = self.param(
-      "class_embedding", small, (self.width,), self.param_dtype
+      "class_embedding", small_normal, (self.width,), self.param_dtype
     )
     token = jnp.broadcast_to(token.astype(self.dtype), (b, 1, self.width))
     x = jnp.concatenate([token, x], axis=1)
-    shape = (x.shape[1], self.width)
-    positions = self.param("position_embedding", small, shape, self.param_dtype)
+    positions = self.param(
+      "position_embedding", small_normal, x.shape[1:], self.param_dtype
+    )
     return x + positions.astype(self.dtype)
 
 

@@ -1,7 +1,5 @@
 """How the picture enters the U-Net: tokens, extra channels, content path."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +8,14 @@ from jaxtyping import Float
 from i2vgen_jax.models.attention import Attention
 from i2vgen_jax.models.layers import (
   EmbeddingMLP,
-  LayerNorm,
+  Layer,
+  TokenNorm,
   adaptive_average_pool,
 )
 from i2vgen_jax.types import Array
 
 
-class ImageEmbedsTokens(nn.Module):
+class ImageEmbedsTokens(Layer):
   """CLIP image vector -> 4 context tokens (public variants (a) and (c)).
 
   A zero vector, the unconditional image, gives tokens of the biases, not
@@ -26,8 +25,6 @@ class ImageEmbedsTokens(nn.Module):
   context_dim: int
   hidden: int
   num_tokens: int = 4
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
@@ -36,14 +33,13 @@ class ImageEmbedsTokens(nn.Module):
     y = EmbeddingMLP(
       self.hidden,
       self.num_tokens * self.context_dim,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
       name="mlp",
+      **self.types,
     )(image_embeds)
     return y.reshape(-1, self.num_tokens, self.context_dim)
 
 
-class ImageLatentsTokens(nn.Module):
+class ImageLatentsTokens(Layer):
   """Latents of the picture -> `grid` x `grid` context tokens, row by row.
 
   64 tokens from a pool of 32 x 32 in public variant (c).
@@ -51,62 +47,52 @@ class ImageLatentsTokens(nn.Module):
 
   context_dim: int
   grid: int = 8
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, image_latents: Float[Array, "b h w c"]
   ) -> Float[Array, "b n d"]:
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    halve = {"strides": 2, "padding": ((1, 1), (1, 1)), **types}
+    halve = {"strides": 2, "padding": 1}
     c = image_latents.shape[-1]
-    y = nn.Conv(8 * c, (3, 3), name="conv_1", **types)(image_latents)
+    y = self.conv(8 * c, "conv_1")(image_latents)
     y = adaptive_average_pool(nn.silu(y), 4 * self.grid)
-    y = nn.silu(nn.Conv(16 * c, (3, 3), name="conv_2", **halve)(y))
-    y = nn.Conv(self.context_dim, (3, 3), name="conv_3", **halve)(y)
+    y = nn.silu(self.conv(16 * c, "conv_2", **halve)(y))
+    y = self.conv(self.context_dim, "conv_3", **halve)(y)
     return y.reshape(y.shape[0], -1, self.context_dim)
 
 
-class LatentsProjection(nn.Module):
+class LatentsProjection(Layer):
   """Three 3x3 convolutions with SiLU between, c -> 4c -> 4c -> c."""
-
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     c = x.shape[-1]
-    x = nn.silu(nn.Conv(4 * c, (3, 3), name="conv_1", **types)(x))
-    x = nn.silu(nn.Conv(4 * c, (3, 3), name="conv_2", **types)(x))
-    return nn.Conv(c, (3, 3), name="conv_3", **types)(x)
+    x = nn.silu(self.conv(4 * c, "conv_1")(x))
+    x = nn.silu(self.conv(4 * c, "conv_2")(x))
+    return self.conv(c, "conv_3")(x)
 
 
-class LocalTemporalEncoder(nn.Module):
+class LocalTemporalEncoder(Layer):
   """One narrow attention block over frames; its MLP has no norm, no gate."""
 
   num_heads: int = 2
   dropout: float = 0.05
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b f h w c"], deterministic: bool
   ) -> Float[Array, "b f h w c"]:
     b, f, h, w, c = x.shape
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     drop = nn.Dropout(self.dropout, deterministic=deterministic)
     y = x.reshape(b, f, h * w, c).swapaxes(1, 2).reshape(b * h * w, f, c)
-    z = LayerNorm(name="norm", **types)(y)
-    y = y + drop(Attention(self.num_heads, c, name="attn", **types)(z, z))
-    z = nn.gelu(nn.Dense(4 * c, name="ff_1", **types)(y), approximate=False)
-    y = y + nn.Dense(c, name="ff_2", **types)(drop(z))
+    z = TokenNorm(name="norm", **self.types)(y)
+    y = y + drop(Attention(self.num_heads, c, name="attn", **self.types)(z, z))
+    z = nn.gelu(self.dense(4 * c, "ff_1")(y), approximate=False)
+    y = y + self.dense(c, "ff_2")(drop(z))
     return y.reshape(b, h * w, f, c).swapaxes(1, 2).reshape(x.shape)
 
 
-class LocalImageChannels(nn.Module):
+class LocalImageChannels(Layer):
   """Latents of the picture as extra input channels of every frame.
 
   Public variant (c). Frame 0 carries the latents; frame j > 0 carries the
@@ -118,8 +104,6 @@ class LocalImageChannels(nn.Module):
   """
 
   gain: float
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
@@ -128,7 +112,6 @@ class LocalImageChannels(nn.Module):
     num_frames: int,
     deterministic: bool,
   ) -> Float[Array, "b f h w c"]:
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     clock = np.arange(1, num_frames) / max(num_frames - 1, 1)
     b, h, w, c = image_latents.shape
     masks = jnp.broadcast_to(
@@ -136,12 +119,14 @@ class LocalImageChannels(nn.Module):
       (b, num_frames - 1, h, w, c),
     ).astype(image_latents.dtype)
     frames = jnp.concatenate([image_latents[:, None], masks], axis=1)
-    y = LatentsProjection(name="proj", **types)(frames)
-    y = LocalTemporalEncoder(name="temporal_encoder", **types)(y, deterministic)
+    y = LatentsProjection(name="proj", **self.types)(frames)
+    y = LocalTemporalEncoder(name="temporal_encoder", **self.types)(
+      y, deterministic
+    )
     return self.gain * y
 
 
-class ContentEncoder(nn.Module):
+class ContentEncoder(Layer):
   """The paper's learnable content path: D.Enc and G.Enc (Fig. 2, Table 1).
 
   The widths are not known from any public text; ours are decided here. D.Enc
@@ -152,16 +137,15 @@ class ContentEncoder(nn.Module):
   """
 
   embed_dim: int
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, image_latents: Float[Array, "b h w c"]
   ) -> tuple[Float[Array, "b h w c"], Float[Array, "b e"]]:
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    details = LatentsProjection(name="detail_encoder", **types)(image_latents)
-    tokens = ImageLatentsTokens(self.embed_dim, name="global_encoder", **types)(
-      details
+    details = LatentsProjection(name="detail_encoder", **self.types)(
+      image_latents
     )
+    tokens = ImageLatentsTokens(
+      self.embed_dim, name="global_encoder", **self.types
+    )(details)
     return details, tokens.mean(axis=1)

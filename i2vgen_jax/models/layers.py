@@ -13,57 +13,90 @@ from i2vgen_jax.types import Array
 zeros = nn.initializers.zeros
 
 
-class GroupNorm(nn.Module):
-  """GroupNorm whose moments are taken in float32.
+class Layer(nn.Module, kw_only=True):
+  """Base of all our modules.
 
   Attributes:
-    num_groups: channel groups, contiguous blocks.
-    epsilon: 1e-5 in residual blocks, temporal convolutions and the head;
-      1e-6 at the mouth of transformers.
-    per_frame: True takes the moments of every frame by itself; False takes
-      them over all frames jointly, as every temporal layer does.
+    dtype: of the computation; None promotes the inputs and parameters. Norm
+      moments, attention scores and softmax are float32 in any case.
+    param_dtype: of the parameters.
+  """
+
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @property
+  def types(self) -> dict[str, Any]:
+    """Both dtypes as keyword arguments for a submodule."""
+    return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+  def dense(self, features: int, name: str, **kwargs: Any) -> nn.Dense:
+    """A linear layer with these dtypes."""
+    return nn.Dense(features, name=name, **self.types, **kwargs)
+
+  def conv(
+    self, features: int, name: str, size: int = 3, **kwargs: Any
+  ) -> nn.Conv:
+    """A size x size convolution with these dtypes; zero-padded to `SAME`."""
+    return nn.Conv(features, (size, size), name=name, **self.types, **kwargs)
+
+
+class GroupNorm(nn.GroupNorm):
+  """GroupNorm with float32 moments; the output has the dtype of x."""
+
+  dtype: Any = jnp.float32
+  use_fast_variance: bool = False
+
+  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return super().__call__(x).astype(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+  """LayerNorm with float32 moments; the output has the dtype of x."""
+
+  epsilon: float = 1e-5
+  dtype: Any = jnp.float32
+  use_fast_variance: bool = False
+
+  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return super().__call__(x).astype(x.dtype)
+
+
+class VideoNorm(Layer):
+  """`GroupNorm` of clips.
+
+  Attributes:
+    num_groups: number of channel groups, which are contiguous.
+    epsilon: 1e-5 in residual blocks, temporal convolutions and before the
+      last convolution; 1e-6 at the input of transformers.
+    per_frame: True computes the moments of each frame; False those over all
+      frames jointly, as every temporal layer does.
   """
 
   num_groups: int
   epsilon: float
   per_frame: bool
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-    axes = (2, 3, 4) if self.per_frame else (1, 2, 3, 4)
-    y = nn.GroupNorm(
+    return GroupNorm(
       self.num_groups,
       epsilon=self.epsilon,
-      dtype=jnp.float32,
+      reduction_axes=(2, 3, 4) if self.per_frame else (1, 2, 3, 4),
       param_dtype=self.param_dtype,
-      reduction_axes=axes,
-      use_fast_variance=False,
       name="norm",
     )(x)
-    return y.astype(self.dtype or x.dtype)
 
 
-class LayerNorm(nn.Module):
-  """LayerNorm in float32 with the epsilon of the references, 1e-5."""
-
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
+class TokenNorm(Layer):
+  """`LayerNorm` of the U-Net's tokens; its parameters are under `norm`."""
 
   @nn.compact
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    y = nn.LayerNorm(
-      epsilon=1e-5,
-      dtype=jnp.float32,
-      param_dtype=self.param_dtype,
-      use_fast_variance=False,
-      name="norm",
-    )(x)
-    return y.astype(self.dtype or x.dtype)
+    return LayerNorm(param_dtype=self.param_dtype, name="norm")(x)
 
 
-class TemporalConv(nn.Module):
+class TemporalConv(Layer):
   """Convolution of width 3 over frames, zero-padded, at each pixel alone.
 
   The kernel is [3, in, out]; torch stores it as [out, in, 3, 1, 1].
@@ -71,8 +104,6 @@ class TemporalConv(nn.Module):
 
   features: int
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w d"]:
@@ -95,39 +126,30 @@ class TemporalConv(nn.Module):
     return y.reshape(b, f, h, w, self.features) + bias
 
 
-class FeedForward(nn.Module):
+class FeedForward(Layer):
   """Two linear layers with a GEGLU between: value times GELU(gate)."""
-
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
     width = x.shape[-1]
-    dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    x = nn.Dense(8 * width, name="proj_in", **dense)(x)
+    x = self.dense(8 * width, "proj_in")(x)
     value, gate = jnp.split(x, 2, axis=-1)
     x = value * nn.gelu(gate, approximate=False)
-    return nn.Dense(width, name="proj_out", **dense)(x)
+    return self.dense(width, "proj_out")(x)
 
 
-class EmbeddingMLP(nn.Module):
+class EmbeddingMLP(Layer):
   """Linear, SiLU, linear: time, FPS and CLIP-vector embeddings."""
 
   hidden: int
   features: int
   zero_init: bool = False
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
-    dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     last = zeros if self.zero_init else nn.initializers.lecun_normal()
-    x = nn.silu(nn.Dense(self.hidden, name="linear_1", **dense)(x))
-    return nn.Dense(self.features, kernel_init=last, name="linear_2", **dense)(
-      x
-    )
+    x = nn.silu(self.dense(self.hidden, "linear_1")(x))
+    return self.dense(self.features, "linear_2", kernel_init=last)(x)
 
 
 def sinusoidal_embedding(

@@ -1,16 +1,15 @@
 """Residual blocks over space, residual convolutions over time, resampling."""
 
-from typing import Any
+import functools
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Float
 
-from i2vgen_jax.models.layers import GroupNorm, TemporalConv, zeros
+from i2vgen_jax.models.layers import Layer, TemporalConv, VideoNorm, zeros
 from i2vgen_jax.types import Array
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Layer):
   """GN-SiLU-conv, plus the time embedding, GN-SiLU-dropout-conv, plus skip.
 
   Each frame is normalised by itself. The second convolution starts at zero.
@@ -19,8 +18,6 @@ class ResnetBlock(nn.Module):
   features: int
   norm_groups: int
   dropout: float
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
@@ -29,23 +26,22 @@ class ResnetBlock(nn.Module):
     temb: Float[Array, "b e"],
     deterministic: bool,
   ) -> Float[Array, "b f h w d"]:
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    norm = {"epsilon": 1e-5, "per_frame": True, **types}
-    h = GroupNorm(self.norm_groups, name="norm_1", **norm)(x)
-    h = nn.Conv(self.features, (3, 3), name="conv_1", **types)(nn.silu(h))
-    shift = nn.Dense(self.features, name="temb_proj", **types)(nn.silu(temb))
+    norm = functools.partial(
+      VideoNorm, self.norm_groups, 1e-5, per_frame=True, **self.types
+    )
+    h = nn.silu(norm(name="norm_1")(x))
+    h = self.conv(self.features, "conv_1")(h)
+    shift = self.dense(self.features, "temb_proj")(nn.silu(temb))
     h = h + shift[:, None, None, None]
-    h = nn.silu(GroupNorm(self.norm_groups, name="norm_2", **norm)(h))
+    h = nn.silu(norm(name="norm_2")(h))
     h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
-    h = nn.Conv(
-      self.features, (3, 3), kernel_init=zeros, name="conv_2", **types
-    )(h)
+    h = self.conv(self.features, "conv_2", kernel_init=zeros)(h)
     if x.shape[-1] != self.features:
-      x = nn.Conv(self.features, (1, 1), name="skip", **types)(x)
+      x = self.conv(self.features, "skip", 1)(x)
     return x + h
 
 
-class TemporalConvBlock(nn.Module):
+class TemporalConvBlock(Layer):
   """x plus four GN-SiLU-convolutions over frames; the last starts at zero.
 
   Moments are taken over all frames jointly; dropout from the second layer on.
@@ -53,30 +49,27 @@ class TemporalConvBlock(nn.Module):
 
   norm_groups: int
   dropout: float
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b f h w c"], deterministic: bool
   ) -> Float[Array, "b f h w c"]:
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     y = x
     for i in range(1, 5):
-      y = GroupNorm(
-        self.norm_groups, 1e-5, per_frame=False, name=f"norm_{i}", **types
+      y = VideoNorm(
+        self.norm_groups, 1e-5, per_frame=False, name=f"norm_{i}", **self.types
       )(y)
       y = nn.silu(y)
       if i > 1:
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
       init = zeros if i == 4 else nn.initializers.lecun_normal()
       y = TemporalConv(
-        x.shape[-1], kernel_init=init, name=f"conv_{i}", **types
+        x.shape[-1], kernel_init=init, name=f"conv_{i}", **self.types
       )(y)
     return x + y
 
 
-class Downsample(nn.Module):
+class Downsample(Layer):
   """Convolution of stride 2.
 
   `height_padding` is 1, or 2 in the public refine variant (b), whose latent
@@ -84,26 +77,17 @@ class Downsample(nn.Module):
   """
 
   height_padding: int
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b f h w c"]
   ) -> Float[Array, "b f h2 w2 c"]:
     pad = (self.height_padding, self.height_padding)
-    return nn.Conv(
-      x.shape[-1],
-      (3, 3),
-      strides=2,
-      padding=(pad, (1, 1)),
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name="conv",
-    )(x)
+    halve = {"strides": 2, "padding": (pad, (1, 1))}
+    return self.conv(x.shape[-1], "conv", **halve)(x)
 
 
-class Upsample(nn.Module):
+class Upsample(Layer):
   """Nearest-neighbour doubling, cut to the size of the skip, convolution.
 
   Undoes a `Downsample` of the same `height_padding`: the padding beyond 1 is
@@ -111,8 +95,6 @@ class Upsample(nn.Module):
   """
 
   height_padding: int
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
@@ -121,10 +103,4 @@ class Upsample(nn.Module):
     top = self.height_padding - 1
     x = x.repeat(2, axis=2).repeat(2, axis=3)
     x = x[:, :, top : top + size[0], : size[1]]
-    return nn.Conv(
-      x.shape[-1],
-      (3, 3),
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name="conv",
-    )(x)
+    return self.conv(x.shape[-1], "conv")(x)

@@ -1,6 +1,6 @@
 """The spatio-temporal U-Net of every stage and public variant."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,8 @@ from i2vgen_jax.models.conditioning import (
 )
 from i2vgen_jax.models.layers import (
   EmbeddingMLP,
-  GroupNorm,
+  Layer,
+  VideoNorm,
   sinusoidal_embedding,
   zeros,
 )
@@ -33,7 +34,7 @@ from i2vgen_jax.models.transformers import (
 from i2vgen_jax.types import Array
 
 
-class SpaceTimeBlock(nn.Module):
+class SpaceTimeBlock(Layer):
   """ResNet block, temporal convolutions, and both transformers if any.
 
   `context` None leaves the transformers out, as at the lowest level.
@@ -43,8 +44,6 @@ class SpaceTimeBlock(nn.Module):
   head_dim: int
   norm_groups: int
   dropout: float
-  dtype: Any
-  param_dtype: Any
 
   @nn.compact
   def __call__(
@@ -54,28 +53,27 @@ class SpaceTimeBlock(nn.Module):
     context: Float[Array, "b n d"] | None,
     deterministic: bool,
   ) -> Float[Array, "b f h w c2"]:
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = ResnetBlock(
-      self.features, self.norm_groups, self.dropout, name="resnet", **types
+      self.features, self.norm_groups, self.dropout, name="resnet", **self.types
     )(x, temb, deterministic)
     x = TemporalConvBlock(
-      self.norm_groups, self.dropout, name="temporal_conv", **types
+      self.norm_groups, self.dropout, name="temporal_conv", **self.types
     )(x, deterministic)
     if context is None:
       return x
     x = SpatialTransformer(
-      self.head_dim, self.norm_groups, name="spatial", **types
+      self.head_dim, self.norm_groups, name="spatial", **self.types
     )(x, context)
     return TemporalTransformer(
       self.features // self.head_dim,
       self.head_dim,
       self.norm_groups,
       name="temporal",
-      **types,
+      **self.types,
     )(x)
 
 
-class I2VGenUNet(nn.Module):
+class I2VGenUNet(Layer):
   """Denoiser of video latents; its fields select the member of the family.
 
   | member | text | image_embeds | local_image | fps | height_padding |
@@ -122,8 +120,6 @@ class I2VGenUNet(nn.Module):
   concat_gain: float = 1.0
   height_padding: int = 1
   remat: bool = False
-  dtype: Any = None
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
@@ -154,31 +150,30 @@ class I2VGenUNet(nn.Module):
     """
     self._check_conditions(fps, image_latents, image_embeds, text_context)
     self.check_size(latents.shape[3], latents.shape[2])
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     temb = self._time_embedding(timesteps, fps)
 
     x = jnp.asarray(latents)
     tokens = [] if text_context is None else [text_context]
     if self.local_image == "concat":
       channels = LocalImageChannels(
-        self.concat_gain, name="local_image", **types
+        self.concat_gain, name="local_image", **self.types
       )(image_latents, x.shape[1], deterministic)
       x = jnp.concatenate([x, channels.astype(x.dtype)], axis=-1)
       tokens.append(
         ImageLatentsTokens(
-          self.context_dim, self.image_grid, name="image_tokens", **types
+          self.context_dim, self.image_grid, name="image_tokens", **self.types
         )(image_latents)
       )
     elif self.local_image == "content":
       details, content = ContentEncoder(
-        self.context_dim, name="content_encoder", **types
+        self.context_dim, name="content_encoder", **self.types
       )(image_latents)
       x = x.at[:, 0].add(details.astype(x.dtype))
       image_embeds = image_embeds + content
     if self.use_image_embeds:
       tokens.append(
         ImageEmbedsTokens(
-          self.context_dim, temb.shape[-1], name="embeds_tokens", **types
+          self.context_dim, temb.shape[-1], name="embeds_tokens", **self.types
         )(image_embeds)
       )
     tokens = [t.astype(self.dtype or jnp.float32) for t in tokens]
@@ -188,7 +183,6 @@ class I2VGenUNet(nn.Module):
 
   def _trunk(self, x, temb, context, deterministic):
     """Encoder, middle and decoder between first and last convolution."""
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     block_type = SpaceTimeBlock
     if self.remat:
       block_type = nn.remat(SpaceTimeBlock, static_argnums=(4,))
@@ -200,16 +194,16 @@ class I2VGenUNet(nn.Module):
         self.norm_groups,
         self.dropout,
         name=name,
-        **types,
+        **self.types,
       )(x, temb, context, deterministic)
 
-    x = nn.Conv(self.block_channels[0], (3, 3), name="conv_in", **types)(x)
+    x = self.conv(self.block_channels[0], "conv_in")(x)
     x = TemporalTransformer(
       self.input_heads,
       self.head_dim,
       self.norm_groups,
       name="temporal_in",
-      **types,
+      **self.types,
     )(x)
 
     lowest = len(self.block_channels) - 1
@@ -221,7 +215,7 @@ class I2VGenUNet(nn.Module):
         skips.append(x)
       if i < lowest:
         x = Downsample(
-          self.height_padding, name=f"down_{i}_downsample", **types
+          self.height_padding, name=f"down_{i}_downsample", **self.types
         )(x)
         skips.append(x)
 
@@ -235,29 +229,25 @@ class I2VGenUNet(nn.Module):
         x = block(x, self.block_channels[i], level_context, f"up_{i}_{j}")
       if i > 0:
         size = skips[-1].shape[2:4]
-        x = Upsample(self.height_padding, name=f"up_{i}_upsample", **types)(
-          x, size
-        )
+        x = Upsample(
+          self.height_padding, name=f"up_{i}_upsample", **self.types
+        )(x, size)
 
-    x = GroupNorm(self.norm_groups, 1e-5, True, name="norm_out", **types)(x)
-    return nn.Conv(
-      self.latent_channels,
-      (3, 3),
-      kernel_init=zeros,
-      name="conv_out",
-      **types,
-    )(nn.silu(x))
+    x = VideoNorm(self.norm_groups, 1e-5, True, name="norm_out", **self.types)(
+      x
+    )
+    x = nn.silu(x)
+    return self.conv(self.latent_channels, "conv_out", kernel_init=zeros)(x)
 
   def _time_embedding(self, timesteps: Array, fps: Array | None) -> jax.Array:
     width = self.block_channels[0]
-    types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     sizes = (4 * width, 4 * width)
-    temb = EmbeddingMLP(*sizes, name="time_embedding", **types)(
+    temb = EmbeddingMLP(*sizes, name="time_embedding", **self.types)(
       sinusoidal_embedding(timesteps, width)
     )
     if self.use_fps:
       temb += EmbeddingMLP(
-        *sizes, zero_init=True, name="fps_embedding", **types
+        *sizes, zero_init=True, name="fps_embedding", **self.types
       )(sinusoidal_embedding(fps, width))
     return temb
 

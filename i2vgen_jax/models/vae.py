@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models.attention import Attention
+from i2vgen_jax.models.layers import GroupNorm, Layer
 from i2vgen_jax.types import Array
-
-EPSILON = 1e-6
 
 
 @jax.tree_util.register_dataclass
@@ -50,135 +50,119 @@ class Posterior:
     return cls(mean, logvar)
 
 
-def _norm(x: Array, groups: int, param_dtype: Any, name: str) -> Array:
-  """GroupNorm with float32 moments, back in the dtype of x."""
-  norm = nn.GroupNorm(
-    num_groups=groups,
-    epsilon=EPSILON,
-    dtype=jnp.float32,
-    param_dtype=param_dtype,
-    use_fast_variance=False,
-    name=name,
-  )
-  return norm(x).astype(x.dtype)
+class VAELayer(Layer):
+  """A layer of the autoencoder.
+
+  Attributes:
+    norm_groups: number of groups of every norm.
+  """
+
+  norm_groups: int
+
+  def norm(self, name: str) -> GroupNorm:
+    return GroupNorm(
+      self.norm_groups, epsilon=1e-6, param_dtype=self.param_dtype, name=name
+    )
 
 
-class VAEResnetBlock(nn.Module):
+class VAEResnetBlock(VAELayer):
   """Two 3x3 convolutions, each after a norm and SiLU, and a skip."""
 
   channels: int
-  norm_groups: int
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
-    kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    h = nn.silu(_norm(x, self.norm_groups, self.param_dtype, "norm_1"))
-    h = nn.Conv(self.channels, (3, 3), padding=1, name="conv_1", **kw)(h)
-    h = nn.silu(_norm(h, self.norm_groups, self.param_dtype, "norm_2"))
-    h = nn.Conv(self.channels, (3, 3), padding=1, name="conv_2", **kw)(h)
+    h = nn.silu(self.norm("norm_1")(x))
+    h = self.conv(self.channels, "conv_1")(h)
+    h = nn.silu(self.norm("norm_2")(h))
+    h = self.conv(self.channels, "conv_2")(h)
     if x.shape[-1] != self.channels:
-      x = nn.Conv(self.channels, (1, 1), name="skip", **kw)(x)
+      x = self.conv(self.channels, "skip", 1)(x)
     return x + h
 
 
-class VAEAttention(nn.Module):
+class VAEAttention(VAELayer):
   """One head over all positions of a frame.
 
   A full-size frame of 1280x720 has 14,400 positions at this depth, so its
   scores take 0.8 GB in float32: encode and decode few frames at a time.
   """
 
-  norm_groups: int
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
-
   @nn.compact
   def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    n, height, width, c = x.shape
-
-    def dense(name: str) -> nn.Dense:
-      return nn.Dense(
-        c, dtype=self.dtype, param_dtype=self.param_dtype, name=name
-      )
-
-    h = _norm(x, self.norm_groups, self.param_dtype, "norm")
-    tokens = h.reshape(n, height * width, 1, c)
-    # Scores and softmax are float32 inside, whatever the dtype.
-    h = jax.nn.dot_product_attention(
-      dense("to_q")(tokens), dense("to_k")(tokens), dense("to_v")(tokens)
-    )
-    return x + dense("to_out")(h).reshape(x.shape)
+    n, _, _, c = x.shape
+    tokens = self.norm("norm")(x).reshape(n, -1, c)
+    attend = Attention(1, c, use_bias=True, **self.types)
+    # The public weights have the projections beside the norm.
+    nn.share_scope(self, attend)
+    return x + attend(tokens, tokens).reshape(x.shape)
 
 
-class Encoder(nn.Module):
-  """Frames to the channels of mean and log variance."""
+class Coder(VAELayer):
+  """What encoder and decoder have in common.
+
+  Attributes:
+    block_channels: width of each level, finest first.
+    layers_per_block: number of residual blocks at each level of the encoder.
+  """
 
   block_channels: Sequence[int]
   layers_per_block: int
+
+  def resnet(self, channels: int, name: str) -> VAEResnetBlock:
+    return VAEResnetBlock(
+      channels=channels, norm_groups=self.norm_groups, name=name, **self.types
+    )
+
+  def middle(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """The blocks at the lowest resolution."""
+    x = self.resnet(x.shape[-1], "mid_resnet_0")(x)
+    x = VAEAttention(
+      norm_groups=self.norm_groups, name="mid_attention", **self.types
+    )(x)
+    return self.resnet(x.shape[-1], "mid_resnet_1")(x)
+
+  def head(
+    self, x: Float[Array, "n h w c"], features: int
+  ) -> Float[Array, "n h w d"]:
+    """The last norm and convolution."""
+    return self.conv(features, "conv_out")(nn.silu(self.norm("norm_out")(x)))
+
+
+class Encoder(Coder):
+  """Frames to the channels of mean and log variance."""
+
   latent_channels: int
-  norm_groups: int
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "n H W 3"]) -> Float[Array, "n h w c"]:
-    kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    first, last = self.block_channels[0], self.block_channels[-1]
-    x = nn.Conv(first, (3, 3), padding=1, name="conv_in", **kw)(x)
+    x = self.conv(self.block_channels[0], "conv_in")(x)
     for i, channels in enumerate(self.block_channels):
       for j in range(self.layers_per_block):
-        name = f"down_{i}_resnet_{j}"
-        x = VAEResnetBlock(channels, self.norm_groups, name=name, **kw)(x)
+        x = self.resnet(channels, f"down_{i}_resnet_{j}")(x)
       if i + 1 < len(self.block_channels):
         # Zeros on the right and bottom only, as the public weights expect.
-        x = nn.Conv(
-          channels,
-          (3, 3),
-          strides=2,
-          padding=((0, 1), (0, 1)),
-          name=f"down_{i}_downsample",
-          **kw,
-        )(x)
-    x = VAEResnetBlock(last, self.norm_groups, name="mid_resnet_0", **kw)(x)
-    x = VAEAttention(self.norm_groups, name="mid_attention", **kw)(x)
-    x = VAEResnetBlock(last, self.norm_groups, name="mid_resnet_1", **kw)(x)
-    x = nn.silu(_norm(x, self.norm_groups, self.param_dtype, "norm_out"))
-    out = 2 * self.latent_channels
-    return nn.Conv(out, (3, 3), padding=1, name="conv_out", **kw)(x)
+        halve = {"strides": 2, "padding": ((0, 1), (0, 1))}
+        x = self.conv(channels, f"down_{i}_downsample", **halve)(x)
+    return self.head(self.middle(x), 2 * self.latent_channels)
 
 
-class Decoder(nn.Module):
+class Decoder(Coder):
   """Latents to frames; `up_0` is the lowest resolution."""
-
-  block_channels: Sequence[int]
-  layers_per_block: int
-  norm_groups: int
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n H W 3"]:
-    kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    last = self.block_channels[-1]
-    x = nn.Conv(last, (3, 3), padding=1, name="conv_in", **kw)(x)
-    x = VAEResnetBlock(last, self.norm_groups, name="mid_resnet_0", **kw)(x)
-    x = VAEAttention(self.norm_groups, name="mid_attention", **kw)(x)
-    x = VAEResnetBlock(last, self.norm_groups, name="mid_resnet_1", **kw)(x)
+    x = self.middle(self.conv(self.block_channels[-1], "conv_in")(x))
     for i, channels in enumerate(reversed(self.block_channels)):
       for j in range(self.layers_per_block + 1):
-        name = f"up_{i}_resnet_{j}"
-        x = VAEResnetBlock(channels, self.norm_groups, name=name, **kw)(x)
+        x = self.resnet(channels, f"up_{i}_resnet_{j}")(x)
       if i + 1 < len(self.block_channels):
         x = x.repeat(2, axis=1).repeat(2, axis=2)
-        name = f"up_{i}_upsample"
-        x = nn.Conv(channels, (3, 3), padding=1, name=name, **kw)(x)
-    x = nn.silu(_norm(x, self.norm_groups, self.param_dtype, "norm_out"))
-    return nn.Conv(3, (3, 3), padding=1, name="conv_out", **kw)(x)
+        x = self.conv(channels, f"up_{i}_upsample")(x)
+    return self.head(x, 3)
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(Layer, kw_only=True):
   """Frames in [-1, 1] to unscaled latents, and back.
 
   Use the methods through `module.apply({"params": p}, x, method="encode")`.
@@ -197,7 +181,6 @@ class AutoencoderKL(nn.Module):
   latent_channels: int = 4
   norm_groups: int = 32
   dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
 
   def setup(self):
     if any(c % self.norm_groups for c in self.block_channels):
@@ -206,21 +189,16 @@ class AutoencoderKL(nn.Module):
         f"block_channels {tuple(self.block_channels)}, in AutoencoderKL; "
         "choose widths that are multiples of it"
       )
-    kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     shape = {
       "block_channels": tuple(self.block_channels),
       "layers_per_block": self.layers_per_block,
       "norm_groups": self.norm_groups,
     }
-    moments = 2 * self.latent_channels
-    self.encoder = Encoder(
-      latent_channels=self.latent_channels, name="encoder", **shape, **kw
-    )
-    self.decoder = Decoder(name="decoder", **shape, **kw)
-    self.quant_conv = nn.Conv(moments, (1, 1), name="quant_conv", **kw)
-    self.post_quant_conv = nn.Conv(
-      self.latent_channels, (1, 1), name="post_quant_conv", **kw
-    )
+    channels = self.latent_channels
+    self.encoder = Encoder(latent_channels=channels, **shape, **self.types)
+    self.decoder = Decoder(**shape, **self.types)
+    self.quant_conv = self.conv(2 * channels, "quant_conv", 1)
+    self.post_quant_conv = self.conv(channels, "post_quant_conv", 1)
 
   def __call__(self, frames: Float[Array, "n H W 3"]) -> Array:
     """Through the mean and back; what `init` runs to make all parameters."""

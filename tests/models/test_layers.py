@@ -10,9 +10,9 @@ from torch.nn import functional
 from i2vgen_jax.models.layers import (
   EmbeddingMLP,
   FeedForward,
-  GroupNorm,
-  LayerNorm,
   TemporalConv,
+  TokenNorm,
+  VideoNorm,
   adaptive_average_pool,
   sinusoidal_embedding,
 )
@@ -42,7 +42,7 @@ def test_group_norm(per_frame, epsilon):
   # Faint, so that epsilon counts, and every frame and channel at a level of
   # its own, so that it shows over what the moments are taken.
   x = 3e-3 * (draw(2, 3, 4, 5, 12) + draw(2, 3, 1, 1, 12, seed=1))
-  norm = GroupNorm(3, epsilon, per_frame)
+  norm = VideoNorm(3, epsilon, per_frame)
   y, _ = norm.init_with_output(jax.random.key(0), x)
   expected = torch_group_norm(x, 3, epsilon, per_frame)
   np.testing.assert_allclose(y, expected, atol=1e-5)
@@ -50,19 +50,19 @@ def test_group_norm(per_frame, epsilon):
 
 def test_group_norm_far_from_zero():
   x = 3000 + draw(1, 2, 8, 8, 8)
-  y, _ = GroupNorm(2, 1e-5, False).init_with_output(jax.random.key(0), x)
+  y, _ = VideoNorm(2, 1e-5, False).init_with_output(jax.random.key(0), x)
   expected = torch_group_norm(x, 2, 1e-5, False)
   np.testing.assert_allclose(y, expected, atol=1e-2)
 
 
 def test_layer_norm():
   x = 3e-3 * (draw(2, 7, 12) + draw(2, 7, 1, seed=1))
-  y, _ = LayerNorm().init_with_output(jax.random.key(0), x)
+  y, _ = TokenNorm().init_with_output(jax.random.key(0), x)
   expected = functional.layer_norm(torch.from_numpy(x).double(), (12,))
   np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", [GroupNorm(2, 1e-5, True), LayerNorm()])
+@pytest.mark.parametrize("norm", [VideoNorm(2, 1e-5, True), TokenNorm()])
 def test_norms_of_bfloat16_have_float32_moments(norm):
   x = jnp.asarray(30 + draw(1, 2, 8, 8, 8), jnp.bfloat16)
   params = norm.init(jax.random.key(0), x)

@@ -1,39 +1,33 @@
-"""Who draws from what: weights, epochs, lengths and shapes."""
+"""Weights and epochs of mixtures, and the records that each bucket takes."""
 
 import collections
 
-import numpy as np
 import pytest
 
 from data_pipelines.loading.buckets import make_buckets
-from data_pipelines.loading.mixing import Source, deal
+from data_pipelines.loading.mixing import Mixture, assign
 from i2vgen_jax.errors import InputError
-
-
-def everything(index):
-  return np.ones(len(index), bool)
 
 
 def ids(row, numbers):
   return [row.read(row.place(n))["id"].decode() for n in numbers]
 
 
-def dealt(source, *buckets, size=(48, 32)):
-  rows, report = deal(source, "clips", make_buckets(buckets, size), seed=3)
+def assigned(mixture, *buckets, size=(48, 32)):
+  rows, report = assign(mixture, "clips", make_buckets(buckets, size))
   return list(rows.values()), report
 
 
-def test_weights_decide_whatever_the_sizes(mixed):
-  source = Source([(mixed["wide"], 1), (mixed["tall"], 3.0)])
-  names = ids(source.endless(everything, 0), range(400))
+def test_weights_override_sizes(mixed):
+  mixture = Mixture.open([(mixed["wide"], 1), (mixed["tall"], 3.0)], 3)
+  names = ids(mixture, range(400))
   for start in range(0, 400, 40):  # not only on average
     tall = sum(name.startswith("tall") for name in names[start : start + 40])
     assert tall == 30
 
 
 def test_each_dataset_has_its_own_epochs(mixed):
-  source = Source([(mixed["wide"], 1), (mixed["tall"], 3)])
-  row = source.endless(everything, 0)
+  row = Mixture.open([(mixed["wide"], 1), (mixed["tall"], 3)], 3)
   wide, tall = [], []
   for name in ids(row, range(120)):
     (tall if name.startswith("tall") else wide).append(name)
@@ -45,32 +39,32 @@ def test_each_dataset_has_its_own_epochs(mixed):
     assert len(set(map(tuple, whole))) > 1
 
 
-def test_without_weights_size_decides(mixed):
-  row = Source([mixed["wide"], mixed["tall"]]).endless(everything, 0)
+def test_without_weights_every_record_is_equally_frequent(mixed):
+  row = Mixture.open([mixed["wide"], mixed["tall"]], 0)
   counts = collections.Counter(ids(row, range(28)))
   assert len(counts) == 14 and set(counts.values()) == {2}
 
 
-def test_far_examples_need_no_counting(mixed):
-  row = Source([(mixed["wide"], 1), (mixed["tall"], 2)]).endless(everything, 0)
+def test_distant_examples_are_computed_directly(mixed):
+  row = Mixture.open([(mixed["wide"], 1), (mixed["tall"], 2)], 0)
   assert len(set(ids(row, range(10**15, 10**15 + 60)))) == 14
 
 
 @pytest.mark.parametrize("weights", [(1, 0), (1, -2)])
 def test_weights_must_be_positive(mixed, weights):
   with pytest.raises(InputError, match="positive weight"):
-    Source(list(zip([mixed["wide"], mixed["tall"]], weights, strict=True)))
+    Mixture.open([(mixed["wide"], weights[0]), (mixed["tall"], weights[1])], 0)
 
 
 def test_all_or_no_directories_have_weights(mixed):
   with pytest.raises(InputError, match="or none"):
-    Source([(mixed["wide"], 1), mixed["tall"]])
+    Mixture.open([(mixed["wide"], 1), mixed["tall"]], 0)
 
 
 def test_clips_go_to_the_nearest_shape_if_long_enough(mixed):
-  source = Source([mixed["wide"], mixed["tall"]])
-  rows, report = dealt(
-    source, (8, 8.0, 1.0), (4, 8.0, 1.0, (16, 24)), (12, 8.0, 1.0, (24, 16))
+  mixture = Mixture.open([mixed["wide"], mixed["tall"]], 3)
+  rows, report = assigned(
+    mixture, (8, 8.0, 1.0), (4, 8.0, 1.0, (16, 24)), (12, 8.0, 1.0, (24, 16))
   )
   drawn = [set(ids(row, range(60))) for row in rows]
   wide = {f"wide{n}" for n in range(6)}
@@ -80,38 +74,40 @@ def test_clips_go_to_the_nearest_shape_if_long_enough(mixed):
 
 
 def test_a_bucket_for_short_clips_leaves_none_out(mixed):
-  source = Source([(mixed["wide"], 1.0), (mixed["tall"], 1.0)])
-  rows, report = dealt(source, (3, 8.0, 1.0), (8, 8.0, 1.0))
+  mixture = Mixture.open([(mixed["wide"], 1.0), (mixed["tall"], 1.0)], 3)
+  rows, report = assigned(mixture, (3, 8.0, 1.0), (8, 8.0, 1.0))
   assert len(set(ids(rows[0], range(60)))) == 14
   assert len(set(ids(rows[1], range(60)))) == 11
   assert len(report) == 2
   assert f"9 clips of {mixed['wide']}, 5 clips of {mixed['tall']}" in report[0]
 
 
-def test_a_dataset_without_a_fitting_clip_gives_way(mixed):
-  source = Source([(mixed["wide"], 1.0), (mixed["tall"], 99.0)])
-  (row,), report = dealt(source, (12, 8.0, 1.0))
+def test_datasets_without_a_fitting_clip_are_skipped(mixed):
+  mixture = Mixture.open([(mixed["wide"], 1.0), (mixed["tall"], 99.0)], 3)
+  (row,), report = assigned(mixture, (12, 8.0, 1.0))
   assert set(ids(row, range(30))) == {f"wide{n}" for n in range(6)}
   assert f"0 clips of {mixed['tall']}" in report[0]
 
 
-def test_rates_share_a_row(mixed):
-  rows, report = dealt(Source([mixed["tall"]]), (8, 8, 1), (8, 4, 1))
+def test_buckets_that_differ_in_fps_share_a_mixture(mixed):
+  rows, report = assigned(
+    Mixture.open([mixed["tall"]], 3), (8, 8, 1), (8, 4, 1)
+  )
   assert rows[0] is rows[1]
   assert len(report) == 1
 
 
-def test_an_empty_bucket_is_refused(mixed):
-  source = Source([mixed["tall"]])
+def test_a_bucket_that_fits_nothing_is_rejected(mixed):
+  mixture = Mixture.open([mixed["tall"]], 3)
   with pytest.raises(
     InputError,
     match=r"bucket of 9 frames, 8 fps, 48x32: 5 of 5 .* fewer than 9",
   ):
-    dealt(source, (9, 8.0, 1.0))
+    assigned(mixture, (9, 8.0, 1.0))
   with pytest.raises(InputError, match=r"24x16: 0 of 5 .* another bucket"):
-    dealt(source, (8, 8.0, 1.0, (24, 16)), (8, 8.0, 1.0, (16, 24)))
+    assigned(mixture, (8, 8.0, 1.0, (24, 16)), (8, 8.0, 1.0, (16, 24)))
 
 
-def test_clips_that_nobody_draws_are_told_of(mixed):
-  rows, report = deal(Source([mixed["tall"]]), "clips", [], seed=0)
+def test_clips_without_a_bucket_are_reported(mixed):
+  rows, report = assign(Mixture.open([mixed["tall"]], 3), "clips", [])
   assert (rows, report) == ({}, ["no bucket draws from the 5 clips"])

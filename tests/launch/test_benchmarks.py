@@ -1,4 +1,4 @@
-"""`i2vgen data benchmark`: complete tables and right arithmetic; no times."""
+"""`i2vgen data benchmark`: complete tables and correct arithmetic; no times."""
 
 import math
 
@@ -7,8 +7,11 @@ import pytest
 from data_pipelines.loading.buckets import Bucket
 from data_pipelines.media import video
 from data_pipelines.procedural.build import build_procedural
-from launch import benchmark, demand
-from launch.demand import Case
+from data_pipelines.shards.dataset import dataset_dir
+from launch import cli
+from launch.benchmarks import demand, reading
+from launch.benchmarks.demand import Case
+from launch.benchmarks.reading import DECODER, Way
 
 SIZE = (64, 32)
 CASES = (
@@ -27,19 +30,21 @@ def data_dir(tmp_path_factory):
   return folder
 
 
-def test_tables_are_complete(data_dir, capsys):
-  text = benchmark.benchmark(data_dir, 4, 2, 0, CASES)
-  assert "99 frames, 8 fps, 64x32: left out" in capsys.readouterr().err
-  blocks = text.split("\n\n")
+def test_tables_are_complete(data_dir, capsys, monkeypatch):
+  monkeypatch.setattr(demand, "CASES", CASES)
+  cli.main(["data", "benchmark", str(data_dir), "--count=4", "--repeats=2"])
+  text, errors = capsys.readouterr()
+  assert "99 frames, 8 fps, 64x32: left out" in errors
+  blocks = text.strip().split("\n\n")
   titles = [block.splitlines()[0].partition(";")[0] for block in blocks]
   assert titles[1:4] == [str(CASES[n]) for n in (0, 1, 3)]
   for block, case in zip(blocks[1:4], (CASES[0], *CASES[1::2]), strict=True):
     frames = case.bucket.num_frames
     rows = {line[2:26].strip(): line[26:].split() for line in lines_of(block)}
     h264 = ["H.264 crf 18, this size"] if frames > 1 else []
-    assert list(rows) == ["as built", demand.ALONE, *h264, *LATER]
+    assert list(rows) == ["as built", DECODER, *h264, *LATER]
     for way, cells in rows.items():
-      assert len(cells) == (4 if way == demand.ALONE else 7)
+      assert len(cells) == (4 if way == DECODER else 7)
       assert float(cells[0]) > 0 and float(cells[2]) > 0
     kb, psnr, *_ = rows["raw, this size"]
     assert psnr == "inf"
@@ -59,25 +64,20 @@ def lines_of(block):
   return block.splitlines()[2:]
 
 
-def test_what_a_host_wants():
+def test_demand_of_a_host():
   host = 4 * 459 * 0.45
   case = demand.CASES[0]
   assert case.wanted(False) == pytest.approx(host / (3 * 8.744 + 7.68))
   assert case.wanted(True) == pytest.approx(host / (3 * 8.744))
-  speeds = [
-    demand.Speed(case, "as built", 2e5, math.nan, 10.0),
-    demand.Speed(case, demand.ALONE, 2e5, math.nan, 40.0),
-  ]
-  row = demand.tables(speeds, []).splitlines()[6]
+  ways = [Way(name, 200, math.nan, print) for name in ("as built", DECODER)]
+  row = reading._table(case, ways, [10.0, 40.0]).splitlines()[2]
   assert row.split()[2:] == ["200.0", "-", "10.0", "0.25", "24.4", "2.4", "4.9"]
 
 
 def test_reader_and_decoder_see_the_same_frames(data_dir):
   case, counted = CASES[0], []
-  tokenizer = benchmark.Tokenizer.load(benchmark.BUNDLED / "tokenizer")
-  directory = benchmark.dataset_dir(data_dir, case.kind)
-  reader = benchmark._reader(directory, case, tokenizer, 0)
-  benchmark._read(reader, 3)
+  reader = reading.make_reader(dataset_dir(data_dir, case.kind), case, 0)
+  reader.read(3)
   assert len({item.record["id"] for item in reader.decoded}) == 3
   for record, window, _ in reader.decoded:
     until = window.seconds(record["fps"])[-1]
@@ -86,7 +86,7 @@ def test_reader_and_decoder_see_the_same_frames(data_dir):
     assert counted[-1] in (last + 1, last + 2)
 
 
-def test_nothing_to_measure(refused, tmp_path):
+def test_a_folder_without_a_dataset(refused, tmp_path):
   assert "no dataset to measure" in refused("data", "benchmark", tmp_path)
   assert "--count" in refused("data", "benchmark", tmp_path, "--count=0")
 

@@ -111,14 +111,14 @@ def test_more_shards_than_a_process_may_have_files(tmp_path, few_files):
   assert wide[0]["captions"] == [b"150"] and len(wide) == 50
 
 
-def test_what_is_no_dataset_is_named(tmp_path, procedural_dir):
+def test_folders_without_a_dataset_are_rejected(tmp_path, procedural_dir):
   with pytest.raises(InputError, match="nowhere"):
     Dataset([tmp_path / "nowhere"])
-  with pytest.raises(InputError, match="no dataset"):
+  with pytest.raises(InputError, match=r"dataset_info\.json.*give a folder"):
     Dataset([procedural_dir])  # the data_dir, not the dataset
 
 
-def test_a_missing_shard_is_noticed(tmp_path, procedural_dir):
+def test_a_missing_shard_is_rejected(tmp_path, procedural_dir):
   import shutil
 
   copy = tmp_path / "copy"

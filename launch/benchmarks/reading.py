@@ -1,0 +1,269 @@
+"""Speed and size of examples stored in several ways.
+
+Times are CPU seconds of one core, so that other work on the machine disturbs
+them little; still, ratios and bytes are more reliable.
+"""
+
+import functools
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.loading.buckets import Window, fits
+from data_pipelines.loading.reader import Reader
+from data_pipelines.media import pictures, video
+from data_pipelines.shards import tfrecord
+from data_pipelines.shards.dataset import Dataset, dataset_dir, media_of
+from i2vgen_jax import preprocessing
+from i2vgen_jax.cascade import BUNDLED
+from i2vgen_jax.evaluation.quality import psnr
+from i2vgen_jax.tokenizer import Tokenizer
+from launch.benchmarks.demand import Case
+from launch.benchmarks.table import cell, row
+from launch.progress import ProgressBar, note
+
+DECODER = "decoder alone"
+LATENTS = "latents (stand-in)"
+# Side of the CLIP view.
+_CLIP = 224
+# Quality of the clips that builds write.
+_CRF = 18
+# Mean and variance of 4 channels for 8x8 pixels, in float16.
+_LATENT_CHANNELS, _LATENT_STEP = 8, 8
+
+
+class Decoded(NamedTuple):
+  """An example that the reader decoded."""
+
+  record: dict
+  window: Window
+  frames: np.ndarray
+
+
+class RecordingReader(Reader):
+  """Keeps what it decodes, so that other ways can store the same frames."""
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.decoded: list[Decoded] = []
+
+  def _load_pixels(self, record, window, view, size):
+    example = super()._load_pixels(record, window, view, size)
+    self.decoded.append(Decoded(record, window, example["frames"]))
+    return example
+
+  def read(self, count: int) -> None:
+    """Reads the first `count` examples."""
+    for step in range(count):
+      self.batch(step)
+
+
+class Way(NamedTuple):
+  """A way to store examples.
+
+  Attributes:
+    name: name in the table.
+    kilobytes: mean size of an example.
+    psnr: mean PSNR against the frames of the dataset, in dB; NaN if the way
+      does not store frames of its own.
+    read: reads all examples once.
+  """
+
+  name: str
+  kilobytes: float
+  psnr: float
+  read: Callable[[], None]
+
+
+def measure(
+  data_dir: Path, case: Case, count: int, repeats: int, seed: int
+) -> str | None:
+  """Reads examples of a case, stored in several ways.
+
+  Args:
+    data_dir: data_dir of the dataset.
+    case: training step that reads them.
+    count: number of examples; fewer if the dataset has fewer.
+    repeats: number of passes, of which the median counts.
+    seed: seed of the order.
+
+  Returns:
+    A table, or None if the dataset has no example for the case.
+  """
+  directory, bucket = dataset_dir(data_dir, case.kind), case.bucket
+  if not directory.exists():
+    return None
+  matching = functools.partial(fits, bucket, [bucket.ratio])
+  count = min(count, len(Dataset([directory]).where(matching)))
+  if not count:
+    note(f"{case}: left out, as no clip in {directory} is long enough")
+    return None
+  with tempfile.TemporaryDirectory() as folder:
+    new_reader = functools.partial(make_reader, directory, case, seed)
+    ways = _ways(new_reader, count, repeats, Path(folder))
+    seconds = _time_passes(str(case), ways, repeats)
+  speeds = [count / statistics.median(times) for times in seconds]
+  return _table(case, ways, speeds)
+
+
+def make_reader(directory: Path, case: Case, seed: int) -> RecordingReader:
+  """A reader of one dataset for one case."""
+  kinds = {"text_video": [], "text_image": []} | {case.kind: [directory]}
+  return RecordingReader(
+    *kinds.values(),
+    batch_size=1,
+    size=case.bucket.size,
+    buckets=[case.bucket[:3]],
+    clip_size=_CLIP,
+    tokenizer=Tokenizer.load(BUNDLED / "tokenizer"),
+    seed=seed,
+  )
+
+
+def _time_passes(
+  job: str, ways: Sequence[Way], repeats: int
+) -> list[list[float]]:
+  """CPU seconds of the passes of each way, which take turns."""
+  seconds: list[list[float]] = [[] for _ in ways]
+  with ProgressBar() as progress:
+    for repeat in range(repeats):
+      for way, times in zip(ways, seconds, strict=True):
+        start = time.process_time()
+        way.read()
+        times.append(time.process_time() - start)
+      progress(job, repeat + 1, repeats)
+  return seconds
+
+
+def _table(case: Case, ways: Sequence[Way], speeds: Sequence[float]) -> str:
+  [alone] = [
+    s for way, s in zip(ways, speeds, strict=True) if way.name == DECODER
+  ]
+  headers = "kB", "PSNR dB", "a second", "alone", "want", "cores", "MB/s"
+  rows = [
+    f"{case}; one example: 3 x {case.forward:.3f} + {case.encode:.2f} TFLOP",
+    row("", *headers),
+  ]
+  for way, speed in zip(ways, speeds, strict=True):
+    cells = [cell(way.kilobytes), cell(way.psnr), cell(speed)]
+    cells.append(cell(speed / alone, 2))
+    if way.name != DECODER:
+      want = case.wanted(way.name == LATENTS)
+      needed = want, want / speed, want * way.kilobytes / 1e3
+      cells += map(cell, needed)
+    rows.append(row(way.name, *cells))
+  return "\n".join(rows)
+
+
+def _ways(
+  new_reader: Callable[[], RecordingReader],
+  count: int,
+  repeats: int,
+  folder: Path,
+) -> list[Way]:
+  """The same examples, stored in several ways."""
+  first = new_reader()
+  first.read(count)
+  decoded = first.decoded
+  # A reader caches what it decoded: each pass needs its own.
+  readers = [new_reader() for _ in range(repeats)]
+  size = float(np.mean([len(media_of(d.record)) for d in decoded])) / 1e3
+  frames = [d.frames for d in decoded]
+  return [
+    Way("as built", size, math.nan, lambda: readers.pop().read(count)),
+    Way(DECODER, size, math.nan, lambda: _decode_alone(decoded)),
+    *(_store(folder, *codec, frames) for codec in _codecs(frames[0].shape)),
+  ]
+
+
+def _decode_alone(decoded: Sequence[Decoded]) -> None:
+  for record, window, _ in decoded:
+    if "image" in record:
+      preprocessing.load_picture(record["image"], "picture")
+    else:
+      until = window.seconds(record["fps"])[-1]
+      video.count_frames(record["video"], until=until)
+
+
+# ---- Ways to store only what a bucket shows ----
+
+_Pieces = list[bytes]
+_Encode = Callable[[np.ndarray], _Pieces]
+_Decode = Callable[[_Pieces], np.ndarray]
+
+
+def _codecs(
+  shape: tuple[int, int, int, int],
+) -> Iterator[tuple[str, _Encode, _Decode]]:
+  """Name, encoder and decoder of frames of this shape."""
+  num_frames, height, width, _ = shape
+  if num_frames > 1:
+    yield (
+      f"H.264 crf {_CRF}, this size",
+      lambda frames: [video.encode_mp4(frames, 8, crf=_CRF)],
+      lambda pieces: video.decode_mp4(pieces[0])[0],
+    )
+  yield (
+    "JPEG q95, this size",
+    lambda frames: list(map(pictures.encode_jpeg, frames)),
+    lambda pieces: np.stack(
+      [preprocessing.load_picture(piece, "frame") for piece in pieces]
+    ),
+  )
+  yield (
+    "raw, this size",
+    lambda frames: [frames.tobytes()],
+    lambda pieces: np.frombuffer(pieces[0], np.uint8).reshape(shape).copy(),
+  )
+  # Random numbers take as long to read as latents.
+  size = height // _LATENT_STEP, width // _LATENT_STEP
+  latents = num_frames, *size, _LATENT_CHANNELS
+  rng = np.random.default_rng(0)
+  yield (
+    LATENTS,
+    lambda _: [rng.standard_normal(latents).astype(np.float16).tobytes()],
+    lambda pieces: np.frombuffer(pieces[0], np.float16).astype(np.float32),
+  )
+
+
+def _store(
+  folder: Path,
+  name: str,
+  encode: _Encode,
+  decode: _Decode,
+  clips: Sequence[np.ndarray],
+) -> Way:
+  """Writes a shard of the frames."""
+  shard = folder / name.split()[0]
+  tfrecord.write_shard(shard, (_record(encode(clip), clip) for clip in clips))
+  quality = math.nan
+  if name != LATENTS:
+    pairs = zip(_stored(shard), clips, strict=True)
+    quality = float(np.mean([psnr(decode(p), clip) for p, clip in pairs]))
+
+  def read() -> None:
+    for pieces in _stored(shard):
+      values = decode(pieces)
+      if name != LATENTS:  # their CLIP embedding would be stored as well
+        preprocessing.clip_view(values[0], values.shape[2], _CLIP)
+
+  size = float(tfrecord.read_index(shard)[:, 1].mean()) / 1e3
+  return Way(name, size, quality, read)
+
+
+def _record(pieces: _Pieces, clip: np.ndarray) -> tfrecord.Record:
+  data = tfrecord.encode_example({"pieces": pieces})
+  num_frames, height, width, _ = clip.shape
+  return tfrecord.Record(data, num_frames, width, height)
+
+
+def _stored(shard: Path) -> Iterator[_Pieces]:
+  for offset, length, *_ in tfrecord.read_index(shard).tolist():
+    data = tfrecord.read_record(shard, offset, length)
+    yield tfrecord.decode_example(data, ("pieces",))["pieces"]
