@@ -88,7 +88,12 @@ class Cascade:
       half = dtype is not None and dtype.itemsize == 2
       path = interop.open_weights(path, choices=choices, half=half)
     names = _stage_names(path, stages)
-    made = {name: _make_stage(name, path) for name in names}
+    made = {
+      name: make_stage(
+        name, path.networks[name], path, path.folder / name / "config.json"
+      )
+      for name in names
+    }
     if size:
       made = _resized(made, size)
     needed = {tower for stage in made.values() for tower in _towers(stage)}
@@ -103,7 +108,7 @@ class Cascade:
     }
     tokenizer = None
     if "text_encoder" in networks:
-      tokenizer = _tokenizer(networks["text_encoder"], path)
+      tokenizer = load_tokenizer(path)
     return cls(path.folder, networks, made, tokenizer)
 
   def plan(
@@ -292,36 +297,48 @@ def _stage_names(
   return tuple(names)
 
 
-def _make_stage(name: str, weights: interop.StoredWeights) -> Stage:
-  """A stage as its configs describe it, before any weights are read."""
-  stored = weights.networks[name]
-  for tower in towers_of(stored.module):
+def make_stage(
+  name: str, unet: Any, weights: interop.StoredWeights, where: Path | str
+) -> Stage:
+  """A stage as its configs describe it, before any weights are read.
+
+  Args:
+    name: base or refine.
+    unet: module and config of its U-Net: one of the stored networks, or one
+      that is to be trained.
+    weights: the other networks.
+    where: the file or the like that has the U-Net's config, for messages.
+
+  Raises:
+    InputError: a network is missing or does not fit the U-Net, or the config
+      is unusable.
+  """
+  for tower in towers_of(unet.module):
     if tower not in weights.networks:
       raise InputError(
         f"stage {name} needs {tower}, missing in {weights.folder}; add it"
       )
-  if stored.module.use_text and weights.tokenizer is None:
+  if unet.module.use_text and weights.tokenizer is None:
     raise InputError(
       f"no tokenizer in {weights.folder}, which the text of stage {name} "
       "needs; put CLIP's vocab.json and merges.txt there"
     )
   vae = weights.networks["vae"].config
   if not isinstance(vae.get("scaling_factor"), float | int):
-    where = weights.folder / "vae" / "config.json"
+    path = weights.folder / "vae" / "config.json"
     raise InputError(
-      f"no number 'scaling_factor' in {where}; copy the file again"
+      f"no number 'scaling_factor' in {path}; copy the file again"
     )
-  where = weights.folder / name / "config.json"
   groups = {
-    "diffusion": read_group(Diffusion, "diffusion", stored.config, where),
-    "sampling": read_group(Sampling, "sampling", stored.config, where),
+    "diffusion": read_group(Diffusion, "diffusion", unet.config, where),
+    "sampling": read_group(Sampling, "sampling", unet.config, where),
   }
   try:
     return Stage(
       name=name,
       scaling_factor=vae["scaling_factor"],
       **groups,
-      **_modules(weights.networks, name),
+      **_modules({**weights.networks, name: unet}, name),
     )
   except InputError as e:
     raise InputError(f"{e} (stage {name} of {weights.folder})") from e
@@ -342,10 +359,9 @@ def _towers(stage: Stage) -> tuple[str, ...]:
   return towers_of(stage.unet)
 
 
-def _tokenizer(
-  text_encoder: Network, weights: interop.StoredWeights
-) -> Tokenizer:
+def load_tokenizer(weights: interop.StoredWeights) -> Tokenizer:
   """A tokenizer every token of which the text tower has an embedding for."""
+  text_encoder = weights.networks["text_encoder"]
   made = Tokenizer.load(
     weights.tokenizer,
     max_length=text_encoder.module.max_length,

@@ -20,9 +20,8 @@ from tyro.conf import Positional
 
 from data_pipelines.shards import latents
 from data_pipelines.shards.latents import Encoded, Encoder
-from i2vgen_jax import encode, sharding
+from i2vgen_jax import autoencoding, interop, sharding
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import hub, stored
 from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models.build import Network
 from launch.arguments import Count, Size
@@ -57,7 +56,7 @@ def run(args: Encode) -> None:
   Raises:
     InputError: no dataset, no autoencoder, or a size that does not fit it.
   """
-  found = stored.find(hub.resolve(args.weights))
+  found = interop.open_weights(args.weights).networks
   if "vae" not in found:
     raise InputError(f"no vae in {args.weights}; name weights that have one")
   mesh = sharding.make_mesh(devices=jax.local_devices())
@@ -88,13 +87,13 @@ def run(args: Encode) -> None:
 
 
 def clip_size(towers: dict[str, Network]) -> int:
-  """Side of the CLIP view; 1 where nobody looks at it."""
+  """Side of the CLIP views; 1 if no network reads them."""
   tower = towers.get("image_encoder")
   return tower.module.image_size if tower else 1
 
 
 def identity(towers: dict[str, Network]) -> dict[str, Any]:
-  """What tells these networks from others."""
+  """Digests of the weights, by network."""
   return {name: native.digest(tower.params) for name, tower in towers.items()}
 
 
@@ -107,13 +106,14 @@ def make_encoder(
 
   @jax.jit
   def run_networks(params, frames, views):
-    pixels = encode.to_unit_range(frames)[:, None]
-    moments = encode.encode_moments(vae.module, params["vae"], pixels, 1)[:, 0]
+    pixels = autoencoding.to_unit_range(frames)
+    tree = {"params": params["vae"]}
+    posterior = vae.module.apply(tree, pixels, method="encode")
     embeds = None
     if tower:
       tree = {"params": params["image_encoder"]}
       embeds = tower.module.apply(tree, views).astype(jnp.float16)
-    return moments.astype(jnp.float16), embeds
+    return posterior.moments.astype(jnp.float16), embeds
 
   params = {name: network.params for name, network in towers.items()}
   size = chunk * mesh.devices.size

@@ -1,11 +1,4 @@
-"""`i2vgen train`: from a config, its data and its frozen networks to weights.
-
-    i2vgen train --config=configs/i2vgen_xl.py:tiny --workdir=DIR \\
-        [--config.train.num_steps=100 ...]
-
-The run resumes from whatever DIR holds. At its end the averaged weights lie
-in DIR/export/NETWORK, as a cascade folder holds them.
-"""
+"""Training of one network, from a config to exported weights."""
 
 import functools
 import shutil
@@ -13,191 +6,183 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-from absl import flags
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from data_pipelines.loading.augmentation import Augmentation
 from data_pipelines.loading.reader import Reader
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import kind_of
-from i2vgen_jax import interop, sharding
+from i2vgen_jax import sharding
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.formats import native
-from i2vgen_jax.models import build
-from i2vgen_jax.tokenizer import Tokenizer
-from i2vgen_jax.training import tasks
+from i2vgen_jax.training.autoencoder import Autoencoder
 from i2vgen_jax.training.checkpoint import load_params
+from i2vgen_jax.training.contrastive import Contrastive
+from i2vgen_jax.training.denoising import Denoising, LatentsMemory
 from i2vgen_jax.training.loop import train
 from i2vgen_jax.training.metrics import say
-from i2vgen_jax.types import Batch, Params
+from i2vgen_jax.training.task import Task
+from i2vgen_jax.types import Batch
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string=__doc__)
-# Whose loss is told; few enough to cost little beside the steps between.
-_UNSEEN_BATCHES = 8
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-
-
-def main(argv: list[str]) -> None:
-  """Parses the flags and trains."""
-  rest = flags.FLAGS(["i2vgen train", *argv])[1:]
-  if rest:
-    raise InputError(f"train takes no argument {rest[0]!r}; see --help")
-  if CONFIG.value is None or WORKDIR.value is None:
-    raise InputError("train needs --config=FILE:ARG and --workdir=DIR")
-  run(CONFIG.value, Path(WORKDIR.value))
+# The kinds of training, by the name in `config.objective`.
+TASKS = {
+  "diffusion": Denoising,
+  "autoencoder": Autoencoder,
+  "contrastive": Contrastive,
+}
+# Number of held-out batches whose loss is logged; they cost little beside the
+# training steps between two evaluations.
+_HELD_OUT_BATCHES = 8
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-  """Trains what the config says and exports it.
+  """Trains what the config describes and exports it.
+
+  The run resumes from what is in workdir. At its end the averaged weights are
+  in workdir/export/NETWORK, as a cascade folder has them.
 
   Raises:
     InputError: config, data, frozen networks or workdir are unusable.
   """
-  if config.frozen is None:
-    raise InputError(
-      "config.frozen is not set; name the cascade folder with the tokenizer "
-      "and the networks that stay frozen: --config.frozen=DIR"
-    )
   augmentation = Augmentation(**config.data.augmentation)
   if config.data.keep_latents and augmentation != Augmentation():
     raise InputError(
-      "config.data.keep_latents would keep every view that is drawn of a clip;"
-      " turn it off, or leave config.data.augmentation at 1.0 and 0.0"
+      "config.data.keep_latents would keep every augmented view of a clip; "
+      "turn it off, or leave config.data.augmentation at 1.0 and 0.0"
     )
   mesh = sharding.make_mesh(**config.mesh)
-  tokenizer = Tokenizer.load(
-    Path(config.frozen) / "tokenizer", max_length=tasks.text_length(config)
+  task = make_task(config, mesh)
+  data = config.data
+  reader = _reader(
+    config, task, (data.video_dirs, data.image_dirs), augmentation
   )
-  task = tasks.make_task(config, mesh, tokenizer)
-  reader = _reader(config, tokenizer, augmentation)
   for line in reader.report:
     say(line)
   _check_latents(config, task)
   to_show = _moving_batch(reader)
+  initial_params = None
+  if config.init_from is not None:
+    rng = jax.random.key(config.train.seed)
+    initial_params = task.load_params(config.init_from, rng)
   state = train(
-    init_params_fn=task.init_params,
-    objective=task.objective,
-    frozen=task.frozen,
-    batches=lambda start: _batches(reader, start, mesh, config, task),
-    config=config,
-    workdir=workdir,
-    mesh=mesh,
-    sample_fn=task.picture
-    and (lambda params, _: task.picture(params, to_show)),
-    unseen=_unseen(config, mesh, tokenizer),
-    initial_params=_initial_params(config),
+    task,
+    lambda start: _batches(reader, start, mesh, config, task),
+    config,
+    workdir,
+    mesh,
+    initial_params=initial_params,
+    held_out=_held_out(config, mesh, task),
+    to_show=to_show,
   )
-  _say_cut(reader, config)
+  _report_cut(reader)
   if int(state.step) == config.train.num_steps and jax.process_index() == 0:
-    # From the files: no process holds the whole of a sharded state.
-    params = jax.tree.map(
-      lambda x: x.astype(config.export_dtype), load_params(workdir)
-    )
-    shutil.rmtree(workdir / "export", ignore_errors=True)
-    task.export(workdir / "export", params, to_show)
+    _export(config, workdir, task, to_show)
 
 
-def _check_latents(config: ConfigDict, task: tasks.Task) -> None:
-  """Latents of other networks than the frozen ones would train on noise.
+def make_task(config: ConfigDict, mesh: Mesh) -> Task:
+  """The task that `config.objective` names.
 
   Raises:
-    InputError: a dataset of latents was encoded by others.
+    InputError: an unknown objective, or frozen networks that are missing.
+  """
+  if config.objective not in TASKS:
+    raise InputError(
+      f"unknown objective {config.objective!r}; use one of {', '.join(TASKS)}"
+    )
+  if config.frozen is None and config.objective != "autoencoder":
+    raise InputError(
+      "config.frozen is not set; name the cascade folder with the tokenizer "
+      "and the frozen networks: --config.frozen=DIR"
+    )
+  return TASKS[config.objective].from_config(config, mesh)
+
+
+def _check_latents(config: ConfigDict, task: Task) -> None:
+  """Refuses latents of other networks: the U-Net would learn noise from them.
+
+  Raises:
+    InputError: a dataset of latents was encoded by other networks.
   """
   digest = functools.cache(lambda name: native.digest(task.frozen[name]))
   for given in (*config.data.video_dirs, *config.data.image_dirs):
     directory = Path(given if isinstance(given, str) else given[0])
     if not kind_of(directory).startswith("latent"):
       continue
-    told = latents.identity_of(directory)
-    for name in sorted(told.keys() & task.frozen.keys()):
-      if told[name] != digest(name):
+    identity = latents.identity_of(directory)
+    for name in sorted(identity.keys() & task.frozen.keys()):
+      if identity[name] != digest(name):
         raise InputError(
           f"{directory} was encoded by another {name} than that in "
           f"{config.frozen}; encode it again with --weights={config.frozen}"
         )
 
 
-def _initial_params(config: ConfigDict) -> Params | None:
-  """Of `config.init_from`, float32: any weights for a U-Net, our own VAE."""
-  if config.init_from is None:
-    return None
-  if config.objective == "autoencoder":
-    vae = build.make_module("vae", config.vae.to_dict(), Path("config.vae"))
-    abstract = build.abstract_params(vae)
-    return native.load_params(Path(config.init_from), abstract, jnp.float32)
-  if config.objective != "diffusion":
-    raise InputError(
-      f"config.init_from is no use to the objective {config.objective}; "
-      "leave it out"
-    )
-  fields = config.unet.to_dict()
-  unet = build.make_module(config.component, fields, Path("config.unet"))
-  rng = jax.random.key(config.train.seed)
-  return interop.initial_params(config.init_from, unet, rng)
-
-
-def _batches(
-  reader: Reader,
-  start: int,
-  mesh: Mesh,
-  config: ConfigDict,
-  task: tasks.Task,
-) -> Iterator[tuple[int, Batch]]:
-  rows = sharding.process_rows(mesh, config.train.batch_size)
-  batches = reader.iterate(start, rows)
-  if config.data.keep_latents and task.encode:
-    batches = map(tasks.LatentsMemory(task.encode), batches)
-  for step, batch in enumerate(batches, start):
-    yield step, batch
-    if (step + 1) % config.train.log_every == 0:
-      _say_cut(reader, config)
-
-
 def _reader(
   config: ConfigDict,
-  tokenizer: Tokenizer,
+  task: Task,
+  directories: tuple[tuple, tuple],
   augmentation: Augmentation,
-  unseen: bool = False,
 ) -> Reader:
-  """Of the clips and pictures to train on, or of the clips kept apart."""
   data = config.data
   return Reader(
-    data.unseen_dirs if unseen else data.video_dirs,
-    () if unseen else data.image_dirs,
+    *directories,
     batch_size=config.train.batch_size,
     size=tuple(data.size),
     buckets=data.buckets,
-    clip_size=tasks.clip_image_size(config),
-    tokenizer=tokenizer,
+    clip_size=task.clip_size,
+    tokenizer=task.tokenizer,
     seed=config.train.seed,
     augmentation=augmentation,
   )
 
 
-def _unseen(
-  config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer
+def _batches(
+  reader: Reader, start: int, mesh: Mesh, config: ConfigDict, task: Task
+) -> Iterator[tuple[int, Batch]]:
+  rows = sharding.process_rows(mesh, config.train.batch_size)
+  batches = reader.iterate(start, rows)
+  if config.data.keep_latents and isinstance(task, Denoising):
+    batches = map(LatentsMemory(task), batches)
+  for step, batch in enumerate(batches, start):
+    yield step, batch
+    if (step + 1) % config.train.log_every == 0:
+      _report_cut(reader)
+
+
+def _held_out(
+  config: ConfigDict, mesh: Mesh, task: Task
 ) -> Callable[[], Iterator[Batch]] | None:
-  """The first batches of the datasets that are kept apart, if any are."""
+  """The first batches of the held-out datasets, if there are any."""
   if not config.data.unseen_dirs:
     return None
-  apart = _reader(config, tokenizer, Augmentation(), unseen=True)
+  reader = _reader(config, task, (config.data.unseen_dirs, ()), Augmentation())
   rows = sharding.process_rows(mesh, config.train.batch_size)
-  return lambda: (apart.batch(n, rows) for n in range(_UNSEEN_BATCHES))
+  return lambda: (reader.batch(n, rows) for n in range(_HELD_OUT_BATCHES))
 
 
-def _say_cut(reader: Reader, config: ConfigDict) -> None:
-  # Begin and end alone remain of a caption that no network reads.
-  if reader.captions_cut and tasks.text_length(config) > 2:
+def _report_cut(reader: Reader) -> None:
+  if reader.captions_cut:
     say(
       f"{reader.captions_cut} of {reader.captions_read} captions read so far"
-      " are longer than the text tower; their ends were cut"
+      " are longer than the text encoder's input and were cut"
     )
 
 
 def _moving_batch(reader: Reader) -> Batch:
-  """The first batch of the run that shows clips rather than stills, if any."""
-  steps = range(100)
-  moving = (s for s in steps if reader.bucket(s).num_frames > 1)
+  """The first batch of clips rather than still images, if there is any."""
+  moving = (n for n in range(100) if reader.bucket(n).num_frames > 1)
   return reader.batch(next(moving, 0))
+
+
+def _export(
+  config: ConfigDict, workdir: Path, task: Task, batch: Batch
+) -> None:
+  # From the files, as no process has the whole of a sharded state.
+  params = jax.tree.map(
+    lambda x: x.astype(config.export_dtype), load_params(workdir)
+  )
+  folder = workdir / "export"
+  shutil.rmtree(folder, ignore_errors=True)
+  for name, (fields, tree) in task.exports(params, batch).items():
+    native.save(folder / name, fields, tree)

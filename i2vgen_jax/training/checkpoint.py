@@ -1,12 +1,13 @@
-"""Training states on disk: written while training goes on, restored anywhere.
+"""Checkpoints of training states: written during training, restored anywhere.
 
-A step's folder holds the items `params`, `ema_params`, `optimizer` and
-`position` side by side, so that sampling reads one of them alone. Orbax
-writes under a temporary name and renames, and it restores into the shardings
-of the state it is given, whatever mesh wrote the files.
+The folder of a step holds the items `params`, `ema_params`, `optimizer` and
+`position` side by side, so that one of them can be read alone. Orbax writes
+under a temporary name and renames, and it restores into the shardings of the
+given state, whichever mesh wrote the files.
 """
 
-import json
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,32 +17,29 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.training.files import replacing
 from i2vgen_jax.training.state import TrainState
 from i2vgen_jax.types import Params
 
 FOLDER = "checkpoints"
 
 
-def write_json(path: Path, values: Any) -> None:
-  """Readable JSON, whole or not at all."""
-  with replacing(path) as partial:
-    partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-
-
-def _saved_tree(where: Path, name: str) -> Any:
-  """The tree of array descriptions that item `name` of a step has."""
+@contextlib.contextmanager
+def _reading(step_dir: Path) -> Iterator[None]:
+  """Turns the many errors of Orbax, which are long, into one InputError."""
   try:
-    return ocp.PyTreeCheckpointHandler().metadata(where / name).tree
+    yield
+  except InputError:
+    raise
   except (OSError, ValueError, KeyError) as e:
-    raise _unreadable(where) from e
+    raise InputError(
+      f"checkpoint incomplete or damaged, in {step_dir}; delete that folder to "
+      "resume from the one before"
+    ) from e
 
 
-def _unreadable(where: Path) -> InputError:
-  return InputError(
-    f"checkpoint incomplete or damaged, in {where}; delete that folder to go "
-    "on from the one before"
-  )
+def _stored_tree(item: Path) -> Any:
+  """Descriptions of the arrays of one item of a step."""
+  return ocp.PyTreeCheckpointHandler().metadata(item).tree
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -52,14 +50,14 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   }
 
 
-def check_same(saved: Any, wanted: Any, where: Path) -> None:
+def check_same(stored: Any, wanted: Any, where: Path) -> None:
   """Raises InputError that names the first path where two trees differ."""
-  saved, wanted = _shapes(saved), _shapes(wanted)
-  for path in sorted(saved.keys() | wanted.keys()):
-    if saved.get(path) != wanted.get(path):
+  stored, wanted = _shapes(stored), _shapes(wanted)
+  for path in sorted(stored.keys() | wanted.keys()):
+    if stored.get(path) != wanted.get(path):
       raise InputError(
         f"checkpoint of another model: {path} is "
-        f"{saved.get(path, 'absent')} there and "
+        f"{stored.get(path, 'absent')} there and "
         f"{wanted.get(path, 'absent')} in this config, in {where}; use its "
         "config, or another workdir"
       )
@@ -68,15 +66,15 @@ def check_same(saved: Any, wanted: Any, where: Path) -> None:
 def load_params(
   workdir: Path, step: int | None = None, name: str = "ema_params"
 ) -> Params:
-  """Weights alone, as host arrays; neither optimizer nor mesh is needed.
+  """Weights alone, as host arrays; needs neither optimizer nor mesh.
 
   Args:
-    workdir: of the training run.
-    step: steps done; None is the newest.
+    workdir: folder of the training run.
+    step: number of steps done; None is the newest checkpoint.
     name: "ema_params" or "params".
 
   Raises:
-    InputError: no such checkpoint, or a damaged one.
+    InputError: there is no such checkpoint, or it is damaged.
   """
   folder = (workdir / FOLDER).absolute()
   steps = _steps(folder)
@@ -86,16 +84,12 @@ def load_params(
       f"no checkpoint{'' if step is None else f' of step {step}'} in "
       f"{folder}; it has {sorted(steps) or 'none'}"
     )
-  where = folder / str(step)
-  tree = _saved_tree(where, name)
-  as_numpy = jax.tree.map(
-    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-  )
-  try:
-    with ocp.PyTreeCheckpointer() as reader:
-      return reader.restore(where / name, restore_args=as_numpy)
-  except (OSError, ValueError, KeyError) as e:
-    raise _unreadable(where) from e
+  item = folder / str(step) / name
+  with _reading(item.parent), ocp.PyTreeCheckpointer() as reader:
+    as_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _stored_tree(item)
+    )
+    return reader.restore(item, restore_args=as_numpy)
 
 
 def _steps(folder: Path) -> list[int]:
@@ -107,7 +101,7 @@ class Checkpoints:
   """The checkpoints of one workdir."""
 
   def __init__(self, workdir: Path, keep: int):
-    """Opens or creates the folder; the newest `keep` steps survive."""
+    """Opens or creates the folder; only the newest `keep` steps are kept."""
     self._folder = (workdir / FOLDER).absolute()
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, cleanup_tmp_directories=True
@@ -115,22 +109,19 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def latest_step(self) -> int | None:
-    """Steps done in the newest complete checkpoint; None without one."""
+    """Steps done in the newest complete checkpoint; None if there is none."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: TrainState) -> None:
     """Copies the state off the devices and writes it in the background."""
     if step == self.latest_step():
       return
-    save = ocp.args.StandardSave
+    items = {
+      name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
+    }
+    position = ocp.args.JsonSave({"step": step})
     self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        params=save(state.params),
-        ema_params=save(state.ema_params),
-        optimizer=save(state.opt_state),
-        position=ocp.args.JsonSave({"step": step}),
-      ),
+      step, args=ocp.args.Composite(position=position, **items)
     )
 
   def restore(self, step: int, abstract: TrainState) -> TrainState:
@@ -139,35 +130,27 @@ class Checkpoints:
     Raises:
       InputError: the checkpoint is incomplete, or of another model.
     """
-    where = self._folder / str(step)
-    targets = {
-      "params": abstract.params,
-      "ema_params": abstract.ema_params,
-      "optimizer": abstract.opt_state,
-    }
-    for name, target in targets.items():
-      check_same(_saved_tree(where, name), target, where / name)
-    restore = ocp.args.StandardRestore
-    items = {name: restore(target) for name, target in targets.items()}
-    try:
+    step_dir, targets = self._folder / str(step), _items(abstract)
+    with _reading(step_dir):
+      for name, target in targets.items():
+        check_same(_stored_tree(step_dir / name), target, step_dir / name)
+      items = {
+        name: ocp.args.StandardRestore(tree) for name, tree in targets.items()
+      }
       found = self._manager.restore(
         step,
         args=ocp.args.Composite(position=ocp.args.JsonRestore(), **items),
       )
-    except (OSError, ValueError, KeyError) as e:
-      raise _unreadable(where) from e
-    position = jax.device_put(
-      jax.numpy.int32(found.position["step"]), abstract.step.sharding
-    )
+    position = jax.numpy.int32(found.position["step"])
     return TrainState(
-      step=position,
+      step=jax.device_put(position, abstract.step.sharding),
       params=found.params,
       ema_params=found.ema_params,
       opt_state=found.optimizer,
     )
 
   def reached_preemption(self, step: int) -> bool:
-    """Whether some process of several was told to stop; same on all."""
+    """Whether any process got SIGTERM; the same answer in all of them."""
     return self._manager.reached_preemption(step)
 
   def __enter__(self) -> "Checkpoints":
@@ -181,3 +164,12 @@ class Checkpoints:
   ) -> None:
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+  """What is stored of a state, besides its step, by name."""
+  return {
+    "params": state.params,
+    "ema_params": state.ema_params,
+    "optimizer": state.opt_state,
+  }

@@ -1,8 +1,6 @@
 """The training loop, read from top to bottom."""
 
-import errno
 import itertools
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from i2vgen_jax.errors import InputError
+from i2vgen_jax.errors import InputError, writing
+from i2vgen_jax.files import check_writable, write_json
 from i2vgen_jax.sharding import param_shardings, replicated, to_global
 from i2vgen_jax.training import record
-from i2vgen_jax.training.checkpoint import Checkpoints, write_json
+from i2vgen_jax.training.checkpoint import Checkpoints
 from i2vgen_jax.training.metrics import (
   MetricWriter,
   Window,
@@ -24,39 +23,40 @@ from i2vgen_jax.training.metrics import (
 )
 from i2vgen_jax.training.optimizer import make_optimizer
 from i2vgen_jax.training.state import (
-  InitParams,
   TrainState,
   abstract_state,
   init_state,
   state_from,
   step_key,
 )
-from i2vgen_jax.training.step import Objective, make_train_step
+from i2vgen_jax.training.step import make_train_step
+from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch, Params
 
-# So many steps in a row without a finite gradient are no accident.
+# A run stops after this many steps in a row without a finite gradient.
 MAX_SKIPPED = 10
+# Number of examples in a sample picture.
+PICTURE_ROWS = 4
 
 BatchesFrom = Callable[[int], Iterator[tuple[int, Batch]]]
-SampleFn = Callable[[Params, int], np.ndarray]
 
 
 class _StopSignal:
-  """Remembers SIGTERM instead of dying of it.
+  """Records SIGTERM in place of ending the process.
 
-  Of several processes each may get the signal at another step; there the
-  runtime of JAX catches it and agrees on one step, so we leave it alone.
+  Several processes may each get the signal at another step; there the runtime
+  of JAX catches it and agrees on one step, so it is left alone.
   """
 
   def __init__(self):
     self.caught = False
 
-  def _remember(self, *_: Any) -> None:
+  def _catch(self, *_: Any) -> None:
     self.caught = True
 
   def __enter__(self) -> "_StopSignal":
     if jax.process_count() == 1:
-      self._before = signal.signal(signal.SIGTERM, self._remember)
+      self._before = signal.signal(signal.SIGTERM, self._catch)
     return self
 
   def __exit__(self, *_: Any) -> None:
@@ -65,54 +65,50 @@ class _StopSignal:
 
 
 def train(
-  *,
-  init_params_fn: InitParams,
-  objective: Objective,
-  frozen: Any,
+  task: Task,
   batches: BatchesFrom,
   config: Any,
   workdir: Path,
   mesh: Mesh,
-  sample_fn: SampleFn | None = None,
-  unseen: Callable[[], Iterator[Batch]] | None = None,
+  *,
   initial_params: Params | None = None,
+  held_out: Callable[[], Iterator[Batch]] | None = None,
+  to_show: Batch | None = None,
 ) -> TrainState:
-  """Trains until `config.train.num_steps`, resuming whatever workdir holds.
+  """Trains until `config.train.num_steps`, resuming what is in workdir.
 
-  A run that gets SIGTERM saves and returns; the same call goes on from there.
+  A run that gets SIGTERM saves and returns; the same call resumes it.
 
   Args:
-    init_params_fn: rng -> params, traceable; decides the shapes.
-    objective: see `objectives`.
-    frozen: arrays that the objective reads and nothing trains.
+    task: what to train.
     batches: start step -> endless (step, rows of this process).
-    config: its group `train` has num_steps, seed, learning_rate,
-      warmup_steps, decay, beta2, weight_decay, grad_clip,
-      spatial_grad_scale, ema_decay, log_every, checkpoint_every,
-      sample_every, keep_checkpoints.
-      The whole is written to workdir/config.json.
-    workdir: checkpoints, TensorBoard files, samples and record of this run;
-      for the last see `record`.
+    config: its group `train` has num_steps, batch_size, seed, learning_rate,
+      warmup_steps, decay, beta2, weight_decay, grad_clip, spatial_grad_scale,
+      ema_decay, log_every, checkpoint_every, sample_every, keep_checkpoints.
+      All of it is written to workdir/config.json.
+    workdir: folder of the run's checkpoints, TensorBoard files, sample
+      pictures and logged metrics (see `record`).
     mesh: from `sharding.make_mesh`.
-    sample_fn: (ema_params, steps done) -> uint8[h w 3] to look at.
-    unseen: gives the same few batches of clips that nothing trains on; their
-      mean loss under the averaged weights, with the same noise each time, is
-      reported as `unseen_loss` whenever a sample is.
-    initial_params: weights to start from instead of a random draw.
+    initial_params: weights to start from; None draws them.
+    held_out: returns the same few batches of held-out clips at each call.
+      Their mean loss under the averaged weights, with the same noise each
+      time, is logged as `unseen_loss` whenever a sample picture is.
+    to_show: a batch of which the first rows are in the sample pictures; None
+      makes no pictures.
 
   Returns:
     The last state.
 
   Raises:
-    InputError: a count is not positive, workdir cannot be written or holds
-      another model, the data end early, or the gradient stays infinite or
-      not a number.
+    InputError: a count is not positive, workdir cannot be written or has the
+      checkpoints of another model, the data end early, or the loss or gradient
+      is not finite for `MAX_SKIPPED` steps in a row.
   """
   c = config.train
   check_counts(c)
   make_workdir(workdir)
 
-  # ---- The optimizer, and the state without its values ----
+  # ---- Everything that is compiled ----
   tx = make_optimizer(
     learning_rate=c.learning_rate,
     num_steps=c.num_steps,
@@ -123,18 +119,20 @@ def train(
     grad_clip=c.grad_clip,
     spatial_grad_scale=c.spatial_grad_scale,
   )
-  abstract = abstract_state(init_params_fn, tx, mesh)
+  abstract = abstract_state(task.init_params, tx, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   train_step = make_train_step(
-    objective,
+    task.loss,
     tx,
     ema_decay=c.ema_decay,
     seed=c.seed,
     shardings=shardings,
     metrics_sharding=replicated(mesh),
   )
-  frozen = jax.device_put(frozen, param_shardings(frozen, mesh))
-  loss_fn = jax.jit(lambda *args: objective(*args)[0])
+  loss_fn = jax.jit(lambda *args: task.loss(*args)[0])
+  draw = jax.jit(task.sample_picture, out_shardings=replicated(mesh))
+  shown = jax.tree.map(lambda x: x[:PICTURE_ROWS], to_show)
+  frozen = jax.device_put(task.frozen, param_shardings(task.frozen, mesh))
 
   with (
     Checkpoints(workdir, c.keep_checkpoints) as checkpoints,
@@ -148,10 +146,10 @@ def train(
     elif initial_params is not None:
       state = state_from(initial_params, tx, shardings)
     else:
-      state = init_state(init_params_fn, tx, c.seed, shardings)
-    telling = jax.process_index() == 0
-    if telling:
-      # Not before the state fits: the folder may be another run's.
+      state = init_state(task.init_params, tx, c.seed, shardings)
+    is_first = jax.process_index() == 0
+    if is_first:
+      # Only once the state fits: the folder may be another run's.
       record.resume(workdir, start)
       write_json(workdir / "config.json", config.to_dict())
     say(f"training from step {start} to {c.num_steps} in {workdir}")
@@ -170,7 +168,7 @@ def train(
       stopping = stop.caught or checkpoints.reached_preemption(done)
       last = stopping or done == c.num_steps
 
-      # ---- Report ----
+      # ---- Log ----
       values = {}
       if last or done % c.log_every == 0:
         window.add(jax.device_get(pending))
@@ -185,33 +183,35 @@ def train(
           "train.grad_clip"
         )
 
-      # ---- Save, and show ----
+      # ---- Save, and evaluate ----
       if last or done % c.checkpoint_every == 0:
         checkpoints.save(done, state)
-      looking = not stopping and (last or done % c.sample_every == 0)
-      if looking and unseen is not None:
+      evaluating = not stopping and (last or done % c.sample_every == 0)
+      if evaluating and held_out is not None:
         losses = [
           loss_fn(state.ema_params, frozen, batch, step_key(c.seed))
-          for _, batch in _placed_ahead(enumerate(unseen()), mesh)
+          for _, batch in _placed_ahead(enumerate(held_out()), mesh)
         ]
         value = float(np.mean(jax.device_get(losses)))
         values = values | {"unseen_loss": value}
         writer.scalars(done, {"unseen_loss": value})
-        say(f"step {done}/{c.num_steps}  loss on unseen clips {value:.4f}")
-      if telling and values:
+        say(f"step {done}/{c.num_steps}  loss on held-out clips {value:.4f}")
+      if is_first and values:
         record.append(workdir, done, values)
-      if telling and looking:
+      if is_first and evaluating:
         record.draw(workdir)
-      if looking and sample_fn is not None:
-        writer.picture(done, sample_fn(state.ema_params, done))
+      if evaluating and to_show is not None:
+        picture = draw(state.ema_params, frozen, shown)
+        if picture is not None:
+          writer.picture(done, np.asarray(picture))
       if stopping:
-        say(f"stopped at step {done}; the same command goes on from there")
+        say(f"stopped at step {done}; the same command resumes the run")
         break
     else:
       if done < c.num_steps:
         raise InputError(
           f"the data ended after step {done} of {c.num_steps}; the reader "
-          "must go round for ever"
+          "must repeat them endlessly"
         )
   return state
 
@@ -219,7 +219,7 @@ def train(
 def _placed_ahead(
   batches: Iterator[tuple[int, Batch]], mesh: Mesh
 ) -> Iterator[tuple[int, Batch]]:
-  """Puts each batch on the devices while the step before it has its turn."""
+  """Puts each batch on the devices while the step before it is running."""
   waiting = None
   for step, batch in batches:
     placed = step, to_global(batch, mesh)
@@ -236,16 +236,11 @@ def check_counts(c: Any) -> None:
   periods = ("log_every", "checkpoint_every", "sample_every")
   for name in counts + periods:
     if c[name] < 1:
-      raise InputError(f"train.{name} is {c[name]}; make it 1 or more")
+      raise InputError(f"train.{name} must be at least 1, got {c[name]}")
 
 
 def make_workdir(workdir: Path) -> None:
-  """Creates the folder, or raises InputError if nothing can be put there."""
-  try:
+  """Creates the folder, or raises InputError if it cannot be written."""
+  with writing(workdir, "choose another workdir"):
     workdir.mkdir(parents=True, exist_ok=True)
-    if not os.access(workdir, os.W_OK):
-      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-  except OSError as e:
-    raise InputError(
-      f"cannot write: {e.strerror}, in {workdir}; choose another workdir"
-    ) from e
+  check_writable(workdir / "config.json")

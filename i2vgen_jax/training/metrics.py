@@ -1,4 +1,4 @@
-"""What a run tells: TensorBoard files, and one console line per report."""
+"""What a run logs: TensorBoard files, and one console line per report."""
 
 import datetime
 import sys
@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from i2vgen_jax.errors import InputError
-from i2vgen_jax.training.files import replacing
+from i2vgen_jax.errors import InputError, writing
+from i2vgen_jax.files import replacing
 
 
 def _summary_writer(workdir: Path) -> Any:
@@ -22,14 +22,14 @@ def _summary_writer(workdir: Path) -> Any:
     from clu import metric_writers
   except ImportError as e:
     raise InputError(
-      f"training needs clu, tensorflow and tensorboard, of which {e.name} is "
+      f"training needs clu, tensorflow and tensorboard, and {e.name} is "
       "missing; install the package with its extra `data`"
     ) from e
   return metric_writers.SummaryWriter(str(workdir))
 
 
 class MetricWriter:
-  """Scalars and pictures of one run, written by the first process alone."""
+  """Scalars and pictures of a run; only the first process writes them."""
 
   def __init__(self, workdir: Path):
     self._writer = None
@@ -44,14 +44,15 @@ class MetricWriter:
       self._writer.flush()
 
   def picture(self, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-    """A sample, to TensorBoard and to samples/step_NNNNNNNN.png."""
+    """A sample picture, to TensorBoard and to samples/step_NNNNNNNN.png."""
     if self._writer is None:
       return
     self._writer.write_images(step, {"sample": picture[None]})
     self._writer.flush()
-    self._samples.mkdir(exist_ok=True)
-    with replacing(self._samples / f"step_{step:08d}.png") as partial:
-      Image.fromarray(picture).save(partial, format="PNG")
+    with writing(self._samples):
+      self._samples.mkdir(exist_ok=True)
+    with replacing(self._samples / f"step_{step:08d}.png") as temporary:
+      Image.fromarray(picture).save(temporary, format="PNG")
 
   def __enter__(self) -> "MetricWriter":
     return self
@@ -67,11 +68,11 @@ class MetricWriter:
 
 
 class Window:
-  """Means of the metrics since the last report, and the speed meanwhile."""
+  """Means of the metrics since the last report, and the speed of its steps."""
 
   def __init__(self):
     self.skipped_in_a_row = 0
-    # The first step of a run compiles: its end starts the clock.
+    # The clock starts after the first step of a run, which compiles.
     self._clock: float | None = None
     self._start()
 
@@ -80,7 +81,7 @@ class Window:
     self._timed = self._applied = self._skipped = 0
 
   def add(self, metrics: dict[str, Any]) -> None:
-    """The metrics of one step; a skipped one enters the counts alone."""
+    """Adds the metrics of one step; a skipped step is only counted."""
     if self._clock is None:
       self._clock = time.monotonic()
     else:
@@ -120,6 +121,6 @@ def progress_line(step: int, num_steps: int, values: dict[str, float]) -> str:
 
 
 def say(line: str) -> None:
-  """One line of progress, from the first process, terminal or not."""
+  """Prints one line of progress on the first process."""
   if jax.process_index() == 0:
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""AdamW as the paper trains with it: fixed rate, two update strengths."""
+"""AdamW as in the paper: constant rate, weaker updates of spatial layers."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ from i2vgen_jax.types import Params
 
 DECAYS = ("constant", "cosine")
 
-# What an image diffusion model has too: all that looks within one frame. The
+# Layers that an image diffusion model has too, which work within one frame. The
 # embeddings of time, fps and conditions are not among them, as in public code.
 SPATIAL_PATHS = (
   r"^(conv_in|norm_out|conv_out)/|/(resnet|spatial)/|_(down|up)sample/"
@@ -69,27 +69,25 @@ def make_optimizer(
   grad_clip: float | None = None,
   spatial_grad_scale: float = 1.0,
 ) -> optax.GradientTransformation:
-  """AdamW (β1 0.9, ε 1e-8), decaying kernels only.
+  """AdamW (β1 0.9, ε 1e-8) with weight decay on kernels.
 
   Args:
     learning_rate: peak rate.
-    num_steps: length of the run, where the cosine ends.
-    warmup_steps: updates of linear warm-up.
+    num_steps: length of the run, where the cosine reaches 0.
+    warmup_steps: number of updates of linear warm-up.
     decay: "constant" (the paper) or "cosine" (public code).
-    beta2: memory of the squared gradients; 0.999 in public code, less where
-      the run is short.
-    weight_decay: decoupled; norms, biases and embeddings have none.
+    beta2: decay of the second moment; 0.999 in public code, less for short
+      runs.
+    weight_decay: decoupled; kernels only.
     grad_clip: largest global norm of the gradients; None is off.
     spatial_grad_scale: γ of the paper, the strength of `SPATIAL_PATHS`
       against the temporal weights (recalled as 0.2). It scales the update,
       not the gradient: Adam divides a constant factor away again.
   """
   rate = learning_rate_schedule(learning_rate, num_steps, warmup_steps, decay)
-  clip = (
-    optax.identity()
-    if grad_clip is None
-    else (optax.clip_by_global_norm(grad_clip))
-  )
+  clip = optax.identity()
+  if grad_clip is not None:
+    clip = optax.clip_by_global_norm(grad_clip)
   return optax.chain(
     clip,
     optax.adamw(

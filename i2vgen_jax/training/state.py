@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The state of a training run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,12 +18,12 @@ InitParams = Callable[[jax.Array], Params]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """The whole of a run; saving it and reading it back loses nothing.
+  """Everything that a run needs to resume exactly.
 
   Attributes:
-    step: training steps done, which is also the position in the data.
-    params: the weights that gradients move.
-    ema_params: their moving average, the weights to sample with.
+    step: number of training steps done, which is also the position in the data.
+    params: the trained weights.
+    ema_params: their moving average, which sampling uses.
     opt_state: the optimizer's moments and its count of updates.
   """
 
@@ -48,7 +48,7 @@ def create_state(
 def abstract_state(
   init_params_fn: InitParams, tx: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-  """Shapes, dtypes and shardings of a state; computes nothing."""
+  """Shapes, dtypes and shardings of a state, without computing it."""
   shapes = jax.eval_shape(
     lambda: create_state(init_params_fn(jax.random.key(0)), tx)
   )
@@ -67,9 +67,9 @@ def init_state(
   seed: int,
   shardings: TrainState,
 ) -> TrainState:
-  """Draws the weights where they shall live: no device sees them whole."""
-  # One draw per weight makes a program that LLVM optimizes for minutes, to
-  # run it once.
+  """Draws the weights in their shardings: no device holds all of them."""
+  # One draw per weight makes a program that LLVM optimizes for minutes, and it
+  # runs only once.
   fast = {"xla_backend_optimization_level": "0"}
   # The seed is a constant of the program: processes need not share an array.
   draw = jax.jit(
@@ -83,17 +83,17 @@ def init_state(
 def state_from(
   params: Params, tx: optax.GradientTransformation, shardings: TrainState
 ) -> TrainState:
-  """A state that starts from given weights, the same on every process."""
+  """A state that starts from given weights, which all processes have."""
   params = jax.device_put(params, shardings.params)
   create = jax.jit(lambda p: create_state(p, tx), out_shardings=shardings)
   return create(params)
 
 
 def init_key(seed: int) -> jax.Array:
-  """What a run draws its first weights from."""
+  """Key of the initial weights."""
   return jax.random.fold_in(jax.random.key(seed), 0)
 
 
 def step_key(seed: int) -> jax.Array:
-  """What a run draws noise, levels and dropout from, with `batch.index`."""
+  """Key of noise, noise levels and dropout, with `batch.index`."""
   return jax.random.fold_in(jax.random.key(seed), 1)

@@ -12,15 +12,15 @@ from i2vgen_jax.types import Batch, Params
 
 Metrics = dict[str, jax.Array]
 # (params, frozen, batch, rng) -> (loss, metrics)
-Objective = Callable[[Params, Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
+LossFn = Callable[[Params, Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
 
 
 def ema_rate(ema_decay: float, step: jax.Array) -> jax.Array:
-  """How much of the average stays at update `step`, counted from 0.
+  """Share of the moving average that is kept at update `step`, from 0.
 
   min(decay, (1 + n) / (10 + n)): a short run forgets its random start, and a
-  long one has the plain average of the public code (decay 0.9999).
+  long one has the constant decay of the public code (0.9999).
   """
   return jnp.minimum(ema_decay, (1 + step) / (10 + step))
 
@@ -30,17 +30,17 @@ def train_step(
   frozen: Any,
   batch: Batch,
   *,
-  objective: Objective,
+  loss_fn: LossFn,
   tx: optax.GradientTransformation,
   ema_decay: float,
   rng: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-  """One pure step.
+  """One training step; a pure function.
 
-  A step whose loss or gradient is not finite counts as done and changes
-  nothing but the count; metric `skipped` is then 1.
+  A step whose loss or gradient is not finite changes only the step count;
+  metric `skipped` is then 1.
   """
-  grad_fn = jax.value_and_grad(objective, has_aux=True)
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   (loss, metrics), grads = grad_fn(state.params, frozen, batch, rng)
   grad_norm = optax.global_norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -66,7 +66,7 @@ def train_step(
 
 
 def make_train_step(
-  objective: Objective,
+  loss_fn: LossFn,
   tx: optax.GradientTransformation,
   *,
   ema_decay: float,
@@ -76,7 +76,7 @@ def make_train_step(
 ) -> TrainStep:
   """The compiled (state, frozen, batch) -> (state, metrics).
 
-  The state's buffers are reused: the state that goes in is gone afterwards.
+  The buffers of the given state are donated: it cannot be used afterwards.
   The rng is the same at every step, since draws derive from `batch.index`.
   """
 
@@ -85,7 +85,7 @@ def make_train_step(
       state,
       frozen,
       batch,
-      objective=objective,
+      loss_fn=loss_fn,
       tx=tx,
       ema_decay=ema_decay,
       rng=step_key(seed),

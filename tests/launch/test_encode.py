@@ -10,9 +10,8 @@ from data_pipelines.loading.reader import Reader
 from data_pipelines.procedural.build import build_procedural
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import Dataset, dataset_dir
-from i2vgen_jax import encode
+from i2vgen_jax import autoencoding, interop
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.models import build
 from i2vgen_jax.tokenizer import Tokenizer
 from launch import train
 
@@ -41,7 +40,8 @@ def encoded(pixels, weights, tmp_path_factory):
 
 @pytest.fixture
 def towers(weights):
-  return {name: build.load(weights / name) for name in ("vae", "image_encoder")}
+  networks = interop.open_weights(weights).networks
+  return {name: networks[name].load() for name in ("vae", "image_encoder")}
 
 
 def reader(folder, kinds, weights, towers, **changes):
@@ -72,9 +72,9 @@ def test_a_batch_of_latents_is_that_of_the_pixels(
     for name in ("token_ids", "fps", "index"):
       np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     vae, tower = towers["vae"], towers["image_encoder"]
-    moments = encode.encode_moments(
-      vae.module, vae.params, encode.to_unit_range(jnp.asarray(a.frames)), 2
-    )
+    frames = autoencoding.to_unit_range(jnp.asarray(a.frames))
+    posterior = autoencoding.encode_clips(vae.module, vae.params, frames, 2)
+    moments = posterior.moments
     np.testing.assert_allclose(b.moments, moments, rtol=2e-3, atol=2e-3)
     embeds = tower.module.apply({"params": tower.params}, a.clip_images)
     np.testing.assert_allclose(b.image_embeds, embeds, rtol=2e-3, atol=2e-3)

@@ -1,40 +1,32 @@
-"""From nothing to a video: what `launch/make_tiny.sh` does, in miniature."""
+"""From random weights to a video: `launch/make_tiny.sh` in miniature."""
 
 import functools
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
+import cascade_standin
 import jax
 import numpy as np
 import pytest
 
 from data_pipelines.procedural.build import build_procedural
+from i2vgen_jax import interop
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.models import build
 from i2vgen_jax.tokenizer import build_vocabulary
+from i2vgen_jax.training.checkpoint import load_params
 from launch import train
 
-# Eight compilations.
+# It compiles eight training runs.
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[2]
 SMALL_UNET = {"block_channels": (8, 16), "head_dim": 8, "norm_groups": 4}
-
-
-def load_config(arg: str):
-  path = REPOSITORY / "configs" / "i2vgen_xl.py"
-  spec = importlib.util.spec_from_file_location("i2vgen_xl", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(arg)
 
 
 def small(arg: str, cascade: Path, shards: Path):
   """The config of a bundled network, at widths that compile in seconds."""
-  config = load_config(arg)
+  config = cascade_standin.get_config(arg)
   config.frozen = str(cascade)
   config.data.video_dirs = (str(shards / "text_video" / "1.0.0"),)
   config.train.update(
@@ -75,8 +67,9 @@ def trained(tmp_path_factory, shards):
 def test_four_trainings_make_a_cascade_that_samples(trained):
   cascade = Cascade.load(trained / "cascade", np.float32)
   picture = np.full((40, 48, 3), 128, np.uint8)
-  clip = cascade.run_base([picture], ["red moves"])
-  refined = cascade.run_refine(clip, ["red moves"])
+  base, refine = cascade.stages.values()
+  clip = cascade.run(base, [picture], ["red moves"])
+  refined = cascade.run(refine, clip, ["red moves"])
   assert clip.shape == (1, 8, 32, 32, 3)
   assert refined.shape == (1, 8, 32, 32, 3)
 
@@ -100,8 +93,10 @@ def test_a_decoder_trains_alone_and_the_latents_stay(trained, shards):
     train.run(config, trained / "decoder")
   config.init_from = str(trained / "cascade" / "vae")
   train.run(config, trained / "decoder")
-  before = build.load(trained / "cascade" / "vae")
-  after = build.load(trained / "decoder" / "export" / "vae")
+  before, after = (
+    interop.open_weights(folder).networks["vae"].load()
+    for folder in (trained / "cascade/vae", trained / "decoder/export/vae")
+  )
   assert after.config == before.config
   same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
   same(after.params["encoder"], before.params["encoder"])
@@ -129,6 +124,4 @@ def test_latents_kept_in_memory_change_nothing(trained, shards):
 
 
 def _params(workdir: Path) -> np.ndarray:
-  from i2vgen_jax.training.checkpoint import load_params
-
   return load_params(workdir, name="params")["conv_out"]["kernel"].ravel()

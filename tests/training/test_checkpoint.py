@@ -1,4 +1,4 @@
-"""States on disk: complete, on any mesh, and honest about damage."""
+"""States on disk: complete, on any mesh, and damage is reported."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def init(rng, width=8):
 
 
 def make_state(mesh, value=0.5):
-  """Every member of the state holds other numbers."""
+  """A state whose members all have different values."""
   abstract = abstract_state(init, TX, mesh)
   rng = np.random.default_rng(0)
   values = jax.tree.map(
@@ -54,7 +54,7 @@ def restore(workdir, abstract, step=3):
 @pytest.mark.parametrize(
   "layout", [{"fsdp": 8}, {"data": 4, "fsdp": 2}, {"data": 8}], ids=str
 )
-def test_every_bit_comes_back_on_any_mesh(saved, layout):
+def test_states_are_restored_exactly_on_any_mesh(saved, layout):
   workdir, state = saved
   abstract = abstract_state(init, TX, sharding.make_mesh(**layout))
   restored = restore(workdir, abstract)
@@ -115,7 +115,7 @@ def test_the_newest_are_kept(tmp_path):
   assert names == ["2", "3"]
 
 
-def test_a_save_cut_short_is_no_checkpoint(saved):
+def test_an_unfinished_save_is_not_a_checkpoint(saved):
   workdir, _ = saved
   folder = workdir / "checkpoints"
   (folder / "3").rename(folder / "5.orbax-checkpoint-tmp")

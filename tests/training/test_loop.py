@@ -1,16 +1,18 @@
-"""Whole short runs: resumed, stopped, shown, and refused."""
+"""Whole short runs: resumed, stopped, logged, and refused."""
 
+import errno
 import itertools
 import json
 import os
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from training_standins import make_batch, make_config
+from training_standins import SmallTask, make_batch, make_config
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.sharding import make_mesh
@@ -24,8 +26,8 @@ def init(rng):
   return {"kernel": jax.random.normal(rng, (4, 4))}
 
 
-def objective(params, frozen, batch, rng):
-  """A quadratic with noise of each row's own; frozen scales it."""
+def loss(params, frozen, batch, rng):
+  """A quadratic with noise of each row, which frozen scales."""
   keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(batch.index)
   noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4)))(keys)
   loss = jnp.square(params["kernel"] - frozen["scale"] * noise).mean()
@@ -37,8 +39,14 @@ def batches(start):
     yield step, make_batch(8 * step)
 
 
+def bits(params):
+  """A picture from which the weights can be read."""
+  pixels = jax.lax.bitcast_convert_type(params["kernel"], jnp.uint8)
+  return jnp.repeat(pixels.reshape(4, 16, 1), 3, axis=2)
+
+
 class FakeWriter:
-  """Keeps what would go to TensorBoard; its import takes seconds."""
+  """Records what would go to TensorBoard, whose import takes seconds."""
 
   def __init__(self, log):
     self.log = log
@@ -58,30 +66,25 @@ class FakeWriter:
 
 @pytest.fixture
 def log(monkeypatch):
-  """(step, what was written) of the runs in a test."""
+  """(step, values or picture) of everything that a test's runs write."""
   entries = []
   monkeypatch.setattr(loop, "MetricWriter", lambda _: FakeWriter(entries))
-  # Takes longer than all of such a run.
+  # Drawing takes longer than such a run.
   monkeypatch.setattr(record, "draw", lambda workdir: None)
   return entries
 
 
-def run(workdir, batches=batches, objective=objective, **changes):
-  sample_fn = changes.pop("sample_fn", None)
-  unseen = changes.pop("unseen", None)
-  initial_params = changes.pop("initial_params", None)
-  return train(
-    init_params_fn=init,
-    objective=objective,
+def run(workdir, batches=batches, loss=loss, **changes):
+  names = ("held_out", "initial_params", "to_show")
+  options = {name: changes.pop(name, None) for name in names}
+  task = SmallTask(
+    init=changes.pop("init", init),
+    loss_fn=loss,
+    picture_fn=bits,
     frozen={"scale": np.float32(0.1)},
-    batches=batches,
-    config=make_config(**changes),
-    workdir=workdir,
-    mesh=make_mesh(),
-    sample_fn=sample_fn,
-    unseen=unseen,
-    initial_params=initial_params,
   )
+  config = make_config(**changes)
+  return train(task, batches, config, workdir, make_mesh(), **options)
 
 
 def losses(log):
@@ -93,7 +96,7 @@ def assert_same(a, b):
 
 
 class TestResume:
-  def test_a_run_in_pieces_is_the_run_in_one(self, tmp_path, log):
+  def test_a_run_in_pieces_equals_an_uninterrupted_one(self, tmp_path, log):
     """Bit for bit: losses, weights, averages, moments and counts."""
     whole = run(tmp_path / "whole", num_steps=7, log_every=1)
     expected = losses(log)
@@ -116,8 +119,8 @@ class TestResume:
     run(tmp_path, counting, num_steps=5)
     assert asked == [3, 4]
 
-  def test_each_batch_is_on_the_devices_a_step_ahead(self, tmp_path, log):
-    """And no further: what is read is read for a step to come."""
+  def test_each_batch_is_read_one_step_ahead(self, tmp_path, log, monkeypatch):
+    """And no further than that."""
     events = []
 
     def telling(start):
@@ -125,23 +128,23 @@ class TestResume:
         events.append(f"read {step}")
         yield step, batch
 
-    def sample(params, done):
-      events.append(f"done {done}")
-      return np.zeros((2, 2, 3), np.uint8)
+    def picture(self, step, picture):
+      events.append(f"done {step}")
 
-    run(tmp_path, telling, num_steps=3, sample_every=1, sample_fn=sample)
+    monkeypatch.setattr(FakeWriter, "picture", picture)
+    run(tmp_path, telling, num_steps=3, sample_every=1, to_show=make_batch(0))
     assert events == [
       "read 0", "read 1", "done 1", "read 2", "done 2", "done 3",
     ]  # fmt: skip
 
-  def test_a_finished_run_stays_as_it_is(self, tmp_path, log):
+  def test_a_finished_run_is_unchanged(self, tmp_path, log):
     first = run(tmp_path, num_steps=3)
     log.clear()
     assert_same(run(tmp_path, num_steps=3), first)
     assert_same(run(tmp_path, num_steps=2), first)
     assert log == []
 
-  def test_seed_decides(self, tmp_path, log):
+  def test_the_seed_determines_the_run(self, tmp_path, log):
     one = run(tmp_path / "a", seed=1)
     same = run(tmp_path / "b", seed=1)
     other = run(tmp_path / "c", seed=2)
@@ -150,7 +153,7 @@ class TestResume:
 
 
 class TestStop:
-  def test_sigterm_saves_and_the_rest_gives_the_same(self, tmp_path, log):
+  def test_a_run_that_got_sigterm_resumes_exactly(self, tmp_path, log):
     whole = run(tmp_path / "whole", num_steps=6)
 
     def interrupted(start):
@@ -169,26 +172,26 @@ class TestStop:
       assert checkpoints.latest_step() == 4
     assert_same(run(tmp_path / "stopped", num_steps=6), whole)
 
-  def test_gradient_that_stays_infinite(self, tmp_path, log):
+  def test_a_gradient_that_stays_not_finite_stops_the_run(self, tmp_path, log):
     def broken(params, frozen, batch, rng):
       late = batch.index[0] >= 8 * 3
       return jnp.where(late, jnp.nan, 1.0) * params["kernel"].sum(), {}
 
     with pytest.raises(InputError, match=r"10 steps.* step 14 of"):
-      run(tmp_path, objective=broken, num_steps=100, log_every=5)
+      run(tmp_path, loss=broken, num_steps=100, log_every=5)
 
-  def test_a_single_bad_step_is_passed_over(self, tmp_path, log):
+  def test_a_single_bad_step_is_skipped(self, tmp_path, log):
     def hiccup(params, frozen, batch, rng):
       bad = jnp.where(batch.index[0] == 8, jnp.nan, 1.0)
       return bad * jnp.square(params["kernel"]).mean(), {}
 
-    state = run(tmp_path, objective=hiccup, num_steps=4, log_every=4)
+    state = run(tmp_path, loss=hiccup, num_steps=4, log_every=4)
     ((_, values),) = log
     assert values["skipped"] == 1
     assert np.isfinite(values["loss"])
     assert np.isfinite(state.params["kernel"]).all()
 
-  def test_data_that_end(self, tmp_path, log):
+  def test_data_that_end_early_are_refused(self, tmp_path, log):
     def three(start):
       return itertools.islice(batches(start), 3)
 
@@ -197,7 +200,7 @@ class TestStop:
 
 
 class TestReports:
-  def test_means_are_of_the_steps_since_the_last(self, tmp_path, log):
+  def test_means_are_over_the_steps_since_the_last_report(self, tmp_path, log):
     run(tmp_path / "each", num_steps=5, log_every=1)
     single = losses(log)
     log.clear()
@@ -210,66 +213,61 @@ class TestReports:
     }
     assert losses(log) == pytest.approx(expected)
 
-  def test_console_lines_need_no_terminal(self, tmp_path, log, capfd):
+  def test_progress_lines_without_a_terminal(self, tmp_path, log, capfd):
     run(tmp_path, num_steps=4, log_every=2)
     lines = capfd.readouterr().err.splitlines()
     steps = [line.split()[1] for line in lines if line.startswith("step ")]
     assert steps == ["2/4", "4/4"]
 
-  def test_samples_are_of_the_average(self, tmp_path, log):
-    seen = {}
-
-    def sample(ema_params, step):
-      seen[step] = np.array(ema_params["kernel"])
-      return np.full((2, 2, 3), step, np.uint8)
-
-    state = run(
-      tmp_path, num_steps=5, sample_every=2, log_every=100, sample_fn=sample
-    )
+  def test_sample_pictures_are_of_the_average(self, tmp_path, log):
+    options = {"log_every": 100, "to_show": make_batch(0)}
+    state = run(tmp_path, num_steps=5, sample_every=2, **options)
     pictures = {s: v for s, v in log if isinstance(v, np.ndarray)}
     assert sorted(pictures) == [2, 4, 5]
-    assert (pictures[4] == 4).all()
-    np.testing.assert_array_equal(seen[5], state.ema_params["kernel"])
-    assert np.abs(seen[5] - state.params["kernel"]).max() > 0
+    at_4 = run(tmp_path / "at 4", num_steps=4, **options)
+    np.testing.assert_array_equal(pictures[4], bits(at_4.ema_params))
+    np.testing.assert_array_equal(pictures[5], bits(state.ema_params))
+    difference = state.ema_params["kernel"] - state.params["kernel"]
+    assert np.abs(difference).max() > 0
 
-  def test_loss_on_unseen_clips_is_of_the_average(self, tmp_path, log, capfd):
-    """Of the same batches with the same noise, whatever has been trained."""
+  def test_held_out_loss_is_of_the_average(self, tmp_path, log, capfd):
+    """On the same batches with the same noise each time."""
 
-    def unseen():
+    def held_out():
       return iter([make_batch(1000), make_batch(2000)])
 
     state = run(
-      tmp_path, num_steps=5, sample_every=2, log_every=100, unseen=unseen
+      tmp_path, num_steps=5, sample_every=2, log_every=100, held_out=held_out
     )
-    told = {
+    logged = {
       step: values["unseen_loss"]
       for step, values in log
       if "unseen_loss" in values
     }
-    assert sorted(told) == [2, 4, 5]
+    assert sorted(logged) == [2, 4, 5]
     frozen, key = {"scale": np.float32(0.1)}, step_key(make_config().train.seed)
     expected = [
-      objective(state.ema_params, frozen, batch, key)[0] for batch in unseen()
+      loss(state.ema_params, frozen, batch, key)[0] for batch in held_out()
     ]
-    assert told[5] == pytest.approx(np.mean(expected), rel=1e-5)
-    line = f"step 5/5  loss on unseen clips {told[5]:.4f}"
+    assert logged[5] == pytest.approx(np.mean(expected), rel=1e-5)
+    line = f"step 5/5  loss on held-out clips {logged[5]:.4f}"
     assert line in capfd.readouterr().err
 
   def test_the_record_has_a_line_for_each_report(self, tmp_path, log):
     run(
       tmp_path, num_steps=7, log_every=2, sample_every=3,
-      unseen=lambda: iter([make_batch(1000)]),
+      held_out=lambda: iter([make_batch(1000)]),
     )  # fmt: skip
     lines = record.read(tmp_path)
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 7]
-    told = {}
+    logged = {}
     for step, values in log:
-      told[step] = told.get(step, {"step": step}) | values
-    assert lines == list(told.values())
+      logged[step] = logged.get(step, {"step": step}) | values
+    assert lines == list(logged.values())
     looked = [line["step"] for line in lines if "unseen_loss" in line]
     assert looked == [3, 6, 7]
 
-  def test_a_run_that_was_killed_has_no_line_twice(self, tmp_path, log):
+  def test_a_killed_run_resumes_without_repeated_lines(self, tmp_path, log):
     def killed(start):
       yield from itertools.islice(batches(start), 5)
       raise KeyboardInterrupt
@@ -287,7 +285,7 @@ class TestReports:
     )
     assert found == expected
 
-  def test_a_run_that_is_stopped_tells_its_last_steps(self, tmp_path, log):
+  def test_a_stopped_run_logs_its_last_steps(self, tmp_path, log):
     def stopped(start):
       for step, batch in batches(start):
         if step == 3:
@@ -303,13 +301,13 @@ class TestReports:
     assert config == make_config(num_steps=2, seed=5).to_dict()
 
 
-def test_saved_weights_are_the_last(tmp_path, log):
+def test_the_last_weights_are_saved(tmp_path, log):
   state = run(tmp_path, num_steps=3, checkpoint_every=2)
   assert_same(load_params(tmp_path), state.ema_params)
   assert_same(load_params(tmp_path, name="params"), state.params)
 
 
-def test_given_weights_are_where_it_starts(tmp_path, log):
+def test_a_run_starts_from_the_given_weights(tmp_path, log):
   given = {"kernel": np.full((4, 4), 7.0, np.float32)}
   state = run(tmp_path, num_steps=1, learning_rate=0.0, initial_params=given)
   assert_same(state.params, given)
@@ -321,41 +319,33 @@ class TestRefusals:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
       run(tmp_path / "file" / "run")
-    monkeypatch.setattr(loop.os, "access", lambda *_: False)
-    with pytest.raises(InputError, match="cannot write: Permission denied"):
+
+    def refuse(path):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*Permission denied"):
       run(tmp_path)
 
   @pytest.mark.parametrize("name", ["num_steps", "batch_size", "log_every"])
   @pytest.mark.parametrize("value", [0, -3])
   def test_counts_that_are_not_positive(self, tmp_path, log, name, value):
-    with pytest.raises(InputError, match=f"train.{name} is {value}"):
+    with pytest.raises(InputError, match=f"train.{name} must be .* {value}$"):
       run(tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
 
-  def test_another_models_folder_stays_as_it_is(self, tmp_path, log):
+  def test_the_folder_of_another_model_is_unchanged(self, tmp_path, log):
     run(tmp_path, num_steps=2)
     config = (tmp_path / "config.json").read_text()
     with pytest.raises(InputError, match="checkpoint of another model"):
-      train(
-        init_params_fn=lambda rng: {"kernel": jnp.zeros((5, 5))},
-        objective=objective,
-        frozen={},
-        batches=batches,
-        config=make_config(num_steps=9),
-        workdir=tmp_path,
-        mesh=make_mesh(),
-      )
+      run(tmp_path, num_steps=9, init=lambda rng: {"kernel": jnp.zeros((5, 5))})
     assert (tmp_path / "config.json").read_text() == config
 
 
 def test_real_writer(tmp_path):
-  """Once with TensorBoard itself, and the curve."""
-  run(
-    tmp_path,
-    num_steps=2,
-    sample_fn=lambda params, step: np.zeros((2, 3, 3), np.uint8),
-  )
+  """With TensorBoard itself, and the curve."""
+  run(tmp_path, num_steps=2, to_show=make_batch(0))
   assert list(tmp_path.glob("events.out.tfevents.*"))
   assert Image.open(tmp_path / "curve.png").format == "PNG"
   picture = Image.open(tmp_path / "samples" / "step_00000002.png")
-  assert picture.size == (3, 2)
+  assert picture.size == (16, 4)

@@ -1,4 +1,4 @@
-"""What a run reports, read back."""
+"""Metrics of a run: their means, and the files they are written to."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def one_step(loss, skipped=0.0):
 
 
 class TestWindow:
-  def test_means_leave_skipped_steps_out(self):
+  def test_means_exclude_skipped_steps(self):
     window = Window()
     for step in (one_step(1), one_step(np.nan, 1), one_step(4)):
       window.add(step)
@@ -29,7 +29,7 @@ class TestWindow:
     window.add(one_step(3))
     assert window.report()["loss"] == 3
 
-  def test_a_row_of_skipped_steps_spans_windows(self):
+  def test_consecutive_skipped_steps_are_counted_across_windows(self):
     window = Window()
     rows = []
     for skipped in (1, 1, 0, 1):
@@ -38,7 +38,7 @@ class TestWindow:
       rows.append(window.skipped_in_a_row)
     assert rows == [1, 2, 0, 1]
 
-  def test_speed_leaves_the_compiling_step_out(self, monkeypatch):
+  def test_speed_excludes_the_compiling_step(self, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     window = Window()

@@ -1,4 +1,4 @@
-"""The record of a run: one line a report, none twice, and its curve."""
+"""The record of a run: one line per report, none twice, and its curve."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def test_a_line_is_a_report(three):
   assert record.read(three)[1] == {"step": 4, "loss": 0.7, "unseen_loss": 0.8}
 
 
-def test_what_is_not_finite_is_null(tmp_path):
+def test_values_that_are_not_finite_become_null(tmp_path):
   record.append(tmp_path, 1, {"loss": np.nan, "unseen_loss": np.inf})
   expected = {"step": 1, "loss": None, "unseen_loss": None}
   assert record.read(tmp_path) == [expected]
@@ -42,13 +42,13 @@ class TestResume:
   @pytest.mark.parametrize(
     ("step", "left"), [(0, []), (3, [2]), (4, [2, 4]), (9, [2, 4, 6])]
   )
-  def test_steps_to_be_done_again_are_dropped(self, three, step, left):
+  def test_steps_that_will_be_repeated_are_dropped(self, three, step, left):
     record.resume(three, step)
     assert steps(three) == left
     record.append(three, step + 1, {"loss": 0.4})
     assert steps(three) == [*left, step + 1]
 
-  def test_a_line_that_a_kill_cut_off_is_dropped(self, three):
+  def test_an_incomplete_last_line_is_dropped(self, three):
     path = three / "metrics.jsonl"
     path.write_text(path.read_text()[:-5])
     assert steps(three) == [2, 4]
@@ -69,7 +69,7 @@ class TestCurve:
     one = np.array(Image.open(three / "curve.png").convert("RGB"))
     assert both.shape == one.shape
     assert colours(both) - colours(one)
-    assert not list(three.glob("*.partial"))
+    assert not list(three.glob("*.tmp"))
 
   def test_without_matplotlib_the_extra_is_named(self, three, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -78,7 +78,7 @@ class TestCurve:
 
 
 def colours(picture):
-  """Of the lines: grey, white and what lies between are not counted."""
+  """Colours of the lines; white and grey are not counted."""
   pixels = picture.reshape(-1, 3)
   strong = np.ptp(pixels.astype(int), axis=1) > 120
   return {tuple(p) for p in np.unique(pixels[strong], axis=0)}
@@ -86,15 +86,15 @@ def colours(picture):
 
 class TestUnreadable:
   @pytest.mark.parametrize("line", ["{", "[4]", '{"loss": 1}', '{"step": "4"}'])
-  def test_a_line_that_is_no_report(self, three, line):
+  def test_a_line_that_is_not_a_report(self, three, line):
     path = three / "metrics.jsonl"
     before = path.read_text()
     path.write_text(f"{line}\n{before}")
-    with pytest.raises(InputError, match=r"line 1 of .*jsonl.*move"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 1 .*move"):
       record.resume(three, 4)
     assert path.read_text() == f"{line}\n{before}"
 
-  def test_bytes_that_are_no_text(self, three):
+  def test_bytes_that_are_not_text(self, three):
     (three / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
     with pytest.raises(InputError, match=r"cannot read .*metrics.jsonl"):
       record.resume(three, 4)

@@ -1,6 +1,9 @@
-"""Networks of a few thousand weights with the interfaces of the real ones."""
+"""Networks of a few hundred weights, and tasks and short runs of them."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,8 +11,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from i2vgen_jax import sharding
 from i2vgen_jax.models.clip import TextOutput
 from i2vgen_jax.models.vae import Posterior
+from i2vgen_jax.stage import Diffusion, Sampling, Stage
+from i2vgen_jax.training.denoising import Denoising
+from i2vgen_jax.training.state import abstract_state
+from i2vgen_jax.training.step import make_train_step
+from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch
 
 WIDTH = 8
@@ -24,6 +33,8 @@ class UNet(nn.Module):
   use_fps: bool = True
   local_image: str = "concat"
   hidden: int = 16
+  latent_channels: int = 4
+  context_dim: int = WIDTH
 
   @nn.compact
   def __call__(
@@ -59,11 +70,15 @@ class UNet(nn.Module):
     x = nn.Dropout(0.1, deterministic=deterministic)(x)
     return nn.Conv(latents.shape[-1], (3, 3), name="conv_out")(x)
 
+  def check_size(self, width, height):
+    pass
+
 
 class VAE(nn.Module):
   """Pixels of 2x2 blocks, mixed."""
 
   latent_channels: int = 4
+  block_channels: tuple = (1, 1)
 
   def setup(self):
     self.down = nn.Conv(2 * self.latent_channels, (2, 2), strides=2)
@@ -81,6 +96,8 @@ class VAE(nn.Module):
 
 
 class TextTower(nn.Module):
+  width: int = WIDTH
+
   @nn.compact
   def __call__(self, token_ids):
     context = nn.Embed(VOCABULARY, WIDTH, name="token_embedding")(token_ids)
@@ -88,6 +105,8 @@ class TextTower(nn.Module):
 
 
 class ImageTower(nn.Module):
+  projection_dim: int = WIDTH
+
   @nn.compact
   def __call__(self, images):
     flat = images.reshape(images.shape[0], -1)
@@ -114,29 +133,50 @@ def make_batch(start: int, size: int = 8, num_frames: int = 4) -> Batch:
 
 @functools.cache
 def make_frozen() -> dict:
-  """Random weights of the towers, and a null caption."""
+  """Random weights of the frozen networks."""
   batch = make_batch(0, size=1)
-  rng = np.random.default_rng(7)
-
-  def draw(module, example):
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: module.init(key, example)["params"])
-    return jax.tree.map(
-      lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes
-    )
-
+  modules = {
+    "vae": (VAE(), jnp.zeros((1, 8, 8, 3))),
+    "text_encoder": (TextTower(), batch.token_ids),
+    "image_encoder": (ImageTower(), batch.clip_images),
+  }
   return {
-    "vae": draw(VAE(), jnp.zeros((1, 8, 8, 3))),
-    "text_encoder": draw(TextTower(), batch.token_ids),
-    "image_encoder": draw(ImageTower(), batch.clip_images),
-    "null_token_ids": np.zeros(5, np.int32),
+    name: random_like(module.init, example, seed=7 + i)
+    for i, (name, (module, example)) in enumerate(modules.items())
   }
 
 
-def init_unet(unet: UNet):
-  """rng -> params of a stand-in U-Net."""
+def random_like(init, *args, seed=0, scale=0.3):
+  """Random weights in the shapes of a module's `init`, which is not run."""
+  shapes = jax.eval_shape(lambda: init(jax.random.key(0), *args)["params"])
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: rng.normal(0, scale, leaf.shape).astype(np.float32), shapes
+  )
 
-  def init(rng):
+
+def make_stage(unet=None) -> Stage:
+  """A base stage of stand-ins."""
+  return Stage(
+    name="base",
+    unet=unet or UNet(),
+    vae=VAE(),
+    text_encoder=TextTower(),
+    image_encoder=ImageTower(),
+    diffusion=Diffusion("cosine", True, "v"),
+    sampling=Sampling(
+      size=(8, 8), num_frames=4, fps=8.0, num_steps=2, decode_chunk=2
+    ),
+    scaling_factor=0.5,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StandInDenoising(Denoising):
+  """`Denoising` with other inputs to `init`."""
+
+  def init_params(self, rng):
+    unet = self.stage.unet
     latents = jnp.zeros((1, 2, 4, 4, 4))
     conditions = {}
     if unet.use_text:
@@ -149,7 +189,59 @@ def init_unet(unet: UNet):
       conditions["image_latents"] = latents[:, 0]
     return unet.init(rng, latents, jnp.zeros(1), **conditions)["params"]
 
-  return init
+
+def make_denoising(mesh=None, unet=None, **changes) -> Denoising:
+  """Training of a stand-in U-Net; by default on one device."""
+  return StandInDenoising(
+    stage=make_stage(unet),
+    mesh=mesh or one_device(),
+    frozen=make_frozen(),
+    negative_ids=np.zeros((1, 5), np.int32),
+    **{"text_dropout": 0.3, "image_dropout": 0.3} | changes,
+  )
+
+
+def one_device():
+  """A mesh of the first device."""
+  return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def place(tree, mesh):
+  """Weights on a mesh."""
+  return jax.device_put(tree, sharding.param_shardings(tree, mesh))
+
+
+def compiled_step(task, tx, mesh):
+  """The compiled training step of a task, and the shardings of its state."""
+  abstract = abstract_state(task.init_params, tx, mesh)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  step = make_train_step(
+    task.loss,
+    tx,
+    ema_decay=0.9,
+    seed=0,
+    shardings=shardings,
+    metrics_sharding=sharding.replicated(mesh),
+  )
+  return step, shardings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallTask(Task):
+  """A task of plain functions; see `Task`."""
+
+  init: Callable
+  loss_fn: Callable
+  picture_fn: Any = None
+
+  def init_params(self, rng):
+    return self.init(rng)
+
+  def loss(self, params, frozen, batch, rng):
+    return self.loss_fn(params, frozen, batch, rng)
+
+  def sample_picture(self, params, frozen, batch):
+    return self.picture_fn and self.picture_fn(params)
 
 
 def make_config(**changes) -> ml_collections.ConfigDict:

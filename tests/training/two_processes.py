@@ -14,23 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 def run(workdir, layout, num_steps):
   """A short run of the stand-in denoiser on all devices of all processes."""
-  from training_standins import (
-    VAE,
-    ImageTower,
-    TextTower,
-    UNet,
-    init_unet,
-    make_batch,
-    make_config,
-    make_frozen,
-  )
+  from training_standins import make_batch, make_config, make_denoising
 
   from i2vgen_jax import sharding
-  from i2vgen_jax.diffusion.schedules import make_schedule
   from i2vgen_jax.training.loop import train
-  from i2vgen_jax.training.objectives import diffusion_objective
 
-  # The stand-in's kernels are small: split all that divide.
+  # The stand-in's kernels are small; split all that can be split.
   sharding.MIN_SHARDED_SIZE = 1
   mesh = sharding.make_mesh(*layout)
   rows = sharding.process_rows(mesh, 8)
@@ -40,33 +29,13 @@ def run(workdir, layout, num_steps):
       batch = make_batch(8 * step, num_frames=8)
       yield step, jax.tree.map(lambda x: x[rows], batch)
 
-  objective = diffusion_objective(
-    unet=UNet(),
-    vae=VAE(),
-    text_encoder=TextTower(),
-    image_encoder=ImageTower(),
-    schedule=make_schedule("cosine", True),
-    mesh=mesh,
-    scaling_factor=0.5,
-    encode_chunk=4,
-    text_dropout=0.3,
-    image_dropout=0.3,
-    prediction_type="v",
-    noise_offset=0.1,
-    max_timestep=None,
-    timestep_shift=1.0,
-  )
   return train(
-    init_params_fn=init_unet(UNet()),
-    objective=objective,
-    frozen=make_frozen(),
-    batches=batches,
-    config=make_config(num_steps=num_steps, log_every=1),
-    workdir=workdir,
-    mesh=mesh,
-    sample_fn=lambda params, step: jax.device_get(
-      jax.numpy.full((2, 2, 3), step, "uint8")
-    ),
+    make_denoising(mesh),
+    batches,
+    make_config(num_steps=num_steps, log_every=1),
+    workdir,
+    mesh,
+    to_show=make_batch(0, num_frames=8),
   )
 
 

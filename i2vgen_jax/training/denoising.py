@@ -1,0 +1,250 @@
+"""Training of a U-Net to denoise the latents of clips."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from i2vgen_jax import autoencoding, cascade, interop
+from i2vgen_jax.diffusion.losses import diffusion_loss, per_row_rngs
+from i2vgen_jax.models import build
+from i2vgen_jax.models.build import Network
+from i2vgen_jax.models.vae import Posterior
+from i2vgen_jax.sharding import constrain_latents
+from i2vgen_jax.stage import Diffusion, Stage
+from i2vgen_jax.training.step import Metrics
+from i2vgen_jax.training.task import Task, grid, row_noise
+from i2vgen_jax.types import Array, Batch, Conditioning, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising(Task):
+  """The diffusion loss of a stage's U-Net.
+
+  Attributes:
+    stage: the U-Net, the frozen networks, and how to sample.
+    mesh: devices that the latents are split over.
+    config: `config.json` of the exported U-Net.
+    negative_ids: token ids of the text that dropped captions become; None if
+      the U-Net takes no text.
+    text_dropout: probability of dropping a caption (0.1 in ModelScope).
+    image_dropout: probability of a zero CLIP vector. The picture's latents and
+      fps are never dropped, as in guidance of public variant (c).
+    noise_offset: see `diffusion_loss`, as for the rest.
+    max_timestep: T_r of the refine stage; None trains all levels.
+    timestep_shift: shift of the drawn noise levels.
+  """
+
+  stage: Stage
+  mesh: Mesh
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  negative_ids: Int[np.ndarray, "1 n"] | None = None
+  text_dropout: float = 0.1
+  image_dropout: float = 0.1
+  noise_offset: float = 0.1
+  max_timestep: int | None = None
+  timestep_shift: float = 1.0
+
+  @classmethod
+  def from_config(cls, config: ConfigDict, mesh: Mesh) -> "Denoising":
+    """The task of a config with the groups unet, diffusion and sampling.
+
+    Raises:
+      InputError: a frozen network or the tokenizer is missing in
+        `config.frozen`, or does not fit the U-Net.
+    """
+    groups = config.to_dict()
+    fields = {
+      "module": groups["unet"],
+      "diffusion": groups["diffusion"],
+      "sampling": groups["sampling"],
+    }
+    name = config.component
+    unet = build.make_module(name, fields["module"], "config.unet")
+    stored = interop.open_weights(config.frozen)
+    stage = cascade.make_stage(
+      name, Network(unet, {}, fields), stored, "the config"
+    )
+    frozen = {
+      tower: jax.device_get(stored.networks[tower].load().params)
+      for tower in build.towers_of(unet)
+    }
+    tokenizer = negative_ids = None
+    if unet.use_text:
+      tokenizer = cascade.load_tokenizer(stored)
+      negative_ids = tokenizer([stage.sampling.negative_prompt]).ids
+    known = {field.name for field in dataclasses.fields(Diffusion)}
+    return cls(
+      stage=stage,
+      mesh=mesh,
+      config=fields,
+      frozen=frozen,
+      tokenizer=tokenizer,
+      negative_ids=negative_ids,
+      **{k: v for k, v in fields["diffusion"].items() if k not in known},
+    )
+
+  @property
+  def clip_size(self) -> int | None:
+    tower = self.stage.image_encoder
+    return None if tower is None else tower.image_size
+
+  def init_params(self, rng: Key[Array, ""]) -> Params:
+    return build.init_params(self.stage.unet, rng)
+
+  def load_params(self, path: str | Path, rng: Key[Array, ""]) -> Params:
+    """Weights of the same U-Net in any form, or of Stable Diffusion 2.1."""
+    return interop.initial_params(path, self.stage.unet, rng)
+
+  def loss(
+    self,
+    params: Params,
+    frozen: Mapping[str, Params],
+    batch: Batch,
+    rng: Key[Array, ""],
+  ) -> tuple[Float[Array, ""], Metrics]:
+    rng_encode, rng_drop, rng_loss, rng_net = jax.random.split(rng, 4)
+    posterior = self.posterior(frozen, batch)
+    noise = row_noise(rng_encode, batch.index, posterior.mean.shape[1:])
+    latents = self.stage.scaling_factor * posterior.sample(noise)
+    latents = constrain_latents(latents, self.mesh)
+    cond = self._drop(rng_drop, frozen, batch, latents)
+    network = self.stage.denoiser(
+      {"unet": params},
+      deterministic=False,
+      rngs={"dropout": jax.random.fold_in(rng_net, batch.index[0])},
+    )
+    loss, _ = diffusion_loss(
+      lambda xt, t, c: network(constrain_latents(xt, self.mesh), t, c),
+      self.stage.schedule,
+      latents,
+      cond,
+      rng_loss,
+      batch.index,
+      prediction_type=self.stage.diffusion.prediction_type,
+      noise_offset=self.noise_offset,
+      max_timestep=self.max_timestep,
+      timestep_shift=self.timestep_shift,
+    )
+    return loss, {}
+
+  def posterior(self, frozen: Mapping[str, Params], batch: Batch) -> Posterior:
+    """The autoencoder's posterior of each clip."""
+    if batch.moments is not None:
+      return Posterior.from_moments(batch.moments)
+    return autoencoding.encode_clips(
+      self.stage.vae,
+      frozen["vae"],
+      autoencoding.to_unit_range(batch.frames),
+      self.stage.sampling.decode_chunk,
+    )
+
+  def sample_picture(
+    self, params: Params, frozen: Mapping[str, Params], batch: Batch
+  ) -> UInt8[Array, "h w 3"]:
+    """Real clips, and below each a sample under the same conditions."""
+    stage, networks = self.stage, {"unet": params, **frozen}
+    latents = stage.scaling_factor * self.posterior(frozen, batch).mean
+    real = batch.frames
+    if real is None:
+      real = stage.decode(networks, latents)
+    cond, null_cond = self._condition(networks, batch, latents), None
+    if stage.sampling.guidance_scale != 1:
+      null_cond = stage.unconditional(networks, cond, self.negative_ids)
+    sampled = stage.sample(
+      networks,
+      cond,
+      null_cond,
+      jax.random.split(jax.random.key(0), len(latents)),
+      latents.shape,
+      guidance_scale=stage.sampling.guidance_scale,
+      start=latents,
+    )
+    return grid(jnp.stack([real, stage.decode(networks, sampled)], axis=1))
+
+  def exports(
+    self, params: Params, batch: Batch
+  ) -> dict[str, tuple[dict[str, Any], Params]]:
+    return {self.stage.name: (dict(self.config), params)}
+
+  def _condition(
+    self, networks: Mapping[str, Params], batch: Batch, latents: Array
+  ) -> Conditioning:
+    return self.stage.condition(
+      networks,
+      token_ids=batch.token_ids,
+      clip_images=batch.clip_images,
+      image_embeds=batch.image_embeds,
+      image_latents=latents[:, 0],
+      fps=batch.fps,
+    )
+
+  def _drop(
+    self,
+    rng: Key[Array, ""],
+    frozen: Mapping[str, Params],
+    batch: Batch,
+    latents: Array,
+  ) -> Conditioning:
+    """The conditioning, without the text and CLIP vector of some rows."""
+    rng_text, rng_image = jax.random.split(rng)
+    if self.stage.unet.use_text:
+      token_ids = drop_rows(
+        rng_text,
+        batch.index,
+        self.text_dropout,
+        batch.token_ids,
+        self.negative_ids,
+      )
+      batch = dataclasses.replace(batch, token_ids=token_ids)
+    cond = self._condition(frozen, batch, latents)
+    if cond.image_embeds is None:
+      return cond
+    embeds = drop_rows(
+      rng_image, batch.index, self.image_dropout, cond.image_embeds, 0.0
+    )
+    return dataclasses.replace(cond, image_embeds=embeds)
+
+
+def drop_rows(
+  rng: Key[Array, ""],
+  index: Int[Array, "b"],
+  probability: float,
+  values: Array,
+  null: Array | float,
+) -> Array:
+  """`values` with `null` in the rows that a draw from their index selects."""
+  draw = jax.vmap(jax.random.uniform)(per_row_rngs(rng, index))
+  dropped = (draw < probability).reshape(-1, *(1,) * (values.ndim - 1))
+  return jnp.where(dropped, null, values)
+
+
+class LatentsMemory:
+  """Encodes each clip once, for datasets that are small beside the run.
+
+  The moments are kept as float16 in host memory, under a hash of the pixels.
+  """
+
+  def __init__(self, task: Denoising):
+    encode = jax.jit(lambda *args: task.posterior(*args).moments)
+    self._encode = lambda batch: np.asarray(encode(task.frozen, batch))
+    self._known: dict[bytes, np.ndarray] = {}
+
+  def __call__(self, batch: Batch) -> Batch:
+    """The batch with its moments."""
+    if batch.moments is not None:
+      return batch
+    keys = [hashlib.blake2b(row.tobytes()).digest() for row in batch.frames]
+    if any(key not in self._known for key in keys):
+      moments = self._encode(batch).astype(np.float16)
+      self._known.update(zip(keys, moments, strict=True))
+    rows = np.stack([self._known[key] for key in keys])
+    return dataclasses.replace(batch, moments=rows)

@@ -1,0 +1,101 @@
+"""What `loop.train` asks of a kind of training.
+
+To add one, write a module with a subclass of `Task` beside `denoising.py` and
+name it in `launch/train.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import Float, Int, Key, UInt8
+
+from i2vgen_jax.diffusion.losses import per_row_rngs
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.tokenizer import Tokenizer
+from i2vgen_jax.training.step import Metrics
+from i2vgen_jax.types import Array, Batch, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+  """One kind of training: its networks, its loss and what it leaves.
+
+  Every random draw of a row in `loss` derives from `rng` and `batch.index`, so
+  that neither the mesh nor the number of hosts changes it, and the rng may be
+  the same at every step.
+
+  Attributes:
+    frozen: weights that the loss reads and nothing trains, by network.
+    tokenizer: makes `batch.token_ids`; None if the loss reads no captions.
+  """
+
+  frozen: Mapping[str, Params] = dataclasses.field(default_factory=dict)
+  tokenizer: Tokenizer | None = None
+
+  @property
+  def clip_size(self) -> int | None:
+    """Side of `batch.clip_images` in pixels; None if the loss reads none."""
+    return None
+
+  def init_params(self, rng: Key[Array, ""]) -> Params:
+    """Random weights; traceable."""
+    raise NotImplementedError
+
+  def load_params(self, path: str | Path, rng: Key[Array, ""]) -> Params:
+    """Weights to start from, in float32.
+
+    Args:
+      path: where they are stored; the setting `config.init_from`.
+      rng: for weights that `path` lacks.
+
+    Raises:
+      InputError: there are none at `path`, or they are of another network.
+    """
+    raise InputError(
+      f"this objective starts from random weights, not from {path}; leave "
+      "config.init_from out"
+    )
+
+  def loss(
+    self,
+    params: Params,
+    frozen: Mapping[str, Params],
+    batch: Batch,
+    rng: Key[Array, ""],
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of a batch, and other values to report; traceable."""
+    raise NotImplementedError
+
+  def sample_picture(
+    self, params: Params, frozen: Mapping[str, Params], batch: Batch
+  ) -> UInt8[Array, "h w 3"] | None:
+    """A picture that shows what the weights do; traceable."""
+    return None
+
+  def exports(
+    self, params: Params, batch: Batch
+  ) -> dict[str, tuple[dict[str, Any], Params]]:
+    """The trained networks by name: their `config.json` and their weights.
+
+    Args:
+      params: the trained weights.
+      batch: one batch of the training data, to measure scales on.
+    """
+    raise NotImplementedError
+
+
+def row_noise(
+  rng: Key[Array, ""], index: Int[Array, "b"], shape: tuple[int, ...]
+) -> Float[Array, "b ..."]:
+  """Standard normal noise of each row, which depends on its index alone."""
+  draw = jax.vmap(lambda row_rng: jax.random.normal(row_rng, shape))
+  return draw(per_row_rngs(rng, index))
+
+
+def grid(clips: UInt8[Array, "b k f h w 3"]) -> UInt8[Array, "H W 3"]:
+  """One picture of clips: a row for each b and k, a column for each f."""
+  b, k, f, h, w, _ = clips.shape
+  return clips.transpose(0, 1, 3, 2, 4, 5).reshape(b * k * h, f * w, 3)

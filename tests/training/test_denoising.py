@@ -1,0 +1,235 @@
+"""What the loss of a U-Net asks of its network, and its sample picture."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from training_standins import VAE, UNet, make_batch, make_denoising, make_frozen
+
+from i2vgen_jax.training.denoising import LatentsMemory, drop_rows
+
+RNG = jax.random.key(3)
+# Rows for shares and scatters; one size, so that programs are compiled once.
+MANY = 320
+
+
+class Recorder(UNet):
+  """A U-Net that records its inputs and predicts zero."""
+
+  def apply(self, variables, latents, timesteps, **inputs):
+    del inputs["rngs"]
+    self.seen.append({"latents": latents, "timesteps": timesteps, **inputs})
+    return 0 * latents
+
+
+def record(batch, fields=(), **changes):
+  """The inputs of a Recorder in the loss of a batch, and the loss."""
+  unet = Recorder(**dict(fields))
+  object.__setattr__(unet, "seen", [])
+  dropouts = {"text_dropout": 0.0, "image_dropout": 0.0}
+  task = make_denoising(unet=unet, **dropouts | changes)
+  stage = task.stage.with_sampling(decode_chunk=3)
+  task = dataclasses.replace(task, stage=stage)
+  loss, _ = task.loss({}, task.frozen, batch, RNG)
+  (seen,) = unet.seen
+  return seen, loss
+
+
+@pytest.mark.parametrize(
+  ("fields", "absent"),
+  [
+    ({}, set()),
+    ({"use_text": False, "local_image": "content"}, {"text_context"}),
+    (
+      {"use_image_embeds": False, "use_fps": False, "local_image": "none"},
+      {"image_embeds", "fps", "image_latents"},
+    ),
+    (
+      {"use_text": False, "local_image": "none"},
+      {"text_context", "image_latents"},
+    ),
+  ],
+  ids=["released", "base", "refine", "image_to_video"],
+)
+def test_each_variant_gets_only_its_conditions(fields, absent):
+  seen, _ = record(make_batch(0), fields)
+  names = {"text_context", "image_embeds", "fps", "image_latents"}
+  assert {name for name in names if seen[name] is None} == absent
+  assert seen["deterministic"] is False
+
+
+def test_conditions_are_the_outputs_of_the_towers():
+  batch, frozen = make_batch(0), make_frozen()
+  seen, _ = record(batch)
+  text = frozen["text_encoder"]["token_embedding"]["embedding"]
+  np.testing.assert_allclose(
+    seen["text_context"], text[batch.token_ids], rtol=1e-6
+  )
+  image = frozen["image_encoder"]["projection"]
+  expected = batch.clip_images.reshape(8, -1) @ image["kernel"]
+  np.testing.assert_allclose(
+    seen["image_embeds"], expected + image["bias"], rtol=1e-4
+  )
+  np.testing.assert_array_equal(seen["fps"], batch.fps)
+
+
+def test_image_latents_are_those_of_the_first_frame():
+  """Other frames do not change them; frame 0 does."""
+  batch = make_batch(0)
+  latents = record(batch)[0]["image_latents"]
+
+  def with_frame(i):
+    frames = batch.frames.copy()
+    frames[:, i] = 255 - frames[:, i]
+    changed = dataclasses.replace(batch, frames=frames)
+    return record(changed)[0]["image_latents"]
+
+  np.testing.assert_array_equal(with_frame(1), latents)
+  assert np.abs(with_frame(0) - latents).min() > 0
+
+
+def test_latents_have_the_scale_of_the_posterior():
+  """A clip that is repeated under new indices varies as the posterior."""
+  one = make_batch(0, size=1, num_frames=1)
+  batch = jax.tree.map(lambda x: np.repeat(x, MANY, axis=0), one)
+  batch = dataclasses.replace(batch, index=np.arange(MANY, dtype=np.int32))
+  latents = record(batch)[0]["image_latents"]
+  pixels = jnp.asarray(one.frames[0], jnp.float32) / 127.5 - 1
+  posterior = VAE().apply(
+    {"params": make_frozen()["vae"]}, pixels, method="encode"
+  )
+  deviation = 0.5 * jnp.exp(0.5 * posterior.logvar[0])
+  z = (latents.mean(axis=0) - 0.5 * posterior.mean[0]) / deviation
+  assert np.abs(z).max() < 5 / np.sqrt(MANY)
+  np.testing.assert_allclose(latents.std(axis=0), deviation, rtol=0.2)
+
+
+def test_stored_moments_replace_the_frames():
+  batch = make_batch(0)
+  seen, loss = record(batch)
+  pixels = jnp.asarray(batch.frames, jnp.float32).reshape(-1, 8, 8, 3)
+  posterior = VAE().apply(
+    {"params": make_frozen()["vae"]}, pixels / 127.5 - 1, method="encode"
+  )
+  moments = np.array(posterior.moments).reshape(8, 4, 4, 4, 8)
+  known = dataclasses.replace(batch, frames=None, moments=moments)
+  same, same_loss = record(known)
+  np.testing.assert_allclose(seen["latents"], same["latents"], atol=1e-5)
+  assert float(loss) == pytest.approx(float(same_loss), rel=1e-5)
+
+
+def test_a_stored_clip_vector_replaces_the_view():
+  batch = make_batch(0)
+  seen, loss = record(batch)
+  known = dataclasses.replace(
+    batch, clip_images=None, image_embeds=seen["image_embeds"]
+  )
+  same, same_loss = record(known)
+  np.testing.assert_array_equal(seen["image_embeds"], same["image_embeds"])
+  assert float(loss) == pytest.approx(float(same_loss), rel=1e-6)
+  zeros = np.zeros_like(seen["image_embeds"])
+  other, _ = record(dataclasses.replace(known, image_embeds=zeros))
+  np.testing.assert_array_equal(other["image_embeds"], zeros)
+
+
+def test_draws_depend_on_the_example_not_on_the_row():
+  batch = make_batch(0)
+  swap = np.array([3, 1, 2, 0, 7, 5, 6, 4])
+  swapped = jax.tree.map(lambda x: x[swap], batch)
+  dropouts = {"text_dropout": 0.5, "image_dropout": 0.5}
+  seen, loss = record(batch, **dropouts)
+  moved, same_loss = record(swapped, **dropouts)
+  assert float(loss) == pytest.approx(float(same_loss), rel=1e-6)
+  for name in ("latents", "timesteps", "text_context", "image_embeds"):
+    np.testing.assert_allclose(seen[name][swap], moved[name], rtol=1e-5)
+
+
+def test_noise_levels_stay_below_max_timestep():
+  batch = make_batch(0, size=MANY, num_frames=1)
+  bounded = record(batch, max_timestep=600)[0]["timesteps"]
+  free = record(batch)[0]["timesteps"]
+  assert 550 < bounded.max() < 600
+  assert 950 < free.max() < 1000
+
+
+def test_dropped_rows_get_the_null_text_and_a_zero_vector():
+  batch = make_batch(0, size=MANY, num_frames=1)
+  kept, _ = record(batch)
+  seen, _ = record(batch, text_dropout=0.2, image_dropout=0.4)
+  null = make_frozen()["text_encoder"]["token_embedding"]["embedding"][0]
+  text = (seen["text_context"] == null).all(axis=(1, 2))
+  image = (seen["image_embeds"] == 0).all(axis=1)
+  np.testing.assert_array_equal(
+    seen["text_context"][~text], kept["text_context"][~text]
+  )
+  np.testing.assert_array_equal(
+    seen["image_embeds"][~image], kept["image_embeds"][~image]
+  )
+  # Five standard deviations of each share, and of the share of both.
+  for share, expected in [
+    (text.mean(), 0.2),
+    (image.mean(), 0.4),
+    ((text & image).mean(), 0.08),
+  ]:
+    assert abs(share - expected) < 5 * np.sqrt(expected / MANY)
+  np.testing.assert_array_equal(seen["image_latents"], kept["image_latents"])
+
+
+def test_loss_falls_on_one_batch():
+  """The draws of a batch repeat, so that Adam can overfit it."""
+  batch = make_batch(0, size=2, num_frames=2)
+  task = make_denoising(
+    unet=UNet(hidden=64), text_dropout=0.0, image_dropout=0.0
+  )
+  tx = optax.adam(1e-2)
+  params = task.init_params(jax.random.key(0))
+
+  @jax.jit
+  def run(params):
+    def step(carry, _):
+      params, opt_state = carry
+      (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
+        params, task.frozen, batch, RNG
+      )
+      updates, opt_state = tx.update(grads, opt_state)
+      return (optax.apply_updates(params, updates), opt_state), loss
+
+    return jax.lax.scan(step, (params, tx.init(params)), length=200)[1]
+
+  losses = run(params)
+  assert losses[-1] < 0.1 * losses[0]
+
+
+def test_drop_rows_with_probability_zero_and_one():
+  values, index = jnp.arange(1.0, 7.0).reshape(3, 2), np.arange(3)
+  never = drop_rows(RNG, index, 0.0, values, jnp.zeros(2))
+  always = drop_rows(RNG, index, 1.0, values, jnp.zeros(2))
+  np.testing.assert_array_equal(never, values)
+  np.testing.assert_array_equal(always, 0)
+
+
+def test_kept_latents_are_encoded_once(monkeypatch):
+  task, batch = make_denoising(), make_batch(0)
+  memory = LatentsMemory(task)
+  first = memory(batch)
+  expected = task.posterior(task.frozen, batch).moments
+  np.testing.assert_allclose(first.moments, expected, rtol=1e-3, atol=1e-4)
+  monkeypatch.setattr(memory, "_encode", None)
+  swap = np.array([3, 1, 2, 0, 7, 5, 6, 4])
+  again = memory(jax.tree.map(lambda x: x[swap], batch))
+  np.testing.assert_array_equal(again.moments, first.moments[swap])
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_picture_has_clips_above_their_samples(guidance_scale):
+  task, batch = make_denoising(), make_batch(0, size=2)
+  stage = task.stage.with_sampling(guidance_scale=guidance_scale)
+  task = dataclasses.replace(task, stage=stage)
+  params = jax.jit(task.init_params)(RNG)
+  picture = np.array(jax.jit(task.sample_picture)(params, task.frozen, batch))
+  rows = picture.reshape(2, 2, 8, 4, 8, 3).transpose(1, 0, 3, 2, 4, 5)
+  np.testing.assert_array_equal(rows[0], batch.frames)
+  assert np.abs(rows[1].astype(int) - rows[0]).mean() > 1
