@@ -159,18 +159,6 @@ def center_crop_wide(
   return np.array(scaled.crop((left, top, left + width, top + height)))
 
 
-def vae_view(
-  image: UInt8[np.ndarray, "h w 3"],
-  width: int,
-  height: int,
-  *,
-  black_edge: bool = False,
-) -> Float[np.ndarray, "{height} {width} 3"]:
-  """The picture as the VAE takes it: cropped, float32 in [-1, 1]."""
-  crop = center_crop_wide(image, width, height, black_edge=black_edge)
-  return (_unit(crop) - 0.5) / 0.5
-
-
 def clip_view(
   image: UInt8[np.ndarray, "h w 3"],
   video_width: int,
@@ -188,24 +176,6 @@ def clip_view(
   crop = center_crop_wide(image, side, side, black_edge=black_edge)
   small = Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR)
   return (_unit(np.array(small)) - CLIP_MEAN) / CLIP_STD
-
-
-def views(
-  image: UInt8[np.ndarray, "h w 3"],
-  width: int,
-  height: int,
-  clip_size: int = 224,
-  *,
-  black_edge: bool = False,
-) -> tuple[
-  Float[np.ndarray, "{height} {width} 3"],
-  Float[np.ndarray, "{clip_size} {clip_size} 3"],
-]:
-  """Both views of one picture: `vae_view` and `clip_view`."""
-  return (
-    vae_view(image, width, height, black_edge=black_edge),
-    clip_view(image, width, clip_size, black_edge=black_edge),
-  )
 
 
 def _unit(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
