@@ -22,8 +22,8 @@ Picture = str | Path | bytes | Image.Image | np.ndarray
 MAX_PIXELS = 178_956_970
 
 # Channel statistics of the pictures that CLIP was trained on.
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # A crop that shows less than 1/64 of the picture is refused: the rest would
 # have to be enlarged in memory only to be thrown away.
@@ -175,7 +175,7 @@ def clip_view(
   side = max(video_width, size)
   crop = center_crop_wide(image, side, side, black_edge=black_edge)
   small = Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR)
-  return (_unit(np.array(small)) - CLIP_MEAN) / CLIP_STD
+  return (_unit(np.array(small)) - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
 
 
 def _unit(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:

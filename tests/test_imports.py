@@ -38,7 +38,7 @@ INSIDE = {
   "models": {"interop.formats.native"},
   "diffusion": set(),
   "interop": {"models", "sharding", "tokenizer", "variants"},
-  "interop.formats": {"tokenizer"},
+  "interop.formats": {"preprocessing", "tokenizer"},
   "interop.keys": {"interop.formats.tensors"},
   "autoencoding": {"models"},
   "stage": {"autoencoding", "diffusion"},

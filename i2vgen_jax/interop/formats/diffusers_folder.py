@@ -8,6 +8,7 @@ from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.formats import safetensors_files
 from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.preprocessing import CLIP_MEAN, CLIP_STD
 
 # What the libraries call the classes, by the name of the component.
 _CLASSES = {
@@ -186,8 +187,8 @@ def write_rest(
       "image_processor_type": "CLIPImageProcessor",
       "crop_size": 224,
       "size": {"shortest_edge": 224},
-      "image_mean": [0.48145466, 0.4578275, 0.40821073],
-      "image_std": [0.26862954, 0.26130258, 0.27577711],
+      "image_mean": list(CLIP_MEAN),
+      "image_std": list(CLIP_STD),
     },
   )
   index = {name: list(kind) for name, kind in _CLASSES.items()}
