@@ -1,6 +1,9 @@
 """`i2vgen data`: small builds and their messages."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +74,43 @@ def test_shard_size(run, tmp_path):
   assert len(list(output.rglob("*.tfrecord-?????-of-00002"))) == 2
 
 
+@pytest.mark.parametrize(
+  ("source", "name"),
+  [
+    ("manifest", "identity.json"),
+    ("manifest", "list-000000.jsonl"),
+    ("manifest", "candidates.jsonl"),
+    ("manifest", "shard.tfrecord"),
+    ("manifest", "text_image-train.tfrecord-00000-of-00001"),
+    ("manifest", "quarantine.jsonl"),
+    ("procedural", "text_video-train.tfrecord-00000-of-00001"),
+  ],
+)
+def test_full_disk(run, tmp_path, monkeypatch, source, name):
+  """One line each time; with space, the same command finishes."""
+  Image.fromarray(skimage.data.coffee()).save(tmp_path / "a.png")
+  (tmp_path / "a.txt").write_text("coffee")
+  given = {"manifest": [tmp_path], "procedural": ["--num-clips=1"]}[source]
+  argv = ["data", "build", source, *given, "--output", tmp_path / "out"]
+  replace = os.replace
+
+  def fail(old, new, **options):
+    if Path(new).name == name:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    replace(old, new, **options)
+
+  with monkeypatch.context() as full:
+    full.setattr(os, "replace", fail)
+    for _ in range(2):
+      status, lines = run(*argv)
+      errors = [s for s in lines if not s.startswith(("scan:", "text_image"))]
+      assert status == 2
+      assert len(errors) == 1, errors
+      assert errors[0].startswith("i2vgen: error: cannot write ")
+      assert ": No space left on device; " in errors[0]
+  assert run(*argv)[0] == 0
+
+
 def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
   output = tmp_path / "tokenizer"
   status, _ = run("data", "vocabulary", "--output", output)
@@ -106,6 +146,23 @@ def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
     (["build", "procedural", *PLACE, "--num-clips=1", "--a=3"], "--a=3"),
     (["build", "manifest"], "MANIFEST"),
     (["build", "manifest", "absent.jsonl", *PLACE], "absent.jsonl"),
+    (
+      ["build", "manifest", "a.csv", *PLACE, "--", "--runer=FlinkRunner"],
+      "unknown --runer=FlinkRunner, did you mean --runner?",
+    ),
+    (
+      ["build", "manifest", "a.csv", *PLACE, "--", "runner=FlinkRunner", "-x"],
+      "unknown runner=FlinkRunner -x",
+    ),
+    (
+      ["build", "manifest", "a.csv", *PLACE, "--", "--direct_num_workers=x"],
+      "--direct_num_workers: invalid int value",
+    ),
+    (["inspect", "a", "--", "--runner=FlinkRunner"], "does not use Beam"),
+    (
+      ["build", "procedural", *PLACE, "--num-clips=1", "--", "--runner=A"],
+      "does not use Beam",
+    ),
     (["build", "manifest", "absent.txt", *PLACE], "absent.txt"),
   ],
 )
