@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -32,7 +33,7 @@ class ManifestRow(NamedTuple):
   Attributes:
     row: its number, from 1.
     path: path or URI of the file as the manifest gives it.
-    location: absolute path or URI of the file.
+    location: absolute path of the file, or its URI if it is not local.
     captions: at least one.
     start: seconds at which the used part starts.
     stop: seconds at which it ends; infinity for the end of the file.
@@ -98,7 +99,21 @@ def _parsed(number: int, row: Any, folder: str) -> ManifestRow:
   # Not by pathlib, which interns every name: the interpreter's table of
   # interned strings would grow with the rows.
   location = path if "://" in path else os.path.join(folder, path)
+  if path.lower().startswith("file://"):
+    location = _local_path(path)
   return ManifestRow(number, path, location, _captions(row), start, stop)
+
+
+def _local_path(uri: str) -> str:
+  host, slash, path = uri[len("file://") :].partition("/")
+  if host.lower() not in ("", "localhost") or not slash:
+    raise ValueError(
+      f"a file URI must be file:///PATH with an absolute path, got {uri:.60}"
+    )
+  path = urllib.parse.unquote(path, errors="surrogateescape")
+  if "\0" in _utf8(path, "path"):
+    raise ValueError("the path contains a zero byte")
+  return f"/{path}"
 
 
 def _utf8(text: str, name: str) -> str:

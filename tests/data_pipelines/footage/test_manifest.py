@@ -1,8 +1,12 @@
 """Every row of a manifest is parsed, or dropped with a reason."""
 
+import functools
+import http.server
 import json
 import math
 import os
+import threading
+import zipfile
 
 import pytest
 
@@ -284,3 +288,48 @@ def test_a_uri_is_copied_and_removed(tmp_path):
   ):
     pass
   assert raised.value.reason == "missing"
+
+
+def test_a_file_uri_is_a_local_path(tmp_path):
+  good = [f"file://{tmp_path}/a%20b.mp4", f"FILE://localhost{tmp_path}/a b.mp4"]
+  bad = ["file://a.mp4", "file://host/a.mp4", "file:///a%00.mp4", "file:///%FF"]
+  rows = [{"path": path, "caption": "x"} for path in good + bad]
+  found = list(read_manifest(write(tmp_path / "list.jsonl", rows)))
+  assert [row.location for row in found[:2]] == [f"{tmp_path}/a b.mp4"] * 2
+  assert [row.path for row in found] == good + bad
+  assert [row.reason for row in found[2:]] == ["bad-row"] * 4
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+  def log_message(self, *_):
+    pass
+
+
+def test_uris_are_fetched(tmp_path):
+  (tmp_path / "a b.bin").write_bytes(b"12")
+  with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+    file.writestr("c.bin", b"34")
+  handler = functools.partial(Silent, directory=tmp_path)
+  with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    web = f"http://localhost:{server.server_port}"
+    for uri, content in (
+      (f"{web}/a%20b.bin", b"12"),
+      (f"zip://c.bin::{tmp_path}/a.zip", b"34"),
+    ):
+      with local_file(uri, seconds=60) as file:
+        assert file.read_bytes() == content
+      assert not file.exists()
+    for uri, said in (
+      (f"{web}/absent.bin", "404"),
+      ("s3://bucket/a.mp4", "s3fs"),
+      ("nowhere://bucket/a.mp4", "nowhere"),
+    ):
+      with (
+        pytest.raises(InputError, match="supported are paths, file://") as e,
+        local_file(uri, seconds=60),
+      ):
+        pass
+      assert str(e.value).startswith(f"cannot fetch {uri}: ")
+      assert said in str(e.value) and "\n" not in str(e.value)
+    server.shutdown()
