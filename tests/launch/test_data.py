@@ -1,5 +1,6 @@
 """`i2vgen data`: small builds and their messages."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ from PIL import Image
 from data_pipelines.media import video
 from data_pipelines.procedural import world
 from i2vgen_jax.tokenizer import Tokenizer
+from launch import arguments, data, encode, sample
 
 PLACE = ["--output=out"]
 
@@ -184,3 +186,35 @@ def test_an_existing_folder_is_rejected(refused, tmp_path):
   (tmp_path / "mine.txt").touch()
   argv = ["build", "procedural", f"--output={tmp_path}", "--num-clips=1"]
   assert "exists already" in refused("data", *argv)
+
+
+@pytest.mark.parametrize(
+  ("kind", "required"),
+  [
+    (data.Procedural, ["--output=o", "--num-clips=1"]),
+    (data.Manifest, ["m", "--output=o"]),
+    (data.Inspect, ["d"]),
+    (data.Benchmark, ["d"]),
+    (
+      encode.Encode,
+      ["d", "--output=o", "--weights=w", "--size=8x8"],
+    ),
+    (sample.Arguments, ["--image=i", "--output=o", "--prompt=p"]),
+  ],
+)
+def test_every_numeric_default_is_accepted_by_its_flag(kind, required):
+  argv = list(required)
+  for field in dataclasses.fields(kind):
+    if type(field.default) in (int, float):
+      argv.append(f"--{field.name.replace('_', '-')}={field.default}")
+  assert arguments.parse(kind, argv, "i2vgen") == arguments.parse(
+    kind, required, "i2vgen"
+  )
+
+
+@pytest.mark.parametrize("seconds", ["241", "3600", "86400.5", "1e6"])
+def test_durations_may_be_long(seconds):
+  argv = ["m", "--output=o", f"--stall-seconds={seconds}"]
+  argv.append(f"--max-seconds={seconds}")
+  args = arguments.parse(data.Manifest, argv, "i2vgen")
+  assert args.stall_seconds == args.max_seconds == float(seconds)
