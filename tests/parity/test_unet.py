@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 import torch
-from torch_dicts import arrays_of, from_torch, leaves_of
+from weight_helpers import arrays_of, leaves_of, load
 
-from i2vgen_jax.interop import convert
-from i2vgen_jax.interop.convert import to_torch
+from i2vgen_jax.interop import mapping
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.interop.keys.unet import diffusers_table
+from i2vgen_jax.interop.mapping import to_torch
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
@@ -118,7 +118,7 @@ def compare(state_arrays, relative_error):
     return I2VGenUNet(**SMALL).apply({"params": params}, **inputs)
 
   def error(theirs, inputs):
-    params = from_torch(Tensors.of(state_arrays(theirs)), table(SMALL), shapes)
+    params = load(Tensors.of(state_arrays(theirs)), table(SMALL), shapes)
     return relative_error(run(params, inputs), their_output(theirs, **inputs))
 
   return error
@@ -159,7 +159,7 @@ def test_forward_of_faint_features(randomised, compare):
 def test_weights_go_back_unchanged(randomised, state_arrays):
   sizes = {**SMALL, "layers_per_block": 2}
   expected = state_arrays(randomised(reference(**sizes)))
-  params = from_torch(Tensors.of(expected), table(sizes), abstract(sizes))
+  params = load(expected, table(sizes), abstract(sizes))
   returned = arrays_of(to_torch(leaves_of(params), table(sizes)))
   assert returned.keys() == expected.keys()
   for key, value in expected.items():
@@ -170,4 +170,4 @@ def test_full_size_has_the_same_tensors(meta_arrays):
   tensors = meta_arrays(lambda: reference(**FULL))
   assert len(tensors) == len(table(FULL).rows) == 1511
   assert sum(x.size for x in tensors.values()) == 1_420_469_224
-  convert.compare(Tensors.of(tensors), table(FULL), abstract(FULL)).check()
+  mapping.compare(Tensors.of(tensors), table(FULL), abstract(FULL)).check()
