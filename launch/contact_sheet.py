@@ -1,7 +1,9 @@
-"""A picture of a run: input, base frames and refined frames, row by row."""
+"""Rows of frames with text above them, as one picture."""
 
 import io
 import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -9,56 +11,103 @@ from PIL import Image, ImageDraw, ImageFont
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 
-_COLUMNS = 8
-_LONG_SIDE = 160
-_GAP = 8
-_MIN_WIDTH = 480
-_TEXT, _LINE = 13, 18
-_LETTER = 7  # about the mean width of one, in pixels
-_TITLE_LINES = 3
+MARGIN = 16
+_GAP = 6
+_TEXT, _LINE = 14, 19
+_LETTER = 7.2  # approximate mean width in pixels
+# Of the sheet of a run.
+_COLUMNS, _LONG_SIDE, _MIN_WIDTH, _TITLE_LINES = 8, 160, 480, 3
+
+
+class Row(NamedTuple):
+  """Lines of text above a picture.
+
+  Attributes:
+    texts: paragraphs in black.
+    note: one more in gray.
+    picture: the picture, which may be missing.
+  """
+
+  texts: Sequence[str]
+  note: str = ""
+  picture: Image.Image | None = None
 
 
 def contact_sheet(title: str, rows: list[tuple[str, Frames]]) -> Image.Image:
-  """Labelled rows of frames, all as large as the last row's shape asks for.
+  """Labelled rows of frames, all with the size of the last row's frames.
 
   Args:
-    title: above everything; shortened to three lines.
-    rows: (label, clip); of a long clip every n-th frame is shown.
+    title: text above all rows, shortened to three lines.
+    rows: (label, clip); a long clip is shown with evenly spaced frames.
   """
   height, width = rows[-1][1].shape[1:3]
   scale = _LONG_SIDE / max(height, width)
-  cell = max(round(width * scale), 1), max(round(height * scale), 1)
-  columns = min(max(len(frames) for _, frames in rows), _COLUMNS)
-  sheet_width = max(columns * (cell[0] + _GAP) + _GAP, _MIN_WIDTH)
-  title = textwrap.fill(
-    title,
-    sheet_width // _LETTER,
-    max_lines=_TITLE_LINES,
-    placeholder=" ...",
+  cell = round(width * scale), round(height * scale)
+  strips = [(label, strip(_some(frames), cell)) for label, frames in rows]
+  sheet_width = max(picture.width for _, picture in strips) + 2 * MARGIN
+  sheet_width = max(sheet_width, _MIN_WIDTH)
+  lines = _wrap(title, sheet_width, max_lines=_TITLE_LINES, placeholder=" ...")
+  return stack(
+    [Row(lines), *(Row([], label, picture) for label, picture in strips)],
+    sheet_width,
   )
-  top = _GAP + _LINE * (title.count("\n") + 1)
-  row_height = _LINE + cell[1] + _GAP
-  sheet = Image.new("RGB", (sheet_width, top + row_height * len(rows)), "white")
-  draw = ImageDraw.Draw(sheet)
+
+
+def strip(frames: Frames, cell: tuple[int, int]) -> Image.Image:
+  """Frames side by side, each as large as fits into (width, height)."""
+  height, width = frames.shape[1:3]
+  scale = min(cell[0] / width, cell[1] / height)
+  size = max(round(width * scale), 1), max(round(height * scale), 1)
+  step = size[0] + _GAP
+  drawn = Image.new("RGB", (step * len(frames) - _GAP, size[1]), "white")
+  for number, frame in enumerate(frames):
+    picture = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
+    drawn.paste(picture, (number * step, 0))
+  return drawn
+
+
+def stack(rows: Sequence[Row], width: int) -> Image.Image:
+  """Rows below one another on a white sheet."""
   font = ImageFont.load_default(_TEXT)
-  draw.multiline_text((_GAP, _GAP // 2), title, "black", font)
-  for number, (label, frames) in enumerate(rows):
-    y = top + row_height * number
-    draw.text((_GAP, y), label, "dimgray", font)
-    for column, frame in enumerate(_some(frames, columns)):
-      picture = Image.fromarray(frame).resize(cell, Image.Resampling.BICUBIC)
-      sheet.paste(picture, (_GAP + column * (cell[0] + _GAP), y + _LINE))
+  placed, y = [], MARGIN
+  for row in rows:
+    lines = [(s, "black") for text in row.texts for s in _wrap(text, width)]
+    lines += [(s, "dimgray") for s in _wrap(row.note, width) if row.note]
+    placed.append((y, lines, row.picture))
+    y += _LINE * len(lines)
+    y += row.picture.height + MARGIN if row.picture else 0
+  sheet = Image.new("RGB", (width, y), "white")
+  draw = ImageDraw.Draw(sheet)
+  for y, lines, picture in placed:
+    for number, (text, colour) in enumerate(lines):
+      draw.text((MARGIN, y + number * _LINE), text, colour, font)
+    if picture:
+      sheet.paste(picture, (MARGIN, y + len(lines) * _LINE))
   return sheet
 
 
 def encode_png(picture: Image.Image) -> bytes:
-  """The file's bytes."""
+  """Content of a PNG file."""
+  return _encode(picture, "PNG")
+
+
+def encode_jpeg(picture: Image.Image) -> bytes:
+  """Content of a JPEG file, small enough for a page of many."""
+  return _encode(picture, "JPEG", quality=88)
+
+
+def _encode(picture: Image.Image, form: str, **options: int) -> bytes:
   buffer = io.BytesIO()
-  picture.save(buffer, "PNG")
+  picture.save(buffer, form, **options)
   return buffer.getvalue()
 
 
-def _some(frames: Frames, columns: int) -> Frames:
-  """First, last, and what lies evenly between."""
-  number = min(len(frames), columns)
-  return frames[np.rint(np.linspace(0, len(frames) - 1, number)).astype(int)]
+def _wrap(text: str, width: int, **options) -> list[str]:
+  columns = int((width - 2 * MARGIN) / _LETTER)
+  return textwrap.wrap(text, columns, **options) or [""]
+
+
+def _some(frames: Frames) -> Frames:
+  """The first frame, the last, and evenly spaced ones between."""
+  count = min(len(frames), _COLUMNS)
+  return frames[np.rint(np.linspace(0, len(frames) - 1, count)).astype(int)]

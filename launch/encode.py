@@ -1,17 +1,12 @@
-"""`i2vgen data encode`: what the frozen networks make of a dataset, once.
+"""`i2vgen data encode`: outputs of the frozen networks, computed in advance.
 
-    i2vgen data encode DATA/text_video/1.0.0 --output LATENTS \\
-        --weights CASCADE --size 448x256
-
-A training whose `data.video_dirs` name LATENTS/latent_video/1.0.0 then skips
-the autoencoder and CLIP's picture tower. Shards that are there already stay,
-so that a run that was killed goes on; of several processes each encodes its
-share.
+A training whose `data.video_dirs` name LATENTS/latent_video/1.0.0 does not run
+the autoencoder and the image encoder. Shards that exist are skipped, so that
+an interrupted run continues; each of several processes encodes its share.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +49,8 @@ def run(args: Encode) -> None:
   """Encodes this process's share of the shards.
 
   Raises:
-    InputError: no dataset, no autoencoder, or a size that does not fit it.
+    InputError: There is no dataset or no autoencoder, or the size does not fit
+      it.
   """
   found = interop.open_weights(args.weights).networks
   if "vae" not in found:
@@ -65,57 +61,47 @@ def run(args: Encode) -> None:
     for name in ("vae", "image_encoder")
     if name in found
   }
+  width, height = args.size
   factor = 2 ** (len(towers["vae"].module.block_channels) - 1)
-  if args.size[0] % factor or args.size[1] % factor:
+  if width % factor or height % factor:
     raise InputError(
-      f"--size {args.size[0]}x{args.size[1]} does not fit the autoencoder; "
-      f"give multiples of {factor}"
+      f"--size {width}x{height} does not fit the autoencoder; give multiples of"
+      f" {factor}"
     )
+  tower = towers.get("image_encoder")
   with ProgressBar() as progress:
     count = latents.encode_dataset(
       args.source,
       args.output,
       make_encoder(towers, mesh, args.chunk),
       size=args.size,
-      clip_size=clip_size(towers),
-      identity=identity(towers),
+      clip_size=tower.module.image_size if tower else 1,
+      identity={n: native.digest(net.params) for n, net in towers.items()},
       shards=slice(jax.process_index(), None, jax.process_count()),
       progress=progress,
     )
   if count:
-    note(f"{count} examples are encoded in {args.output}")
-
-
-def clip_size(towers: dict[str, Network]) -> int:
-  """Side of the CLIP views; 1 if no network reads them."""
-  tower = towers.get("image_encoder")
-  return tower.module.image_size if tower else 1
-
-
-def identity(towers: dict[str, Network]) -> dict[str, Any]:
-  """Digests of the weights, by network."""
-  return {name: native.digest(tower.params) for name, tower in towers.items()}
+    note(f"wrote latents of {count} examples to {args.output}")
 
 
 def make_encoder(
   towers: dict[str, Network], mesh: jax.sharding.Mesh, chunk: int
 ) -> Encoder:
-  """Runs the networks over the devices of a mesh, `chunk` frames on each."""
+  """Runs the networks on a mesh, with `chunk` frames on each device."""
   rows = sharding.rows_sharding(mesh)
   vae, tower = towers["vae"], towers.get("image_encoder")
 
   @jax.jit
   def run_networks(params, frames, views):
     pixels = autoencoding.to_unit_range(frames)
-    tree = {"params": params["vae"]}
-    posterior = vae.module.apply(tree, pixels, method="encode")
+    posterior = vae.module.apply(params["vae"], pixels, method="encode")
     embeds = None
     if tower:
-      tree = {"params": params["image_encoder"]}
-      embeds = tower.module.apply(tree, views).astype(jnp.float16)
+      embeds = tower.module.apply(params["image_encoder"], views)
+      embeds = embeds.astype(jnp.float16)
     return posterior.moments.astype(jnp.float16), embeds
 
-  params = {name: network.params for name, network in towers.items()}
+  params = {name: {"params": net.params} for name, net in towers.items()}
   size = chunk * mesh.devices.size
 
   def encoder(frames: np.ndarray, views: np.ndarray) -> Encoded:

@@ -1,23 +1,28 @@
-"""`i2vgen data inspect`: pictures and one page that show a dataset.
+"""`i2vgen data inspect`: a web page that shows a dataset.
 
-The page holds everything it needs, so that it can be sent to somebody or
-opened without a network.
+The page contains its pictures, so that it can be sent and opened offline.
 """
 
 import base64
-import html
 import json
 import math
-from collections.abc import Sequence
+from html import escape
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from data_pipelines.footage import survey
 from data_pipelines.shards.dataset import SCORES, Kind
 from i2vgen_jax.errors import InputError
-from launch import outputs, sheets
+from launch import contact_sheet, outputs, plots
+from launch.contact_sheet import MARGIN, Row
 from launch.progress import note
 
 _KINDS: dict[Kind, str] = {"text_video": "clips", "text_image": "pictures"}
+_WIDTH = 1280
+# Largest frame of a clip; a single picture may be twice as large.
+_CELL = (_WIDTH - 2 * MARGIN) // survey.FRAMES - 6, 150
 _STYLE = """
 body { font: 16px/1.45 sans-serif; color: #202020; background: white;
   max-width: 1280px; margin: 2em auto; padding: 0 1em; }
@@ -42,30 +47,35 @@ def inspect(data_dir: Path, output: Path, num_shown: int, seed: int) -> None:
   """Writes index.html and its pictures.
 
   Args:
-    data_dir: what `i2vgen data build` wrote.
-    output: folder to write into.
-    num_shown: clips, and pictures, to show.
-    seed: of the draw.
+    data_dir: folder that `i2vgen data build` wrote.
+    output: folder to write to.
+    num_shown: number of clips, and of pictures, to show.
+    seed: seed of the random sample.
 
   Raises:
-    InputError: no dataset there, none of whose records can be read, or a
-      folder that cannot be written to.
+    InputError: There is no dataset, none of its records can be read, or the
+      output cannot be written.
   """
   samples = {
     kind: survey.sample(data_dir, kind, num_shown, seed) for kind in _KINDS
   }
   found = {kind: s for kind, s in samples.items() if s is not None}
   _check(data_dir, found)
-  told = survey.told(data_dir)
+  summary = survey.told(data_dir)
   outputs.make_folder(output)
   files: dict[str, bytes] = {}
-  parts = [_head(data_dir, found)]
+  counts = [f"{s.total:,} {_KINDS[kind]}" for kind, s in found.items()]
+  parts = [
+    f"<h1>{escape(str(data_dir))}</h1>",
+    f"<p>{' and '.join(counts)}</p>",
+  ]
   for kind, sample in found.items():
     parts += _section(kind, sample, seed, files)
-  parts += _left_out(data_dir, told, files)
-  if told:
-    parts += ["<h2>How it was built</h2>", _pre(told["identity"])]
-  files["index.html"] = _page(data_dir, parts).encode()
+  parts += ["<h2>Left out</h2>", *_left_out(data_dir, summary, files)]
+  if summary:
+    settings = escape(json.dumps(summary["identity"], indent=2))
+    parts += ["<h2>How it was built</h2>", f"<pre>{settings}</pre>"]
+  files["index.html"] = _page(str(data_dir), parts)
   outputs.write({output / name: data for name, data in files.items()})
   note(f"wrote {', '.join(sorted(files))} to {output}")
 
@@ -73,8 +83,8 @@ def inspect(data_dir: Path, output: Path, num_shown: int, seed: int) -> None:
 def _check(data_dir: Path, found: dict[Kind, survey.Sample]) -> None:
   if not found:
     raise InputError(
-      f"no dataset in {data_dir}; give the directory that `i2vgen data build`"
-      " wrote, the one above text_video and text_image"
+      f"no dataset in {data_dir}; give the folder that `i2vgen data build`"
+      " wrote, which contains text_video or text_image"
     )
   damaged = [line for sample in found.values() for line in sample.damaged]
   if not any(sample.rows for sample in found.values()):
@@ -84,59 +94,74 @@ def _check(data_dir: Path, found: dict[Kind, survey.Sample]) -> None:
     note(f"{len(damaged)} records cannot be read; the first: {damaged[0]}")
 
 
-def _head(data_dir: Path, found: dict[Kind, survey.Sample]) -> str:
-  counts = [f"{s.total:,} {_KINDS[kind]}" for kind, s in found.items()]
-  name = html.escape(str(data_dir))
-  return f"<h1>{name}</h1><p>{' and '.join(counts)}</p>"
-
-
 def _section(
   kind: Kind, sample: survey.Sample, seed: int, files: dict[str, bytes]
 ) -> list[str]:
-  """The part of the page about one kind; its pictures go to `files`."""
+  """HTML about one kind; adds its pictures to `files`."""
   noun = _KINDS[kind]
-  drawn = len(sample.rows) + len(sample.damaged)
-  parts = [f"<h2>{noun.capitalize()}</h2>", _damage(sample, noun)]
-  if not sample.rows:
-    return parts
+  parts = [f"<h2>{noun.capitalize()}</h2>"]
+  if sample.damaged:
+    text = (
+      f"{len(sample.damaged)} of the {noun} in the sample cannot be read; the"
+      f" first: {sample.damaged[0]}"
+    )
+    parts.append(f'<p class="alarm">{escape(text)}</p>')
+  if sample.rows:
+    parts += _statistics(kind, sample, seed, files)
+    parts += _samples(kind, sample, files)
+  return parts
+
+
+def _statistics(
+  kind: Kind, sample: survey.Sample, seed: int, files: dict[str, bytes]
+) -> list[str]:
+  noun, drawn = _KINDS[kind], len(sample.rows) + len(sample.damaged)
   figures = survey.figures(kind, sample.rows)
-  measured = {name: v for name, v in figures.items() if len(v)}
-  files[f"{noun}-figures.png"] = sheets.histograms(measured, noun)
-  what = f"all {drawn:,} {noun}"
+  measured = {name: values for name, values in figures.items() if len(values)}
+  chart = files[f"{noun}-figures.png"] = plots.histograms(measured, noun)
+  text = f"Counted over all {drawn:,} {noun}."
   if drawn < sample.total:
-    what = f"{drawn:,} of {sample.total:,} {noun}, drawn at random, seed {seed}"
-  text = f"Counted over {what}."
+    text = (
+      f"Counted over {drawn:,} of {sample.total:,} {noun}, drawn at random,"
+      f" seed {seed}."
+    )
   if missing := [name for name in figures if name not in measured]:
     text += f" Not measured: {'; '.join(missing)}."
-  strips = [
-    (_captions(row), _facts(row), sheets.strip(frames))
+  return [
+    f'<p class="note">{escape(text)}</p>',
+    _image(chart, "png", f"histograms of the {noun}"),
+  ]
+
+
+def _samples(
+  kind: Kind, sample: survey.Sample, files: dict[str, bytes]
+) -> list[str]:
+  noun = _KINDS[kind]
+  rows = [
+    Row(_captions(row), _facts(row), strip(frames))
     for row, frames in sample.shown
   ]
-  files[f"{noun}.png"] = sheets.sheet(strips)
-  parts += [
-    f'<p class="note">{html.escape(text)}</p>',
-    _image(files[f"{noun}-figures.png"], "png", f"histograms of the {noun}"),
-    f"<h3>{len(strips)} {noun}, drawn at random</h3>",
+  sheet = contact_sheet.stack(rows, _WIDTH)
+  files[f"{noun}.png"] = contact_sheet.encode_png(sheet)
+  figures = []
+  for captions, facts, picture in rows:
+    texts = "".join(f"<p>{escape(caption)}</p>" for caption in captions)
+    texts += f'<p class="facts">{escape(facts)}</p>'
+    jpeg = contact_sheet.encode_jpeg(picture)
+    image = _image(jpeg, "jpeg", "; ".join(captions))
+    figures.append(f"<figure><figcaption>{texts}</figcaption>{image}</figure>")
+  return [
+    f"<h3>{len(rows)} {noun}, drawn at random</h3>",
     f'<div class="{noun}">',
+    *figures,
+    "</div>",
   ]
-  for captions, facts, picture in strips:
-    texts = "".join(f"<p>{html.escape(caption)}</p>" for caption in captions)
-    image = _image(sheets.jpeg(picture), "jpeg", "; ".join(captions))
-    parts.append(
-      f"<figure><figcaption>{texts}"
-      f'<p class="facts">{html.escape(facts)}</p></figcaption>{image}</figure>'
-    )
-  return [*parts, "</div>"]
 
 
-def _damage(sample: survey.Sample, noun: str) -> str:
-  if not sample.damaged:
-    return ""
-  first = html.escape(sample.damaged[0])
-  return (
-    f'<p class="alarm">{len(sample.damaged)} of the {noun} looked at cannot be'
-    f" read; the first: {first}</p>"
-  )
+def strip(frames: np.ndarray) -> Image.Image:
+  """uint8[f h w 3], at most `survey.FRAMES` of them, side by side."""
+  scale = 1 if len(frames) > 1 else 2
+  return contact_sheet.strip(frames, (scale * _CELL[0], scale * _CELL[1]))
 
 
 def _captions(row: survey.Row) -> list[str]:
@@ -144,65 +169,66 @@ def _captions(row: survey.Row) -> list[str]:
 
 
 def _facts(row: survey.Row) -> str:
-  """Everything else that is known, in one line; scores where measured."""
+  """The other features in one line, with the scores that were measured."""
   facts = [row["id"].decode()]
   if "fps" in row:
     seconds = row["num_frames"] / row["fps"]
     facts += [f"{seconds:.1f} s", f"{row['fps']:.4g} fps"]
     facts.append(f"{row['num_frames']} frames")
   facts.append(f"{row['width']}x{row['height']}")
-  facts += [
-    f"{name} {sheets.brief(row[name])}"
-    for name in SCORES
-    if math.isfinite(row[name])
-  ]
+  scores = {name: row[name] for name in SCORES if math.isfinite(row[name])}
+  facts += [f"{name} {plots.brief(score)}" for name, score in scores.items()]
   if source := row["source"].decode(errors="replace"):
     at = f" at {row['start']:.2f} s" if "start" in row else ""
     facts.append(f"from {source}{at}")
   return " · ".join(facts)
 
 
-def _left_out(data_dir: Path, told: dict, files: dict[str, bytes]) -> list[str]:
-  parts = ["<h2>Left out</h2>"]
-  if not told:
-    text = "There is no build.json: the build is unfinished, or not ours."
-    return [*parts, f"<p>{text}</p>"]
-  rows = survey.left_out(data_dir, told["dropped"])
+def _left_out(
+  data_dir: Path, summary: dict, files: dict[str, bytes]
+) -> list[str]:
+  if not summary:
+    return ["<p>There is no build.json: the build is unfinished.</p>"]
+  rows = survey.left_out(data_dir, summary["dropped"])
   if not rows:
-    return [*parts, "<p>Nothing: the quarantine is empty.</p>"]
-  files["left-out.png"] = sheets.bars(rows)
-  lines = [
-    f'<tr><td class="number">{row.count:,}</td><td>{html.escape(row.reason)}'
-    f"</td><td>{html.escape(row.meaning)}</td>"
-    f"<td>{html.escape(row.example or 'see quarantine.jsonl')}</td></tr>"
-    for row in rows
-  ]
+    return ["<p>Nothing: the quarantine is empty.</p>"]
+  chart = files["left-out.png"] = plots.bars(rows)
+  lines = []
+  for row in rows:
+    example = row.example or "see quarantine.jsonl"
+    cells = "".join(
+      f"<td>{escape(text)}</td>" for text in (row.reason, row.meaning, example)
+    )
+    lines.append(f'<tr><td class="number">{row.count:,}</td>{cells}</tr>')
   total = sum(row.count for row in rows)
   return [
-    *parts,
     f"<p>{total:,} files, rows or shots.</p>",
-    _image(files["left-out.png"], "png", "how often each reason occurred"),
+    _image(chart, "png", "number of inputs left out for each reason"),
     "<table><tr><th>count</th><th>reason</th><th>meaning</th>"
-    "<th>one of them</th></tr>",
+    "<th>example</th></tr>",
     *lines,
     "</table>",
   ]
 
 
-def _pre(value: object) -> str:
-  return f"<pre>{html.escape(json.dumps(value, indent=2))}</pre>"
-
-
 def _image(data: bytes, form: str, text: str) -> str:
   source = f"data:image/{form};base64,{base64.b64encode(data).decode()}"
-  return f'<img src="{source}" alt="{html.escape(text)}">'
+  return f'<img src="{source}" alt="{escape(text)}">'
 
 
-def _page(data_dir: Path, parts: Sequence[str]) -> str:
-  body = "\n".join(part for part in parts if part)
-  return (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width">\n'
-    f"<title>{html.escape(str(data_dir))}</title>\n"
-    f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-  )
+def _page(title: str, parts: list[str]) -> bytes:
+  body = "\n".join(parts)
+  page = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+  return page.encode()

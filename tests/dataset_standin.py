@@ -1,4 +1,4 @@
-"""Small datasets of clips whose every frame can be told from its pixels."""
+"""Small datasets of clips whose frames are identified by their pixels."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
-"""Outlines and patterns of the procedural world, as functions of the plane.
+"""Outlines and patterns of the procedural world as functions of x and y.
 
-Outlines are signed distances, patterns are tones in [0, 1]; both are drawn
-with edges about one pixel wide, at any resolution.
+Outlines are signed distances, patterns are tones in [0, 1]. Both have edges
+about one pixel wide at any resolution.
 """
 
 from collections.abc import Callable
@@ -66,8 +66,8 @@ def _ring(x: Field, y: Field) -> Field:
   return np.abs(np.hypot(x, y) - 0.74) - 0.22
 
 
-# Signed distance to each outline, inside a circle of radius 1 about its
-# centre of mass, so that turning does not move the centre of mass.
+# Signed distance to each outline, inside a circle of radius 1 around its
+# centre of mass, so that a rotation does not move the centre of mass.
 SHAPES: dict[str, Callable[[Field, Field], Field]] = {
   "bar": _bar,
   "triangle": _triangle,
@@ -81,7 +81,7 @@ SHAPES: dict[str, Callable[[Field, Field], Field]] = {
 
 
 def _bands(across: Field, wavelength: float, pixel: float) -> Field:
-  """Half of each wavelength covered, edges one pixel wide."""
+  """Bands that cover half of each wavelength, with edges one pixel wide."""
   away = np.abs(across / wavelength % 1 - 0.5) - 0.25
   return edge(away * wavelength, pixel)
 
@@ -116,7 +116,7 @@ def _rings(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
 def _clouds(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
   total = np.zeros_like(x)
   for k in range(5):
-    turn = 2.4 * k  # near the golden angle: directions that never line up
+    turn = 2.4 * k  # near the golden angle, so that directions never coincide
     along = x * np.cos(turn) + y * np.sin(turn)
     total += np.cos(2 * np.pi * along / (wavelength * (1 + 0.2 * k)) + k)
   return 0.5 + 0.5 * np.tanh(0.6 * total)
@@ -126,7 +126,7 @@ def _gradient(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
   return 0.5 + 0.5 * np.sin(0.5 * np.pi * x / wavelength)
 
 
-# Tone at (x, y) for a wavelength and the size of a pixel.
+# Tone at (x, y), for a wavelength and the size of a pixel.
 GROUNDS: dict[str, Callable[[Field, Field, float, float], Field]] = {
   "stripes": _stripes,
   "checks": _checks,

@@ -1,14 +1,14 @@
-"""The procedural world: one object moves in one way over one textured ground.
+"""The procedural world: an object moves over a textured ground.
 
-The camera stands still. The first frame shows the object's shape, colour,
-place, size and orientation and the whole ground; the caption names the motion,
-whose course is a function of its name alone. First frame and caption together
-therefore determine the clip, so that a generated video has a true one to be
-compared with.
+The camera does not move. The first frame shows the shape, colour, position,
+size and orientation of the object and the whole ground; the caption names the
+motion, whose trajectory depends on its name alone. The first frame and the
+caption therefore determine the clip, and a generated video can be compared
+with the true one.
 
 Lengths are in units of the frame's shorter side; x points right, y points
-down, angles grow clockwise as seen on screen. Pictures are computed from
-signed distances, so that the same scene renders at any size and shape.
+down, and angles grow clockwise on the screen. Frames are computed from signed
+distances, so that a scene can be rendered at any size and aspect ratio.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from data_pipelines.procedural import drawing
 
 Split = Literal["train", "test"]
 
-# Travel over the whole clip, whatever its number of frames.
+# Distances over the whole clip, for any number of frames.
 SLOW, QUICK = 0.20, 0.42
 GROWTH = 1.7
 TURN = np.pi / 2
@@ -38,8 +38,8 @@ _SCALE = {"grows": GROWTH, "shrinks": 1 / GROWTH}
 _TURNS = {"turns clockwise": TURN, "turns counterclockwise": -TURN}
 MOTIONS = (*_TRAVEL, *_SCALE, *_TURNS)
 
-# How often a training clip turns, beside any other motion: a denoiser needs
-# many more examples to turn each outline from each side than to shift it.
+# Weight of rotations in the training split, relative to any other motion: a
+# denoiser needs more examples to rotate each outline than to translate it.
 _TURN_WEIGHT = 4
 
 COLOURS = {
@@ -61,7 +61,7 @@ TINTS = {
   "sage": (140, 164, 148),
 }
 SHAPES = tuple(drawing.SHAPES)
-_ROUND = ("disc", "ring")  # turning would not show
+_ROUND = ("disc", "ring")  # a rotation would not be visible
 GROUNDS = tuple(drawing.GROUNDS)
 # Every word of every caption.
 WORDS = frozenset(
@@ -73,22 +73,22 @@ WORDS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """Everything that a clip shows.
+  """Parameters of a clip.
 
   Attributes:
-    shape: one of SHAPES; round ones never turn.
+    shape: one of SHAPES; round ones never rotate.
     colour: one of COLOURS.
     motion: one of MOTIONS.
     ground: one of GROUNDS.
     tint: one of TINTS.
-    diameter: of the circle about the object in the first frame.
-    angle: orientation in the first frame, radians clockwise.
-    place: start position as a fraction of the room that the motion leaves,
-      per axis.
-    wavelength: of the ground's pattern.
-    ground_angle: of the pattern, radians.
-    ground_shift: where the pattern has its origin, (x, y).
-    contrast: luma difference of the ground's two tones, of 255.
+    diameter: diameter of the object's circumcircle in the first frame.
+    angle: orientation in the first frame, in radians clockwise.
+    place: start position on each axis, as a fraction of the positions from
+      which the object stays in the frame.
+    wavelength: wavelength of the ground's pattern.
+    ground_angle: angle of the pattern, in radians.
+    ground_shift: origin of the pattern, (x, y).
+    contrast: luma difference of the ground's two tones, out of 255.
   """
 
   shape: str
@@ -106,13 +106,13 @@ class Scene:
 
 
 def split_of(shape: str, ground: str, motion: str) -> Split:
-  """The side on which a combination lies: about one in six is held out."""
+  """The split of a combination; about one in six is held out for testing."""
   key = f"{shape}/{ground}/{motion}".encode()
   return "test" if zlib.crc32(key) % 6 == 0 else "train"
 
 
 def _first_diameter(rng: np.random.Generator, motion: str) -> float:
-  """Large enough to read at the smallest, small enough to fit the largest."""
+  """Large enough when it is smallest, and small enough when it is largest."""
   ranges = {"grows": (0.24, 0.28), "shrinks": (0.40, 0.47)}
   return float(rng.uniform(*ranges.get(motion, (0.28, 0.40))))
 
@@ -120,7 +120,7 @@ def _first_diameter(rng: np.random.Generator, motion: str) -> float:
 def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
   """Draws a scene whose combination belongs to the split.
 
-  Everything is drawn evenly, but for the turns in the training split.
+  All choices are uniform, except for rotations in the training split.
   """
   heavy = _TURN_WEIGHT if split == "train" else 1
   weights = np.array([heavy if m in _TURNS else 1 for m in MOTIONS])
@@ -152,18 +152,18 @@ def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
 
 
 def numbered_scene(seed: int, number: int, split: Split) -> Scene:
-  """The scene with that number in the endless row that a seed stands for."""
+  """Scene `number` of the endless sequence of a seed and split."""
   side = ("train", "test").index(split)
   return sample_scene(np.random.default_rng((seed, number, side)), split)
 
 
 def caption(scene: Scene) -> str:
-  """One sentence that names what is there and how it moves."""
+  """A sentence that names the object, its motion and the ground."""
   return f"{_subject(scene)} {scene.motion} over {scene.tint} {scene.ground}"
 
 
 def still_caption(scene: Scene) -> str:
-  """The same for a single frame, where no motion can be seen."""
+  """The caption of a single frame, without the motion."""
   return f"{_subject(scene)} over {scene.tint} {scene.ground}"
 
 
@@ -180,12 +180,12 @@ def course(
   """Centre (x, y), diameter and angle of the object in every frame.
 
   Args:
-    scene: what to show.
-    size: (width, height) in pixels; only their ratio matters here.
-    num_frames: frames spread evenly over the clip's duration.
+    scene: parameters of the clip.
+    size: (width, height) in pixels; only their ratio matters.
+    num_frames: number of frames, evenly spaced over the clip.
 
   Returns:
-    Centres and diameters in shorter sides, angles in radians clockwise.
+    Centres and diameters in shorter sides, and angles in radians clockwise.
   """
   time = np.arange(num_frames) / max(num_frames - 1, 1)
   travel = np.array(_TRAVEL.get(scene.motion, (0.0, 0.0)))
@@ -218,7 +218,7 @@ def _ground(scene: Scene, size: tuple[int, int]) -> Float[np.ndarray, "h w 3"]:
 def _coverage(
   scene: Scene, size: tuple[int, int], num_frames: int
 ) -> Float[np.ndarray, "f h w"]:
-  """How much of each pixel the object covers, in [0, 1]."""
+  """Share of each pixel that the object covers."""
   width, height = size
   pixel = 1 / min(size)
   covered = np.zeros((num_frames, height, width), np.float32)
@@ -242,19 +242,19 @@ def _coverage(
 def object_mask(
   scene: Scene, size: tuple[int, int], num_frames: int = 8
 ) -> Bool[np.ndarray, "f h w"]:
-  """The pixels that the object covers by more than half."""
+  """Pixels that the object covers by more than half."""
   return _coverage(scene, size, num_frames) > 0.5
 
 
 def render(
   scene: Scene, size: tuple[int, int], num_frames: int = 8
 ) -> UInt8[np.ndarray, "f h w 3"]:
-  """The clip itself.
+  """Renders a clip.
 
   Args:
-    scene: what to show.
-    size: (width, height) in pixels, any ratio.
-    num_frames: frames spread evenly over the clip's duration.
+    scene: parameters of the clip.
+    size: (width, height) in pixels, with any aspect ratio.
+    num_frames: number of frames, evenly spaced over the clip.
   """
   alpha = _coverage(scene, size, num_frames)[..., None]
   ground = _ground(scene, size).astype(np.float32)

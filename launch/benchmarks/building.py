@@ -4,9 +4,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,39 +40,29 @@ def _measure_kind(
   kind: Kind, directory: Path, file: Path, count: int, seed: int
 ) -> str:
   dataset = Dataset([directory])
-  chosen = np.random.default_rng(seed).choice(
-    len(dataset), min(count, len(dataset)), replace=False
-  )
+  count = min(count, len(dataset))
+  rng = np.random.default_rng(seed)
+  chosen = rng.choice(len(dataset), count, replace=False).tolist()
   settings = ScanSettings(min_frames=1, max_seconds=math.inf)
+  source = ManifestRow(1, file.name, str(file), ("",))
   frames, sizes, scans, writes = [], [], [], []
   with ProgressBar() as progress:
-    for done, number in enumerate(chosen.tolist(), 1):
+    for done, number in enumerate(chosen, 1):
       record = dataset[number]
       file.write_bytes(media_of(record))
       frames.append(record.get("num_frames", 1))
       sizes.append(len(media_of(record)) / 1e3)
-      source = ManifestRow(1, file.name, str(file), ("",))
-      seconds, (candidates, _) = _timed(scan.scan, source, file, settings)
-      scans.append(1e3 * seconds / frames[-1])
-      side = min(record["width"], record["height"])
+      start = time.process_time()
+      candidates, _ = scan.scan(source, file, settings)
+      scans.append(1e3 * (time.process_time() - start) / frames[-1])
       for candidate in candidates[:1]:
-        seconds, _ = _timed(write.encode, candidate, file, side)
+        start = time.process_time()
+        write.encode(candidate, file, min(record["width"], record["height"]))
+        seconds = time.process_time() - start
         writes.append(1e3 * seconds / candidate.num_frames)
-      progress(f"{kind}, built again", done, len(chosen))
+      progress(f"{kind}, built again", done, count)
   mean, scan_ms = float(np.mean(frames)), statistics.median(scans)
   write_ms = statistics.median(writes) if writes else math.nan
-  return row(
-    kind,
-    cell(mean),
-    cell(float(np.mean(sizes))),
-    cell(scan_ms, 2),
-    cell(write_ms, 2),
-    cell(mean * (scan_ms + write_ms) / 1e3, 2),
-  )
-
-
-def _timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
-  """CPU seconds of a call, and its result."""
-  start = time.process_time()
-  result = call(*args)
-  return time.process_time() - start, result
+  total = mean * (scan_ms + write_ms) / 1e3
+  cells = cell(mean), cell(float(np.mean(sizes)))
+  return row(kind, *cells, *(cell(x, 2) for x in (scan_ms, write_ms, total)))

@@ -4,12 +4,13 @@ Times are CPU seconds of one core, so that other work on the machine disturbs
 them little; still, ratios and bytes are more reliable.
 """
 
+import collections
 import functools
 import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,24 +39,20 @@ _CRF = 18
 _LATENT_CHANNELS, _LATENT_STEP = 8, 8
 
 
-class Decoded(NamedTuple):
-  """An example that the reader decoded."""
-
-  record: dict
-  window: Window
-  frames: np.ndarray
-
-
 class RecordingReader(Reader):
-  """Keeps what it decodes, so that other ways can store the same frames."""
+  """Keeps what it decodes, so that other ways can store the same frames.
+
+  Attributes:
+    decoded: (record, window, frames) of each example.
+  """
 
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
-    self.decoded: list[Decoded] = []
+    self.decoded: list[tuple[dict, Window, np.ndarray]] = []
 
   def _load_pixels(self, record, window, view, size):
     example = super()._load_pixels(record, window, view, size)
-    self.decoded.append(Decoded(record, window, example["frames"]))
+    self.decoded.append((record, window, example["frames"]))
     return example
 
   def read(self, count: int) -> None:
@@ -104,12 +101,19 @@ def measure(
   if not count:
     note(f"{case}: left out, as no clip in {directory} is long enough")
     return None
-  with tempfile.TemporaryDirectory() as folder:
+  seconds = collections.defaultdict(list)
+  with tempfile.TemporaryDirectory() as folder, ProgressBar() as progress:
     new_reader = functools.partial(make_reader, directory, case, seed)
     ways = _ways(new_reader, count, repeats, Path(folder))
-    seconds = _time_passes(str(case), ways, repeats)
-  speeds = [count / statistics.median(times) for times in seconds]
-  return _table(case, ways, speeds)
+    for repeat in range(repeats):
+      for way in ways:
+        start = time.process_time()
+        way.read()
+        seconds[way].append(time.process_time() - start)
+      progress(str(case), repeat + 1, repeats)
+  return table(
+    case, {way: count / statistics.median(seconds[way]) for way in ways}
+  )
 
 
 def make_reader(directory: Path, case: Case, seed: int) -> RecordingReader:
@@ -126,37 +130,20 @@ def make_reader(directory: Path, case: Case, seed: int) -> RecordingReader:
   )
 
 
-def _time_passes(
-  job: str, ways: Sequence[Way], repeats: int
-) -> list[list[float]]:
-  """CPU seconds of the passes of each way, which take turns."""
-  seconds: list[list[float]] = [[] for _ in ways]
-  with ProgressBar() as progress:
-    for repeat in range(repeats):
-      for way, times in zip(ways, seconds, strict=True):
-        start = time.process_time()
-        way.read()
-        times.append(time.process_time() - start)
-      progress(job, repeat + 1, repeats)
-  return seconds
-
-
-def _table(case: Case, ways: Sequence[Way], speeds: Sequence[float]) -> str:
-  [alone] = [
-    s for way, s in zip(ways, speeds, strict=True) if way.name == DECODER
-  ]
+def table(case: Case, speeds: Mapping[Way, float]) -> str:
+  """The table of a case, from the examples per second of each way."""
+  [alone] = [speed for way, speed in speeds.items() if way.name == DECODER]
   headers = "kB", "PSNR dB", "a second", "alone", "want", "cores", "MB/s"
   rows = [
     f"{case}; one example: 3 x {case.forward:.3f} + {case.encode:.2f} TFLOP",
     row("", *headers),
   ]
-  for way, speed in zip(ways, speeds, strict=True):
-    cells = [cell(way.kilobytes), cell(way.psnr), cell(speed)]
+  for way, speed in speeds.items():
+    cells = [*map(cell, (way.kilobytes, way.psnr, speed))]
     cells.append(cell(speed / alone, 2))
     if way.name != DECODER:
       want = case.wanted(way.name == LATENTS)
-      needed = want, want / speed, want * way.kilobytes / 1e3
-      cells += map(cell, needed)
+      cells += map(cell, (want, want / speed, want * way.kilobytes / 1e3))
     rows.append(row(way.name, *cells))
   return "\n".join(rows)
 
@@ -173,8 +160,8 @@ def _ways(
   decoded = first.decoded
   # A reader caches what it decoded: each pass needs its own.
   readers = [new_reader() for _ in range(repeats)]
-  size = float(np.mean([len(media_of(d.record)) for d in decoded])) / 1e3
-  frames = [d.frames for d in decoded]
+  size = float(np.mean([len(media_of(record)) for record, *_ in decoded])) / 1e3
+  frames = [frames for _, _, frames in decoded]
   return [
     Way("as built", size, math.nan, lambda: readers.pop().read(count)),
     Way(DECODER, size, math.nan, lambda: _decode_alone(decoded)),
@@ -182,7 +169,7 @@ def _ways(
   ]
 
 
-def _decode_alone(decoded: Sequence[Decoded]) -> None:
+def _decode_alone(decoded: Iterable[tuple[dict, Window, np.ndarray]]) -> None:
   for record, window, _ in decoded:
     if "image" in record:
       preprocessing.load_picture(record["image"], "picture")
@@ -241,7 +228,8 @@ def _store(
 ) -> Way:
   """Writes a shard of the frames."""
   shard = folder / name.split()[0]
-  tfrecord.write_shard(shard, (_record(encode(clip), clip) for clip in clips))
+  examples = [tfrecord.encode_example({"pieces": encode(c)}) for c in clips]
+  tfrecord.write_shard(shard, (tfrecord.Record(e, 1, 1, 1) for e in examples))
   quality = math.nan
   if name != LATENTS:
     pairs = zip(_stored(shard), clips, strict=True)
@@ -255,12 +243,6 @@ def _store(
 
   size = float(tfrecord.read_index(shard)[:, 1].mean()) / 1e3
   return Way(name, size, quality, read)
-
-
-def _record(pieces: _Pieces, clip: np.ndarray) -> tfrecord.Record:
-  data = tfrecord.encode_example({"pieces": pieces})
-  num_frames, height, width, _ = clip.shape
-  return tfrecord.Record(data, num_frames, width, height)
 
 
 def _stored(shard: Path) -> Iterator[_Pieces]:

@@ -1,4 +1,4 @@
-"""Small datasets, media files and a tokenizer that the data tests share."""
+"""Datasets, media files and a tokenizer that the data tests share."""
 
 import importlib.util
 import zlib

@@ -69,8 +69,11 @@ def test_demand_of_a_host():
   case = demand.CASES[0]
   assert case.wanted(False) == pytest.approx(host / (3 * 8.744 + 7.68))
   assert case.wanted(True) == pytest.approx(host / (3 * 8.744))
-  ways = [Way(name, 200, math.nan, print) for name in ("as built", DECODER)]
-  row = reading._table(case, ways, [10.0, 40.0]).splitlines()[2]
+  speeds = {
+    Way("as built", 200, math.nan, print): 10.0,
+    Way(DECODER, 200, math.nan, print): 40.0,
+  }
+  row = reading.table(case, speeds).splitlines()[2]
   assert row.split()[2:] == ["200.0", "-", "10.0", "0.25", "24.4", "2.4", "4.9"]
 
 
@@ -78,7 +81,7 @@ def test_reader_and_decoder_see_the_same_frames(data_dir):
   case, counted = CASES[0], []
   reader = reading.make_reader(dataset_dir(data_dir, case.kind), case, 0)
   reader.read(3)
-  assert len({item.record["id"] for item in reader.decoded}) == 3
+  assert len({record["id"] for record, *_ in reader.decoded}) == 3
   for record, window, _ in reader.decoded:
     until = window.seconds(record["fps"])[-1]
     counted.append(video.count_frames(record["video"], until=until))

@@ -1,4 +1,4 @@
-"""The contact sheet: every row shows its own frames, in order."""
+"""Contact sheets: every row shows its own frames in order."""
 
 import io
 
@@ -46,7 +46,7 @@ def test_rows_and_columns(size):
   assert 6 * cell[0] < sheet.width < 6 * (cell[0] + 12) + 12
 
 
-def test_a_long_clip_shows_its_ends():
+def test_a_long_clip_shows_first_and_last_frame():
   frames = np.repeat(clip(6), 10, axis=0)
   sheet = contact_sheet("", [("base", frames)])
   middle = shades(sheet, sheet.height - 80)

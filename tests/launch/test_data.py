@@ -1,4 +1,4 @@
-"""`i2vgen data`: small builds, and what they say."""
+"""`i2vgen data`: small builds and their messages."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_manifest(run, tmp_path):
   before = {p: p.stat().st_mtime_ns for p in output.rglob("*")}
   assert run(*argv)[0] == 0
   assert {p: p.stat().st_mtime_ns for p in output.rglob("*")} == before
-  # What stands behind the dashes is Beam's.
+  # Arguments after the dashes go to Beam.
   status, lines = run(
     *argv[:4], f"--output={tmp_path / 'b'}", "--", "--runner=NoSuchRunner"
   )
@@ -109,13 +109,13 @@ def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
     (["build", "manifest", "absent.txt", *PLACE], "absent.txt"),
   ],
 )
-def test_mistaken_command_line(refused, tmp_path, monkeypatch, argv, part):
+def test_invalid_command_lines(refused, tmp_path, monkeypatch, argv, part):
   monkeypatch.chdir(tmp_path)
   assert part in refused("data", *argv)
   assert not list(tmp_path.iterdir())
 
 
-def test_odd_size_leaves_nothing(run, tmp_path):
+def test_an_odd_size_writes_nothing(run, tmp_path):
   argv = ["build", "procedural", f"--output={tmp_path / 'x'}", "--num-clips=1"]
   status, lines = run("data", *argv, "--size=33x32")
   assert status == 2
@@ -123,7 +123,7 @@ def test_odd_size_leaves_nothing(run, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_folder_that_exists(refused, tmp_path):
+def test_an_existing_folder_is_rejected(refused, tmp_path):
   (tmp_path / "mine.txt").touch()
   argv = ["build", "procedural", f"--output={tmp_path}", "--num-clips=1"]
   assert "exists already" in refused("data", *argv)

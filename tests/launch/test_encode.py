@@ -1,4 +1,4 @@
-"""Latents made beforehand are those that the training would have made."""
+"""Encoded datasets give the latents that training would compute."""
 
 import cascade_standin
 import jax
@@ -57,9 +57,7 @@ def reader(folder, kinds, weights, towers, **changes):
   return Reader([videos], [stills], **options | changes)
 
 
-def test_a_batch_of_latents_is_that_of_the_pixels(
-  pixels, encoded, weights, towers
-):
+def test_latents_match_the_pixels(pixels, encoded, weights, towers):
   kinds = ("text_video", "text_image")
   ours = reader(pixels, kinds, weights, towers)
   kinds = ("latent_video", "latent_image")
@@ -96,7 +94,7 @@ def test_tfds_opens_them(encoded):
     assert shape[0] == ours["num_frames"]
 
 
-def test_it_goes_on_and_refuses_other_networks(
+def test_encoding_resumes_and_rejects_other_networks(
   pixels, encoded, weights, tmp_path, run, refused
 ):
   source = dataset_dir(pixels, "text_video")
@@ -124,7 +122,7 @@ def test_it_goes_on_and_refuses_other_networks(
   )
 
 
-def test_other_sizes_and_views_are_refused(encoded, weights, towers):
+def test_other_sizes_are_rejected(encoded, weights, towers):
   kinds = ("latent_video", "latent_image")
   large = reader(encoded, kinds, weights, towers, size=(48, 32))
   with pytest.raises(InputError, match="32x16"):
@@ -144,7 +142,7 @@ def training(frozen, encoded):
   return config
 
 
-def test_a_training_refuses_latents_of_others(encoded, tmp_path):
+def test_training_rejects_latents_of_other_networks(encoded, tmp_path):
   other = cascade_standin.write_cascade(tmp_path / "other", seed=1)
   config = training(other, encoded)
   with pytest.raises(InputError, match="encoded by another image_encoder"):
@@ -152,7 +150,7 @@ def test_a_training_refuses_latents_of_others(encoded, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_reads_them(encoded, weights, tmp_path):
+def test_training_reads_latents(encoded, weights, tmp_path):
   config = training(weights, encoded)
   config.data.image_dirs = (str(dataset_dir(encoded, "latent_image")),)
   config.data.buckets = ((4, 8.0, 1.0), (1, 1.0, 1.0))

@@ -1,4 +1,4 @@
-"""`i2vgen data inspect`: what the page and its pictures show."""
+"""`i2vgen data inspect`: contents of the page and its pictures."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from data_pipelines.footage.quarantine import Drop
 from data_pipelines.media import pictures
 from data_pipelines.shards.dataset import Example
 from i2vgen_jax.files import write_json, write_json_lines
-from launch import sheets
+from launch import inspection, plots
 
 EVIL = '<script>alert("1")</script> & a fox'
 
@@ -62,7 +62,7 @@ def data_dir(tmp_path):
   return root
 
 
-def test_page_of_a_whole_set(run, data_dir, tmp_path):
+def test_page_of_a_complete_dataset(run, data_dir, tmp_path):
   output = tmp_path / "look"
   status, [line] = run("data", "inspect", data_dir, "--output", output)
   assert status == 0
@@ -74,7 +74,7 @@ def test_page_of_a_whole_set(run, data_dir, tmp_path):
   for name in expected - {"index.html"}:
     assert Image.open(output / name).width == 1280
   page = Page(output / "index.html")
-  # Nothing runs and nothing is fetched.
+  # The page runs and fetches nothing.
   assert not page.tags & {"script", "link", "iframe"}
   assert len(page.images) == 4 + 3
   for source in page.images:
@@ -89,7 +89,7 @@ def test_page_of_a_whole_set(run, data_dir, tmp_path):
     assert text in page.text, text
 
 
-def test_a_set_without_pictures_and_build(run, data_dir, tmp_path):
+def test_a_dataset_without_pictures_and_build_json(run, data_dir, tmp_path):
   bare = tmp_path / "bare"
   bare.mkdir()
   (data_dir / "text_video").rename(bare / "text_video")
@@ -101,9 +101,7 @@ def test_a_set_without_pictures_and_build(run, data_dir, tmp_path):
   assert not (output / "left-out.png").exists()
 
 
-def test_a_large_set_says_that_it_was_sampled(
-  run, data_dir, tmp_path, monkeypatch
-):
+def test_a_large_dataset_is_sampled(run, data_dir, tmp_path, monkeypatch):
   monkeypatch.setattr(survey, "RECORDS", 1)
   output = tmp_path / "look"
   run("data", "inspect", data_dir, f"--output={output}", "--seed=5")
@@ -124,8 +122,9 @@ def test_damaged_records(run, refused, data_dir, tmp_path):
   spoil(30)
   status, lines = run(*argv)
   assert status == 0 and len(lines) == 2
-  assert "1 records cannot be read; the first: damaged record" in lines[0]
-  assert "1 of the pictures looked at cannot" in Page(
+  assert "1 records cannot be read; the first: cannot read" in lines[0]
+  assert "text_image-train" in lines[0] and ": damaged record" in lines[0]
+  assert "1 of the pictures in the sample cannot" in Page(
     output / "index.html"
   ).text.replace("\n", " ")
   spoil(-10)
@@ -148,10 +147,12 @@ def test_damaged_summaries(refused, data_dir, tmp_path, name, text):
 def test_no_dataset(refused, tmp_path):
   assert "no dataset in" in refused("data", "inspect", tmp_path / "nowhere")
   (tmp_path / "text_video" / "1.0.0").mkdir(parents=True)
-  assert "no dataset in" in refused("data", "inspect", tmp_path)
+  line = refused("data", "inspect", tmp_path)
+  assert "cannot read" in line and "dataset_info.json" in line
+  assert "give a folder such as DATA_DIR/text_video/1.0.0" in line
 
 
-def test_output_that_cannot_be_made(refused, data_dir, tmp_path):
+def test_output_that_cannot_be_created(refused, data_dir, tmp_path):
   (tmp_path / "file").touch()
   argv = ("data", "inspect", data_dir, "--output", tmp_path / "file" / "x")
   assert "choose another place" in refused(*argv)
@@ -162,7 +163,7 @@ def test_output_that_cannot_be_made(refused, data_dir, tmp_path):
 def test_strips_of_any_shape_fit(size, count):
   width, height = size
   frames = np.zeros((count, height, width, 3), np.uint8)
-  made = sheets.strip(frames)
+  made = inspection.strip(frames)
   assert made.width <= 1280 - 2 * 16 + 6 and made.height <= 300
 
 
@@ -174,10 +175,10 @@ def test_histograms_of_any_numbers():
     "negative": np.array([-2.0, 5.0]),
     "close": np.array([1.0, 1 + 1e-12]),
   }
-  picture = Image.open(io.BytesIO(sheets.histograms(values, "clips")))
+  picture = Image.open(io.BytesIO(plots.histograms(values, "clips")))
   assert picture.width == 1280 and picture.height > 300
 
 
-def test_numbers_for_people():
-  found = [sheets.brief(v) for v in (0, 0.01234, 12.345, 1234.5, 5e6)]
+def test_brief_numbers():
+  found = [plots.brief(v) for v in (0, 0.01234, 12.345, 1234.5, 5e6)]
   assert json.dumps(found) == '["0", "0.0123", "12.3", "1,234", "5,000,000"]'

@@ -70,7 +70,7 @@ def test_mistaken_argument(refused, trained, argument, parts):
     ([f"{CONFIG}y", "--workdir=run"], "'tinyy'; choose one of base"),
   ],
 )
-def test_mistaken_command_line(refused, trained, argv, part):
+def test_invalid_command_lines(refused, trained, argv, part):
   assert part in refused("train", *argv)
   assert not trained
 

@@ -1,4 +1,4 @@
-"""One crop and one mirror image for a whole clip; captions stay true."""
+"""One crop and flip for a whole clip; captions stay true."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def draws(augmentation, caption="a red disc", count=200):
 
 @pytest.fixture
 def numbered():
-  """Two frames; every pixel tells its frame, row and column."""
+  """Two frames in which each pixel holds its frame, row and column."""
   t, y, x = np.meshgrid(range(2), range(40), range(60), indexing="ij")
   return np.stack([t, y, x], -1).astype(np.uint8)
 
@@ -26,7 +26,7 @@ def test_nothing_by_default(numbered):
   np.testing.assert_array_equal(views[0].of(numbered), numbered)
 
 
-def test_crops_keep_their_share_and_shape_and_go_everywhere(numbered):
+def test_crops_have_the_drawn_size_and_any_position(numbered):
   lefts, tops = set(), set()
   for view in draws(Augmentation(min_crop=0.8)):
     assert 0.8 <= view.share <= 1 and not view.mirrored
@@ -43,7 +43,7 @@ def test_crops_keep_their_share_and_shape_and_go_everywhere(numbered):
   assert lefts >= set(range(10)) and tops >= set(range(7))
 
 
-def test_mirror_images_come_as_often_as_asked(numbered):
+def test_mirror_images_have_the_given_frequency(numbered):
   views = draws(Augmentation(flip=0.3), count=2000)
   share = np.mean([view.mirrored for view in views])
   assert share == pytest.approx(0.3, abs=0.03)
@@ -67,20 +67,20 @@ def test_mirror_images_come_as_often_as_asked(numbered):
     "anticlockwise,",
   ],
 )
-def test_captions_that_name_a_side_stay_true(caption):
+def test_captions_that_name_a_side_prevent_mirroring(caption):
   assert not any(v.mirrored for v in draws(Augmentation(flip=1.0), caption))
 
 
 @pytest.mark.parametrize(
   "caption", ["a bright copyright sign", "upright", "cleft rock", "a clock", ""]
 )
-def test_words_that_only_hold_a_side_do_not_count(caption):
+def test_words_that_contain_a_side_allow_mirroring(caption):
   assert all(v.mirrored for v in draws(Augmentation(flip=1.0), caption))
 
 
 @pytest.mark.parametrize(
   "values", [{"min_crop": 0.0}, {"min_crop": 1.1}, {"flip": -0.1}, {"flip": 2}]
 )
-def test_values_out_of_range_are_refused(values):
+def test_values_out_of_range_are_rejected(values):
   with pytest.raises(InputError, match="cannot augment"):
     Augmentation(**values)

@@ -1,4 +1,4 @@
-"""Windows fit their clips and say their true rate."""
+"""Windows fit their clips and have the true frame rate."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_frames_are_chosen_by_time():
   assert nearest_frames(times + 4.0, window, 10.0) == [1, 2, 3]
 
 
-def test_single_frames_come_from_anywhere_and_keep_their_label():
+def test_single_frames_have_any_position_and_the_fps_of_the_bucket():
   bucket = Bucket(1, 1, 1.0, SIZE)
   windows = [
     draw_window(5, 24.0, bucket, np.random.default_rng(seed))
@@ -56,8 +56,8 @@ def test_single_frames_come_from_anywhere_and_keep_their_label():
   assert {window[1:] for window in windows} == {(1, 1, 1)}
 
 
-def test_frames_past_the_window_change_nothing():
-  """Decoding may stop at the first frame that is later than the last due."""
+def test_frames_after_the_window_do_not_matter():
+  """Decoding may stop at the first frame after the window."""
   rng = np.random.default_rng(0)
   for _ in range(200):
     times = np.cumsum(rng.uniform(0.01, 0.3, 40))
@@ -103,6 +103,6 @@ def test_buckets_have_the_default_size_or_their_own():
     (8, 8.0, 1.0),
   ],
 )
-def test_wrong_buckets_are_refused(buckets):
+def test_invalid_buckets_are_rejected(buckets):
   with pytest.raises(InputError, match="cannot draw from buckets"):
     make_buckets(buckets, (32, 16))

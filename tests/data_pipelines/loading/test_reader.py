@@ -1,4 +1,4 @@
-"""The order is a function of seed and step, whoever reads which rows."""
+"""Batches depend on seed and step alone, and rows may be read anywhere."""
 
 import itertools
 import shutil
@@ -44,7 +44,7 @@ def captions(batch):
   return batch.token_ids[:, 0].tolist()
 
 
-def test_a_batch_has_the_promised_arrays(opened):
+def test_arrays_of_a_batch(opened):
   clips = opened()
   shapes = set()
   for step in range(12):
@@ -66,7 +66,7 @@ def test_views_and_captions_that_no_network_reads_are_left_out(opened):
   np.testing.assert_array_equal(batch.frames, opened().batch(0).frames)
 
 
-def test_another_reader_and_a_resumed_one_give_the_same(opened):
+def test_a_resumed_reader_gives_the_same_batches(opened):
   whole = [opened().batch(step) for step in range(6)]
   clips = opened()
   for step in (4, 0, 5):  # in any order
@@ -76,7 +76,7 @@ def test_another_reader_and_a_resumed_one_give_the_same(opened):
     assert_equal(got, expected)
 
 
-def test_four_hosts_together_read_what_one_reads(opened):
+def test_four_hosts_read_the_batches_of_one(opened):
   one = opened()
   hosts = [
     opened().iterate(0, rows) for rows in ([0, 1], [2, 3], [4, 5], [6, 7])
@@ -87,14 +87,14 @@ def test_four_hosts_together_read_what_one_reads(opened):
     assert_equal(together, one.batch(step))
 
 
-def test_hosts_may_share_and_interleave_rows(opened):
+def test_hosts_may_share_rows_in_any_order(opened):
   whole = opened().batch(3)
   rows = [6, 1, 1]
   part = opened().batch(3, rows)
   assert_equal(part, jax.tree.map(lambda x: x[rows], whole))
 
 
-def test_each_epoch_shows_everything_once_in_a_new_order(opened):
+def test_each_epoch_has_every_example_once_in_a_new_order(opened):
   clips = opened(buckets=CLIPS_ONLY)
   epochs = [
     [c for step in range(3 * e, 3 * e + 3) for c in captions(clips.batch(step))]
@@ -137,7 +137,7 @@ def still_codes(tokenizer):
   return set(tokenizer(texts).ids[:, 0].tolist())
 
 
-def test_single_frames_come_from_pictures_when_there_are_any(opened, tokenizer):
+def test_single_frames_come_from_pictures_if_there_are_any(opened, tokenizer):
   stills = ((1, 1.0, 1.0),)
   pictures = opened(buckets=stills, videos=False).batch(0)
   assert set(captions(pictures)) <= still_codes(tokenizer)
@@ -155,7 +155,7 @@ def test_buckets_are_drawn_by_weight(opened):
   np.testing.assert_allclose(shares, [3 / 7, 2 / 7, 2 / 7], atol=0.04)
 
 
-def test_memory_changes_nothing(opened, monkeypatch):
+def test_the_cache_does_not_change_batches(opened, monkeypatch):
   remembering = opened()
   first = [remembering.batch(step) for step in range(8)]
   monkeypatch.setattr(reader, "CACHE_BYTES", 20_000)  # a few items
@@ -165,7 +165,7 @@ def test_memory_changes_nothing(opened, monkeypatch):
     assert_equal(remembering.batch(step), first[step])
 
 
-def test_real_footage_is_sampled_at_the_wanted_rate(
+def test_real_footage_is_sampled_at_the_bucket_fps(
   footage, tmp_path, tokenizer
 ):
   frames, _ = video.decode_mp4(footage["bikes"], short_side=64)
@@ -191,12 +191,12 @@ def test_real_footage_is_sampled_at_the_wanted_rate(
   assert found[0] != found[1]
 
 
-def test_clips_that_are_too_short_are_refused_at_once(opened):
+def test_too_short_clips_are_rejected_when_the_reader_opens(opened):
   with pytest.raises(InputError, match=r"24 of 24 clips .* fewer than 16"):
     opened(buckets=((16, 8.0, 1.0),))
 
 
-def test_clips_need_a_source(opened):
+def test_a_bucket_of_clips_needs_a_dataset(opened):
   with pytest.raises(InputError, match="text_video"):
     opened(videos=False)
 

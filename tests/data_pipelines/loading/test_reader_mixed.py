@@ -1,4 +1,4 @@
-"""Weights, shapes, captions, crops and flips, alone and all together."""
+"""Readers with weights, shapes, captions, crops and flips combined."""
 
 import jax
 import numpy as np
@@ -41,8 +41,8 @@ def host_rows(hosts):
   return np.arange(8).reshape(hosts, -1).tolist()
 
 
-def test_stopped_and_resumed_on_any_hosts_is_never_stopped(with_everything):
-  """Two runs are stopped and go on elsewhere, threads reading ahead."""
+def test_resuming_on_other_hosts_gives_the_same_batches(with_everything):
+  """Two runs are interrupted and resumed while threads read ahead."""
   one = with_everything()
   whole = [one.batch(step) for step in range(14)]
   assert len({batch.frames.shape for batch in whole}) == 4
@@ -59,7 +59,7 @@ def test_stopped_and_resumed_on_any_hosts_is_never_stopped(with_everything):
       start = stop
 
 
-def test_memory_tells_sizes_apart(with_everything):
+def test_the_cache_distinguishes_sizes(with_everything):
   sizes = ((3, 4.0, 1.0), (3, 4.0, 1.0, (48, 32)))
   clips = with_everything(buckets=sizes, augmentation=None)
   for step in range(12):
@@ -67,7 +67,7 @@ def test_memory_tells_sizes_apart(with_everything):
     assert clips.batch(step).frames.shape == (8, 3, height, width, 3)
 
 
-def test_every_shape_of_step_has_its_batches(with_everything):
+def test_batches_have_the_shape_of_their_bucket(with_everything):
   clips = with_everything()
   seen = set()
   for step in range(40):
@@ -77,8 +77,8 @@ def test_every_shape_of_step_has_its_batches(with_everything):
   assert len(seen) == len(ALL_BUCKETS)
 
 
-def test_frames_are_the_clips_own_and_the_rate_is_theirs(with_everything):
-  """Frame k is 20 k bright: no frame is padded, and time goes evenly."""
+def test_frames_are_evenly_spaced_and_fps_is_true(with_everything):
+  """Frame k has brightness 20 k, which reveals the spacing of frames."""
   clips = with_everything(augmentation=None, image_dirs=[])
   strides = set()
   for step in range(40):
@@ -95,7 +95,7 @@ def test_frames_are_the_clips_own_and_the_rate_is_theirs(with_everything):
   assert strides == {1, 2}
 
 
-def test_crops_and_flips_are_one_for_a_clip_and_its_view(mixed, tokenizer):
+def test_a_clip_and_its_view_share_crop_and_flip(mixed, tokenizer):
   clips = reader.Reader(
     [mixed["wide"]], batch_size=64, size=(48, 32), buckets=[(8, 8.0, 1.0)],
     clip_size=8, tokenizer=tokenizer, seed=0,
@@ -131,7 +131,7 @@ def test_captions_that_name_a_side_are_never_mirrored(tmp_path, tokenizer):
   assert 0 < mirrored.sum() < 32
 
 
-def test_captions_are_drawn_anew_in_each_epoch(mixed, tokenizer):
+def test_each_epoch_draws_new_captions(mixed, tokenizer):
   clips = reader.Reader(
     [mixed["tall"]], batch_size=5, size=(16, 24), buckets=[(8, 8.0, 1.0)],
     clip_size=8, tokenizer=tokenizer, seed=0,

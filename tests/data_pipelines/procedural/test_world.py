@@ -1,4 +1,4 @@
-"""The procedural world keeps its promises, measured on its pictures."""
+"""Properties of the procedural world, measured on rendered frames."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_there_are_twelve_motions():
   assert len(set(world.MOTIONS)) == 12
 
 
-def test_the_splits_share_no_combination_and_cover_all_words():
+def test_splits_are_disjoint_and_cover_all_words():
   sides = {split: scenes(400, split) for split in ("train", "test")}
   triples = {
     split: {(s.shape, s.ground, s.motion) for s in drawn}
@@ -59,7 +59,7 @@ def test_a_numbered_scene_is_always_the_same():
   )
 
 
-def test_captions_name_everything():
+def test_captions_name_object_motion_and_ground():
   for scene in scenes(20):
     words = world.caption(scene)
     for name in (scene.shape, scene.colour, scene.motion, scene.ground):
@@ -80,7 +80,7 @@ def test_the_object_stays_in_the_frame(size):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("heading", DIRECTIONS)
-def test_objects_travel_as_far_as_their_caption_says(heading, size):
+def test_objects_move_by_the_distance_in_their_caption(heading, size):
   size = (2 * size[0], 2 * size[1])  # masks are whole pixels
   for pace, share in (("slowly", 0.20), ("quickly", 0.42)):
     for scene in scenes(6, motion=[f"moves {heading} {pace}"]):
@@ -108,7 +108,9 @@ def test_objects_change_size_in_place(motion, ratio):
   ("motion", "clockwise"),
   [("turns clockwise", True), ("turns counterclockwise", False)],
 )
-def test_objects_turn_a_quarter_the_named_way(motion, clockwise):
+def test_objects_rotate_a_quarter_turn_in_the_named_direction(
+  motion, clockwise
+):
   for scene in scenes(12, motion=[motion]):
     assert scene.shape not in ("disc", "ring")
     first, middle, last = world.object_mask(scene, (128, 128), 3)
@@ -124,7 +126,7 @@ def test_objects_turn_a_quarter_the_named_way(motion, clockwise):
     assert overlap(turned(sign * 90), last) > 0.8
 
 
-def test_the_ground_stands_still():
+def test_the_ground_does_not_move():
   for scene in scenes(10):
     frames = world.render(scene, (64, 64)).astype(int)
     masks = world.object_mask(scene, (64, 64))
@@ -142,7 +144,7 @@ def test_objects_are_vivid_and_grounds_muted():
     assert np.median(rgb2hsv(ground)[:, 1]) < 0.3
 
 
-def test_small_and_large_renderings_show_the_same():
+def test_renderings_of_two_sizes_match():
   for scene in scenes(30):
     large = world.render(scene, (128, 128), 2).astype(float)
     small = world.render(scene, (64, 64), 2).astype(float)
@@ -157,7 +159,7 @@ def test_one_frame_is_the_first_of_many():
     np.testing.assert_array_equal(one[0], many[0])
 
 
-def test_turns_are_drawn_more_often_for_training_alone():
+def test_only_training_draws_rotations_more_often():
   def share(split):
     drawn = scenes(600, split)
     return sum(s.motion.startswith("turns") for s in drawn) / len(drawn)

@@ -1,4 +1,4 @@
-"""Datasets on disk, opened by TFDS and by our own random access."""
+"""Datasets on disk, read by TFDS and by `Dataset`."""
 
 import os
 import resource
@@ -59,7 +59,7 @@ def test_tfds_opens_the_pictures_and_decodes_the_same(procedural_dir):
     assert np.abs(example["image"] - decoded).mean() < 1.5  # two JPEG decoders
 
 
-def test_datasets_follow_one_another(procedural_dir):
+def test_datasets_are_concatenated(procedural_dir):
   directory = dataset_dir(procedural_dir, "text_video")
   one, two = Dataset([directory]), Dataset([directory, directory])
   assert len(two) == 48
@@ -70,7 +70,7 @@ def test_datasets_follow_one_another(procedural_dir):
     one[24]
 
 
-def test_chosen_records_keep_their_order_and_their_places(mixed):
+def test_where_keeps_order_and_places(mixed):
   dataset = Dataset([mixed["wide"], mixed["tall"]])
   ids = [dataset[number]["id"] for number in range(14)]
   brief = dataset.where(lambda index: Entry(*index.T).num_frames == 3)
@@ -87,7 +87,7 @@ def test_chosen_records_keep_their_order_and_their_places(mixed):
 
 @pytest.fixture
 def few_files():
-  """Lets the process open 160 files more than it has open now."""
+  """Limits the process to 160 more open files."""
   before = resource.getrlimit(resource.RLIMIT_NOFILE)
   limit = len(os.listdir("/proc/self/fd")) + 160
   resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))

@@ -1,4 +1,4 @@
-"""Our records are TensorFlow's records, checked with TensorFlow itself."""
+"""Records and shards are compatible with TensorFlow."""
 
 import io
 
@@ -79,7 +79,7 @@ def test_tensorflow_reads_our_shards(tf, shard):
   assert read == [b"one", b"", b"three" * 1000]
 
 
-def test_the_index_leads_to_every_record(shard):
+def test_the_index_locates_every_record(shard):
   index = tfrecord.read_index(shard)
   assert index[:, 2:].tolist() == [[1, 4, 2], [2, 6, 8], [3, 10, 12]]
   read = [tfrecord.read_record(shard, *row[:2]) for row in index.tolist()]

@@ -1,0 +1,84 @@
+"""Histograms and bar charts of a dataset, as PNG files."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from data_pipelines.footage.survey import LeftOut
+
+_WIDTH = 12.8  # inches at 100 pixels
+_BLUE, _DARK = "#4878a8", "#202020"
+_COLUMNS = 4
+_BINS = 24
+
+
+def brief(number: float) -> str:
+  """Three significant digits, or all digits before the point."""
+  return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
+def histograms(values: Mapping[str, np.ndarray], noun: str) -> bytes:
+  """A panel for each name, with the median marked.
+
+  Args:
+    values: float[n] by name, none empty.
+    noun: name of what is counted.
+  """
+  rows = math.ceil(len(values) / _COLUMNS)
+  figure = _figure(2.7 * rows)
+  grid = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+  for axes, (name, numbers) in zip(grid, values.items(), strict=False):
+    _histogram(axes, numbers)
+    axes.set_title(name, fontsize=10)
+    axes.set_ylabel("captions" if "caption" in name else noun)
+  for axes in grid[len(values) :]:
+    axes.set_visible(False)
+  return _png(figure)
+
+
+def _histogram(axes: Axes, numbers: np.ndarray) -> None:
+  low, high = float(numbers.min()), float(numbers.max())
+  if high - low < 1e-3 * max(abs(high), 1e-9):
+    # A single value would fill the panel.
+    axes.bar([brief(high)], [len(numbers)], width=0.2, color=_BLUE)
+    axes.set_xlim(-0.8, 0.8)
+  else:
+    axes.hist(numbers, _BINS, color=_BLUE, edgecolor="white", linewidth=0.5)
+    median = float(np.median(numbers))
+    axes.axvline(median, color=_DARK, linewidth=1)
+    axes.annotate(
+      f"median {brief(median)}", (median, 1), (4, -2), color=_DARK, fontsize=8,
+      xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
+    )  # fmt: skip
+    axes.margins(y=0.15)
+  axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+  axes.spines[["top", "right"]].set_visible(False)
+
+
+def bars(rows: Sequence[LeftOut]) -> bytes:
+  """How many inputs were left out for each reason."""
+  figure = _figure(0.6 + 0.45 * len(rows))
+  axes = figure.subplots()
+  names = [f"{row.meaning} ({row.reason})" for row in rows]
+  drawn = axes.barh(names, [row.count for row in rows], 0.6, color=_BLUE)
+  axes.bar_label(drawn, [f"{row.count:,}" for row in rows], padding=4)
+  axes.invert_yaxis()
+  axes.set_xticks([])
+  axes.margins(x=0.1)
+  axes.spines[["top", "right", "bottom"]].set_visible(False)
+  return _png(figure)
+
+
+def _figure(height: float) -> Figure:
+  return Figure(figsize=(_WIDTH, height), dpi=100, layout="constrained")
+
+
+def _png(figure: Figure) -> bytes:
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png")
+  return buffer.getvalue()
