@@ -1,17 +1,14 @@
-"""What to train: `--config=configs/i2vgen_xl.py:ARG`.
+"""Configs of training runs: `--config=configs/i2vgen_xl.py:NAME`.
 
-| ARG | trains |
+| NAME | what is trained |
 |---|---|
 | base | the paper's base stage: picture only, D.Enc and G.Enc, 448x256x32 |
 | refine | the paper's refine stage, public variant (b): text, 1280x720x32 |
 | released | public variant (c): picture and text, 1280x704x16 |
 | image_to_video | public variant (a): CLIP vector only, 448x256x32 |
-| tiny_vae, tiny_clip, tiny, tiny_refine | the bundled cascade, in order |
+| tiny_vae, tiny_clip, tiny, tiny_refine | the bundled cascade, in this order |
 
-    i2vgen train --config=configs/i2vgen_xl.py:tiny --workdir=runs/tiny
-
-The bundled cascade is what `launch/make_tiny.sh` builds; its scores are in
-the README.
+`launch/make_tiny.sh` runs the last four; the README has the cascade's scores.
 """
 
 from ml_collections import ConfigDict
@@ -22,16 +19,9 @@ from i2vgen_jax.variants import VARIANTS
 
 def get_config(arg: str = "tiny") -> ConfigDict:
   """The config of one training run."""
-  builders = {
-    "base": base,
-    "refine": refine,
-    "released": released,
-    "image_to_video": image_to_video,
-    "tiny": tiny,
-    "tiny_refine": tiny_refine,
-    "tiny_vae": tiny_vae,
-    "tiny_clip": tiny_clip,
-  }
+  configs = (base, refine, released, image_to_video)
+  configs += (tiny, tiny_refine, tiny_vae, tiny_clip)
+  builders = {config.__name__: config for config in configs}
   if arg not in builders:
     raise ValueError(
       f"unknown config argument {arg!r}; choose one of {', '.join(builders)}"
@@ -40,47 +30,47 @@ def get_config(arg: str = "tiny") -> ConfigDict:
 
 
 def common() -> ConfigDict:
-  """What every run has."""
+  """The keys of every config, with their defaults."""
   return ConfigDict(
     {
-      # The folder of the cascade this network belongs to; see weights.py.
+      # Name of the network's folder in a cascade, such as base or vae.
       "component": placeholder(str),
       # diffusion, autoencoder or contrastive.
       "objective": "diffusion",
-      # Of the weights that a finished run leaves in workdir/export.
+      # Type of the weights that a finished run leaves in workdir/export.
       "export_dtype": "float32",
-      # A cascade folder with the networks that stay frozen; and weights to
-      # start from, if any: of the same network in any form, or, for a U-Net,
-      # those of Stable Diffusion 2.1.
+      # Cascade folder with the tokenizer and the frozen networks.
       "frozen": placeholder(str),
+      # Weights to start from, in any form: of the same network, or, for a
+      # U-Net, of Stable Diffusion 2.1.
       "init_from": placeholder(str),
       "data": {
-        # Either directories, drawn from by size, or (directory, weight) each,
-        # drawn from by weight.
+        # Directories, drawn from in proportion to their size, or
+        # (directory, weight) pairs, drawn from in proportion to the weights.
         "video_dirs": ("data/text_video/1.0.0",),
         "image_dirs": ("data/text_image/1.0.0",),
-        # Clips kept apart, whose loss is told beside that of the training.
+        # Held-out clips, whose loss is logged as unseen_loss.
         "unseen_dirs": (),
-        # Encode each clip once and keep its latents in host memory: for sets
-        # that are small beside the run.
+        # Encodes each clip once and keeps its latents in host memory; for
+        # datasets that are small beside the run.
         "keep_latents": False,
         # (width, height) in pixels.
         "size": (448, 256),
-        # (frames, fps, weight) or (frames, fps, weight, (width, height)), for
-        # steps of another size or shape than `size`. A clip is drawn by the
-        # buckets of the ratio nearest to its own, if it is long enough for
-        # them. Paper, 1:1:1:5 over frames and 1:2:4:1 over rates, here as
-        # their product for more than one frame.
+        # (frames, fps, weight) or, for another size than `size`, (frames, fps,
+        # weight, (width, height)). A clip is drawn in the buckets whose aspect
+        # ratio is nearest to its own, if it is long enough for them. The paper
+        # has 1:1:1:5 over frames and 1:2:4:1 over rates; here they are
+        # multiplied for more than one frame.
         "buckets": _paper_buckets(),
         "augmentation": {
-          # Smallest share of each side that a random crop keeps; 1 is off.
+          # Smallest fraction of each side in a random crop; 1 is off.
           "min_crop": 1.0,
-          # Chance of the mirror image, unless the caption names a side or a
-          # sense of turning. Writing is mirrored too, hence 0.
+          # Probability of a horizontal flip, unless the caption names a side
+          # or a direction of rotation. It mirrors written text, hence 0.
           "flip": 0.0,
         },
       },
-      # All devices along data; -1 takes what the other axes leave.
+      # Devices along each mesh axis; -1 takes all that remain.
       "mesh": {"data": -1, "fsdp": 1, "frames": 1},
       "train": {
         "num_steps": 1_000_000,
@@ -92,8 +82,8 @@ def common() -> ConfigDict:
         "beta2": 0.999,
         "weight_decay": 0.0,
         "grad_clip": placeholder(float),
-        # γ of the paper: strength of the layers that came from an image
-        # model. 1 where nothing did.
+        # γ of the paper: scale of the updates of layers that were initialised
+        # from an image model; 1 if none were.
         "spatial_grad_scale": 1.0,
         "ema_decay": 0.9999,
         "log_every": 50,
@@ -113,7 +103,7 @@ def _paper_buckets() -> tuple[tuple[int, float, float], ...]:
 
 
 def denoiser(variant: str) -> ConfigDict:
-  """What every training of a denoiser has, with a public variant's values."""
+  """Config of a U-Net, with the values of a public variant."""
   public = VARIANTS[variant]
   config = common()
   config.component = public.component
@@ -124,15 +114,15 @@ def denoiser(variant: str) -> ConfigDict:
   }
   config.diffusion = public.diffusion | {
     "noise_offset": 0.1,
-    # Noise levels trained on: [0, max_timestep); None is all.
+    # Noise levels are drawn from [0, max_timestep); None is all.
     "max_timestep": placeholder(int),
-    # Above 1, noisy levels are trained on more often than others.
+    # Above 1, noisy levels are drawn more often.
     "timestep_shift": 1.0,
-    # Chances of the null text and of the zero CLIP vector, for guidance.
+    # Probabilities of the null text and of a zero CLIP vector, for guidance.
     "text_dropout": 0.1,
     "image_dropout": 0.1,
   }
-  # Defaults of the sampler, stored beside the weights.
+  # Sampling settings that are stored with the weights.
   config.sampling = public.sampling | {"start_timestep": placeholder(int)}
   config.sampling.start_timestep = public.sampling["start_timestep"]
   config.data.size = public.sampling["size"]
@@ -140,7 +130,7 @@ def denoiser(variant: str) -> ConfigDict:
 
 
 def base() -> ConfigDict:
-  """The paper's base stage: Fig. 2, with no text."""
+  """The paper's base stage (Fig. 2), without text."""
   config = denoiser("image_to_video")
   config.unet.local_image = "content"
   config.train.spatial_grad_scale = 0.2
@@ -158,7 +148,7 @@ def image_to_video() -> ConfigDict:
 
 
 def released() -> ConfigDict:
-  """Public variant (c), one stage; values of its training yaml."""
+  """Public variant (c), a single stage; values of its training yaml."""
   config = denoiser("released")
   config.data.buckets = ((16, 8.0, 3.0), (16, 16.0, 3.0), (32, 16.0, 2.0))
   config.train.learning_rate = 3e-5
@@ -171,16 +161,16 @@ def refine() -> ConfigDict:
   config = denoiser("refine")
   config.diffusion.max_timestep = 600
   config.train.learning_rate = 5e-5
-  # That of the public weights asks for the look of the data they saw.
+  # The suffix of the public weights fits only the data they were trained on.
   config.sampling.prompt_suffix = ""
   return config
 
 
-# ---- The bundled cascade: same code, small widths, the procedural set ----
+# ---- The bundled cascade: small widths, procedural clips ----
 
 
 def tiny_common(config: ConfigDict) -> ConfigDict:
-  """What the four small runs share."""
+  """Settings of all four small runs."""
   config.frozen = "tiny"
   config.export_dtype = "float16"
   config.data.image_dirs = ()
@@ -197,7 +187,7 @@ def tiny_common(config: ConfigDict) -> ConfigDict:
 
 
 def tiny_vae() -> ConfigDict:
-  """Autoencoder of 8x8 pixels to 8 channels, at 128 and 64 pixels."""
+  """Autoencoder of 8x8 pixels to 8 channels, for 128x128 and 64x64."""
   config = tiny_common(common())
   config.component = "vae"
   config.objective = "autoencoder"
@@ -206,22 +196,22 @@ def tiny_vae() -> ConfigDict:
     "block_channels": (16, 32, 64, 64),
     "layers_per_block": 1,
     "latent_channels": 8,
-    # Eight channels and more in a group: a norm over few takes away the
-    # colour of even areas, which one channel alone would carry.
+    # At least eight channels per group: with few, the norm removes the colour
+    # of uniform areas, which a single channel carries.
     "norm_groups": 2,
   }
   config.autoencoder = {
     # (shrink factor, rows of the batch): 2 frames of 128 and 12 of 64.
     "scales": ((1, 2), (2, 12)),
-    # Mostly squared error: absolute error alone is slow to find colours.
+    # Mostly squared error: with absolute error alone, colours are learned late.
     "l1_weight": 0.2,
     "l2_weight": 10.0,
     "edge_weight": 0.2,
     "kl_weight": 1e-4,
-    # Go on from config.init_from and leave its latents as they are.
+    # Starts from config.init_from and keeps its encoder.
     "decoder_only": False,
   }
-  # One frame of each clip, for as many scenes as possible.
+  # One frame per clip, for as many scenes as possible.
   config.data.buckets = ((1, 8.0, 1.0),)
   config.train.num_steps = 5500
   config.train.batch_size = 14
@@ -230,16 +220,17 @@ def tiny_vae() -> ConfigDict:
 
 
 def tiny_clip() -> ConfigDict:
-  """Both CLIP towers, from scratch, on first frames and their captions."""
+  """Both CLIP towers, on first frames and their captions."""
   config = tiny_common(common())
   config.component = "clip"
   config.objective = "contrastive"
   config.text_encoder = {
     "vocab_size": 666,
     "width": 64,
-    # The denoiser reads all layers but the last: here the embeddings alone.
-    # Trained on so few words, a layer more blends the motion, which no single
-    # frame shows, into the colour, and the denoiser never learns to read it.
+    # The denoiser reads the output before the last layer: here the embeddings.
+    # With another layer, trained on so few words, the motion, which a single
+    # frame does not show, is mixed with the colour, and the denoiser does not
+    # learn to read it.
     "num_layers": 1,
     "num_heads": 2,
     "mlp_width": 256,
@@ -254,7 +245,7 @@ def tiny_clip() -> ConfigDict:
     "image_size": 64,
     "projection_dim": 64,
   }
-  # One frame of each clip; a caption that names its motion as well.
+  # One frame per clip; the captions name the motion too.
   config.data.buckets = ((1, 8.0, 1.0),)
   config.train.num_steps = 300
   config.train.batch_size = 64
@@ -275,16 +266,15 @@ def tiny() -> ConfigDict:
       "context_dim": 64,
       "norm_groups": 8,
       "dropout": 0.0,
-      # Few tokens beside those of the text, and few of the text: attention
-      # that begins even over all of them hardly sees one word among many.
+      # Few image tokens beside the few text tokens: attention starts uniform,
+      # and a single word among many tokens has almost no weight.
       "image_grid": 2,
       "remat": False,
       "dtype": "float32",
     }
   )
-  # The noisiest schedule, and its noisy end more often: elsewhere the clip
-  # shows its motion through the noise, and the text, which says it too, is
-  # not learned.
+  # The noisiest schedule, with noisy levels drawn more often: at lower noise
+  # the motion is visible in the clip itself, and the text is not learned.
   config.diffusion.schedule = "logsnr_cosine_interp"
   config.diffusion.timestep_shift = 3.0
   config.sampling.update(
@@ -311,8 +301,8 @@ def tiny_refine() -> ConfigDict:
   config = tiny()
   config.component = "refine"
   config.data.size = (128, 128)
-  # Half of each clip at a time, from any start: most of a step is spent on
-  # encoding, and sharpening needs few frames.
+  # Half of each clip, from any start: encoding takes most of a step, and
+  # sharpening needs few frames.
   config.data.buckets = ((4, 8.0, 1.0),)
   config.data.keep_latents = False
   config.unet.update(
@@ -325,7 +315,7 @@ def tiny_refine() -> ConfigDict:
     }
   )
   config.diffusion.schedule = "cosine"
-  # Nearly clean levels more often: sampling starts there.
+  # Low noise levels are drawn more often, as sampling starts there.
   config.diffusion.timestep_shift = 0.35
   config.diffusion.max_timestep = 600
   config.diffusion.noise_offset = 0.0
@@ -335,7 +325,7 @@ def tiny_refine() -> ConfigDict:
       "solver": "dpmpp_2m",
       "num_steps": 4,
       "guidance_scale": 1.0,
-      # Far below T_r: more noise would cost detail that the small base has.
+      # Far below T_r: more noise would remove detail of the small base stage.
       "start_timestep": 150,
     }
   )

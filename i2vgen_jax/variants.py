@@ -6,12 +6,15 @@
 | image_to_video | ModelScope Image-to-Video (a) | early base stage |
 | refine | ModelScope Video-to-Video (b) | refine stage |
 
-The values are those of the code that was published with the weights.
+The values are those of the code that was published with the weights. Only what
+differs from the defaults of `I2VGenUNet` and `Sampling` is listed.
 """
 
-import copy
 import dataclasses
 from typing import Any
+
+from i2vgen_jax.models.unet import I2VGenUNet
+from i2vgen_jax.stage import Sampling
 
 _NEGATIVE = (
   "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, "
@@ -23,36 +26,30 @@ _REFINE_NEGATIVE = (
   "signature, username, error, sketch ,duplicate, ugly, monochrome, horror, "
   "geometry, mutation, disgusting"
 )
+_REFINE_SUFFIX = (
+  ", cinematic, High Contrast, highly detailed, unreal engine, taken "
+  "using a Canon EOS R camera, hyper detailed photo - realistic maximum "
+  "detail, 32k, Color Grading, ultra HD, extreme meticulous detailing, "
+  "skin pore detailing, hyper sharpness, perfect without deformations, "
+  "Unreal Engine 5, 4k render"
+)
 
-_UNET = {
-  "latent_channels": 4,
-  "block_channels": (320, 640, 1280, 1280),
-  "layers_per_block": 2,
-  "head_dim": 64,
-  "input_heads": 8,
-  "context_dim": 1024,
-  "norm_groups": 32,
-  "use_text": True,
-  "use_image_embeds": True,
-  "use_fps": True,
-  "local_image": "none",
-  "image_grid": 8,
-  "concat_gain": 1.0,
-  "height_padding": 1,
-}
-_SAMPLING = {
-  "solver": "ddim",
-  "spacing": "ddim",
-  "num_steps": 50,
-  "guidance_rescale": 0.0,
-  "negative_prompt": "",
-  "prompt_suffix": "",
-  # Standard deviation of the offset in the first noise.
-  "noise_offset": 0.0,
-  # Noise level at which a refine stage starts (SDEdit).
-  "start_timestep": None,
-  "decode_chunk": 2,
-}
+
+def _defaults(cls: type, without: tuple[str, ...]) -> dict[str, Any]:
+  """Defaults of the fields of a dataclass, except those in `without`."""
+  return {
+    field.name: field.default
+    for field in dataclasses.fields(cls)
+    if field.default is not dataclasses.MISSING and field.name not in without
+  }
+
+
+# Without the fields of training and of every flax module.
+_UNET = _defaults(
+  I2VGenUNet, ("dropout", "remat", "dtype", "param_dtype", "parent", "name")
+)
+# Without the settings that imitate one sampler of the public code.
+_SAMPLING = _defaults(Sampling, ("to_clean", "reference_start", "black_edge"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +57,10 @@ class Variant:
   """One public variant.
 
   Attributes:
-    component: its place in a cascade folder.
+    component: name of its network in a cascade folder.
     unet: fields of `I2VGenUNet`, without those of training.
     diffusion: see `stage.Diffusion`.
-    sampling: see `stage.Settings`.
+    sampling: see `stage.Sampling`.
   """
 
   component: str
@@ -72,20 +69,18 @@ class Variant:
   sampling: dict[str, Any]
 
   def config(self) -> dict[str, Any]:
-    """What `config.json` holds for it, free to be changed."""
-    return copy.deepcopy(
-      {
-        "module": self.unet,
-        "diffusion": self.diffusion,
-        "sampling": self.sampling,
-      }
-    )
+    """The content of its `config.json`; a copy that may be changed."""
+    return {
+      "module": dict(self.unet),
+      "diffusion": dict(self.diffusion),
+      "sampling": dict(self.sampling),
+    }
 
 
 VARIANTS = {
   "released": Variant(
     component="base",
-    unet=_UNET | {"local_image": "concat"},
+    unet=_UNET,
     diffusion={
       "schedule": "cosine",
       "zero_terminal_snr": True,
@@ -96,13 +91,12 @@ VARIANTS = {
       "size": (1280, 704),
       "num_frames": 16,
       "fps": 16.0,
-      "guidance_scale": 9.0,
       "negative_prompt": _NEGATIVE,
     },
   ),
   "image_to_video": Variant(
     component="base",
-    unet=_UNET | {"use_text": False},
+    unet=_UNET | {"use_text": False, "local_image": "none"},
     diffusion={
       "schedule": "linear_sd",
       "zero_terminal_snr": False,
@@ -121,7 +115,12 @@ VARIANTS = {
   "refine": Variant(
     component="refine",
     unet=_UNET
-    | {"use_image_embeds": False, "use_fps": False, "height_padding": 2},
+    | {
+      "use_image_embeds": False,
+      "use_fps": False,
+      "local_image": "none",
+      "height_padding": 2,
+    },
     diffusion={
       "schedule": "logsnr_cosine_interp",
       "zero_terminal_snr": True,
@@ -138,20 +137,14 @@ VARIANTS = {
       "guidance_scale": 7.5,
       "guidance_rescale": 0.2,
       "negative_prompt": _REFINE_NEGATIVE,
-      "prompt_suffix": (
-        ", cinematic, High Contrast, highly detailed, unreal engine, taken "
-        "using a Canon EOS R camera, hyper detailed photo - realistic maximum "
-        "detail, 32k, Color Grading, ultra HD, extreme meticulous detailing, "
-        "skin pore detailing, hyper sharpness, perfect without deformations, "
-        "Unreal Engine 5, 4k render"
-      ),
+      "prompt_suffix": _REFINE_SUFFIX,
       "start_timestep": 599,
     },
   ),
 }
 
 
-# What tells them apart, whatever their size.
+# Fields that tell the variants apart at any size.
 _KIND = (
   "use_text",
   "use_image_embeds",
@@ -162,7 +155,7 @@ _KIND = (
 
 
 def variant_of(module: Any) -> str | None:
-  """The variant of whose kind a U-Net is; None if of none."""
+  """The variant that a U-Net is of, at any size; None if it is of none."""
   for name, variant in VARIANTS.items():
     if all(getattr(module, k, None) == variant.unet[k] for k in _KIND):
       return name

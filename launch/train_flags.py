@@ -1,4 +1,19 @@
-"""Command line of `i2vgen train`: flags, help, one line for each mistake."""
+"""Trains one network.
+
+    i2vgen train --config=FILE:NAME --workdir=DIR [--config.KEY=VALUE ...]
+
+The run resumes from what is in DIR. At its end the
+averaged weights are in DIR/export/NETWORK, as a cascade folder has them.
+
+Example, on the frozen networks of the bundled cascade:
+
+    i2vgen data build procedural --output data --num-clips 200
+    i2vgen train --config=configs/i2vgen_xl.py:tiny --workdir=runs/tiny \\
+        --config.frozen=i2vgen_jax/assets/tiny --config.train.num_steps=100
+
+--config.KEY=VALUE sets any key; strings need no quotes, tuples are written as
+in Python: --config.data.size="(64, 64)".
+"""
 
 import difflib
 import itertools
@@ -13,21 +28,6 @@ from ml_collections import ConfigDict, config_flags
 from i2vgen_jax.errors import InputError
 from launch import train
 
-HELP = """\
-usage: i2vgen train --config=FILE:NAME --workdir=DIR [--config.KEY=VALUE ...]
-
-Trains one network. The run resumes from what is in DIR. At its end the
-averaged weights are in DIR/export/NETWORK, as a cascade folder has them.
-
-Example, on the frozen networks of the bundled cascade:
-
-    i2vgen data build procedural --output data --num-clips 200
-    i2vgen train --config=configs/i2vgen_xl.py:tiny --workdir=runs/tiny \\
-        --config.frozen=i2vgen_jax/assets/tiny --config.train.num_steps=100
-
---config.KEY=VALUE sets any key; strings need no quotes, tuples are written as
-in Python: --config.data.size="(64, 64)".
-"""
 CONFIGS = Path(__file__).parents[1] / "configs" / "i2vgen_xl.py"
 CONFIG = config_flags.DEFINE_config_file("config")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -71,7 +71,7 @@ def _config_path(argv: list[str]) -> str | None:
 def _help(path: str | None) -> str:
   """The usage, the configs of a file, and the keys with their defaults."""
   if path is None and not CONFIGS.is_file():
-    return HELP
+    return __doc__
   config = _load(path) if path else runpy.run_path(str(CONFIGS))["common"]()
   file = path.partition(":")[0] if path else str(CONFIGS)
   keys = [
@@ -81,7 +81,7 @@ def _help(path: str | None) -> str:
   ]
   title = f"Keys of {path or 'every config'}, with their defaults:"
   about = runpy.run_path(file)["__doc__"] or ""
-  return "\n".join([HELP, about, title, "", *keys, ""])
+  return "\n".join([__doc__, about, title, "", *keys, ""])
 
 
 def _load(path: str) -> ConfigDict:

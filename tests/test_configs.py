@@ -1,15 +1,13 @@
 """Every config builds what it describes, at full size too."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import pytest
+from cascade_standin import CONFIGS as PATH
+from cascade_standin import get_config
 
 from i2vgen_jax.models import build
-from i2vgen_jax.stage import Diffusion, Settings
-
-PATH = Path(__file__).parents[1] / "configs" / "i2vgen_xl.py"
+from i2vgen_jax.models.vae import AutoencoderKL
+from i2vgen_jax.stage import Diffusion, Sampling, Stage, read_group
 
 DENOISERS = (
   "base",
@@ -20,14 +18,6 @@ DENOISERS = (
   "tiny_refine",
 )
 OTHERS = ("tiny_vae", "tiny_clip")
-
-
-def get_config(arg):
-  """As the launcher does: by path."""
-  spec = importlib.util.spec_from_file_location("config_file", PATH)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(arg)
 
 
 def abstract_params(name, group):
@@ -45,8 +35,8 @@ def sizes(tree):
     ("released", 1_420_469_224, 1511),
     ("image_to_video", 1_419_843_396, 1488),
     ("refine", 1_411_233_860, 1480),
-    # The paper's base: that of image_to_video and the content path, which is
-    # as large as the parts of the released model that it is made of.
+    # The paper's base: image_to_video and the content path, which is as large
+    # as the parts of the released model that it is made of.
     ("base", 1_419_843_396 + 3_492 + 610_528, 1488 + 6 + 6),
   ],
 )
@@ -75,16 +65,28 @@ def test_small_towers(arg, group, name):
 @pytest.mark.parametrize("arg", DENOISERS)
 def test_stage_samples_as_configured(arg):
   config = get_config(arg)
-  settings = Settings.from_config(config.sampling.to_dict())
-  Diffusion.from_config(config.diffusion.to_dict()).make_solver(settings)
+  groups = {
+    group: read_group(cls, group, config.to_dict(), PATH)
+    for group, cls in (("diffusion", Diffusion), ("sampling", Sampling))
+  }
   unet = build.make_module(config.component, config.unet.to_dict(), PATH)
-  for width, height in (settings.size, config.data.size):
+  stage = Stage(
+    name=config.component,
+    unet=unet,
+    vae=AutoencoderKL(latent_channels=unet.latent_channels),
+    text_encoder=None,
+    image_encoder=None,
+    scaling_factor=1.0,
+    **groups,
+  )
+  assert stage.solver.num_evaluations >= config.sampling.num_steps - 1
+  for width, height in (stage.sampling.size, config.data.size):
     assert width % 8 == height % 8 == 0
     unet.check_size(width // 8, height // 8)
 
 
 @pytest.mark.parametrize("arg", DENOISERS + OTHERS)
-def test_config_is_whole_and_locked(arg):
+def test_config_is_complete_and_locked(arg):
   config = get_config(arg)
   assert config.is_locked
   assert set(config) >= {"component", "objective", "data", "mesh", "train"}
@@ -96,7 +98,7 @@ def test_config_is_whole_and_locked(arg):
   config.train.grad_clip = 1.0
 
 
-def test_unknown_field_of_the_network_is_named():
+def test_an_unknown_field_of_the_network_is_named():
   config = get_config("tiny")
   with config.unlocked():
     config.unet.blockchannels = (8,)
@@ -106,7 +108,7 @@ def test_unknown_field_of_the_network_is_named():
     build.make_module("base", config.unet.to_dict(), PATH)
 
 
-def test_unknown_argument_lists_the_known():
+def test_an_unknown_name_lists_the_known_ones():
   with pytest.raises(ValueError, match="'huge'") as caught:
     get_config("huge")
   assert all(arg in str(caught.value) for arg in DENOISERS + OTHERS)

@@ -34,7 +34,7 @@ INSIDE = {
   "preprocessing": set(),
   "tokenizer": set(),
   "sharding": set(),
-  "variants": set(),
+  "variants": {"models", "stage"},
   "evaluation": set(),
   "models": {"interop.formats.native"},
   "diffusion": set(),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from i2vgen_jax import interop
@@ -16,7 +16,16 @@ from i2vgen_jax.autoencoding import to_pixels, to_unit_range
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
 from i2vgen_jax.training.step import Metrics
-from i2vgen_jax.training.task import Task, grid, row_noise
+from i2vgen_jax.training.task import (
+  Exports,
+  Loss,
+  Networks,
+  Picture,
+  Rng,
+  Task,
+  grid,
+  row_noise,
+)
 from i2vgen_jax.types import Array, Batch, Params
 
 
@@ -72,10 +81,10 @@ class Autoencoder(Task):
       **config.autoencoder.to_dict(),
     )
 
-  def init_params(self, rng: Key[Array, ""]) -> Params:
+  def init_params(self, rng: Rng) -> Params:
     return build.init_params(self.vae, rng)
 
-  def load_params(self, path: str | Path, rng: Key[Array, ""]) -> Params:
+  def load_params(self, path: str | Path, rng: Rng) -> Params:
     """Weights of the same autoencoder in any form."""
     network = _stored(path).load(jnp.float32)
     for field, want in self.config.items():
@@ -88,12 +97,8 @@ class Autoencoder(Task):
     return network.params
 
   def loss(
-    self,
-    params: Params,
-    frozen: Mapping[str, Params],
-    batch: Batch,
-    rng: Key[Array, ""],
-  ) -> tuple[Float[Array, ""], Metrics]:
+    self, params: Params, frozen: Networks, batch: Batch, rng: Rng
+  ) -> Loss:
     rows = sum(count for _, count in self.scales)
     if rows != len(batch.index):
       raise InputError(
@@ -114,7 +119,7 @@ class Autoencoder(Task):
     self,
     params: Params,
     frames: Float[Array, "b k h w 3"],
-    rng: Key[Array, ""],
+    rng: Rng,
     index: Int[Array, "b"],
   ) -> Metrics:
     """Losses of frames of one resolution."""
@@ -141,16 +146,14 @@ class Autoencoder(Task):
     }
 
   def sample_picture(
-    self, params: Params, frozen: Mapping[str, Params], batch: Batch
-  ) -> UInt8[Array, "h w 3"]:
+    self, params: Params, frozen: Networks, batch: Batch
+  ) -> Picture:
     """Frames, and below each its reconstruction."""
     rebuilt = to_pixels(self.vae.apply({"params": params}, _flat(batch)))
     rebuilt = rebuilt.reshape(batch.frames.shape)
     return grid(jnp.stack([batch.frames, rebuilt], axis=1))
 
-  def exports(
-    self, params: Params, batch: Batch
-  ) -> dict[str, tuple[dict[str, Any], Params]]:
+  def exports(self, params: Params, batch: Batch) -> Exports:
     factor = self.scaling_factor
     if factor is None:
       # Scaled latents have unit variance on the training data.

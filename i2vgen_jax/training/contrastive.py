@@ -10,13 +10,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float, Key
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from i2vgen_jax.models import build
 from i2vgen_jax.tokenizer import Tokenizer
-from i2vgen_jax.training.step import Metrics
-from i2vgen_jax.training.task import Task
+from i2vgen_jax.training.task import (
+  Exports,
+  Loss,
+  Networks,
+  Rng,
+  Task,
+)
 from i2vgen_jax.types import Array, Batch, Params
 
 
@@ -62,7 +67,7 @@ class Contrastive(Task):
   def clip_size(self) -> int:
     return self.image_encoder.image_size
 
-  def init_params(self, rng: Key[Array, ""]) -> Params:
+  def init_params(self, rng: Rng) -> Params:
     rng_text, rng_image = jax.random.split(rng)
     return {
       "text_encoder": build.init_params(self.text_encoder, rng_text),
@@ -71,12 +76,8 @@ class Contrastive(Task):
     }
 
   def loss(
-    self,
-    params: Params,
-    frozen: Mapping[str, Params],
-    batch: Batch,
-    rng: Key[Array, ""],
-  ) -> tuple[Float[Array, ""], Metrics]:
+    self, params: Params, frozen: Networks, batch: Batch, rng: Rng
+  ) -> Loss:
     text = self.text_encoder.apply(
       {"params": params["text_encoder"]}, batch.token_ids
     ).pooled
@@ -98,9 +99,7 @@ class Contrastive(Task):
     )
     return loss, {"accuracy": found.mean(), "logit_scale": scale}
 
-  def exports(
-    self, params: Params, batch: Batch
-  ) -> dict[str, tuple[dict[str, Any], Params]]:
+  def exports(self, params: Params, batch: Batch) -> Exports:
     return {
       name: ({"module": fields}, params[name])
       for name, fields in self.configs.items()

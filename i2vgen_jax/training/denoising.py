@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from i2vgen_jax import autoencoding, cascade, interop
@@ -20,8 +20,16 @@ from i2vgen_jax.models.build import Network
 from i2vgen_jax.models.vae import Posterior
 from i2vgen_jax.sharding import constrain_latents
 from i2vgen_jax.stage import Diffusion, Stage
-from i2vgen_jax.training.step import Metrics
-from i2vgen_jax.training.task import Task, grid, row_noise
+from i2vgen_jax.training.task import (
+  Exports,
+  Loss,
+  Networks,
+  Picture,
+  Rng,
+  Task,
+  grid,
+  row_noise,
+)
 from i2vgen_jax.types import Array, Batch, Conditioning, Params
 
 
@@ -61,12 +69,8 @@ class Denoising(Task):
       InputError: a frozen network or the tokenizer is missing in
         `config.frozen`, or does not fit the U-Net.
     """
-    groups = config.to_dict()
-    fields = {
-      "module": groups["unet"],
-      "diffusion": groups["diffusion"],
-      "sampling": groups["sampling"],
-    }
+    fields = {"module": config.unet.to_dict()}
+    fields |= {k: config[k].to_dict() for k in ("diffusion", "sampling")}
     name = config.component
     unet = build.make_module(name, fields["module"], "config.unet")
     stored = interop.open_weights(config.frozen)
@@ -97,20 +101,16 @@ class Denoising(Task):
     tower = self.stage.image_encoder
     return None if tower is None else tower.image_size
 
-  def init_params(self, rng: Key[Array, ""]) -> Params:
+  def init_params(self, rng: Rng) -> Params:
     return build.init_params(self.stage.unet, rng)
 
-  def load_params(self, path: str | Path, rng: Key[Array, ""]) -> Params:
+  def load_params(self, path: str | Path, rng: Rng) -> Params:
     """Weights of the same U-Net in any form, or of Stable Diffusion 2.1."""
     return interop.initial_params(path, self.stage.unet, rng)
 
   def loss(
-    self,
-    params: Params,
-    frozen: Mapping[str, Params],
-    batch: Batch,
-    rng: Key[Array, ""],
-  ) -> tuple[Float[Array, ""], Metrics]:
+    self, params: Params, frozen: Networks, batch: Batch, rng: Rng
+  ) -> Loss:
     rng_encode, rng_drop, rng_loss, rng_net = jax.random.split(rng, 4)
     posterior = self.posterior(frozen, batch)
     noise = row_noise(rng_encode, batch.index, posterior.mean.shape[1:])
@@ -136,7 +136,7 @@ class Denoising(Task):
     )
     return loss, {}
 
-  def posterior(self, frozen: Mapping[str, Params], batch: Batch) -> Posterior:
+  def posterior(self, frozen: Networks, batch: Batch) -> Posterior:
     """The autoencoder's posterior of each clip."""
     if batch.moments is not None:
       return Posterior.from_moments(batch.moments)
@@ -148,8 +148,8 @@ class Denoising(Task):
     )
 
   def sample_picture(
-    self, params: Params, frozen: Mapping[str, Params], batch: Batch
-  ) -> UInt8[Array, "h w 3"]:
+    self, params: Params, frozen: Networks, batch: Batch
+  ) -> Picture:
     """Real clips, and below each a sample under the same conditions."""
     stage, networks = self.stage, {"unet": params, **frozen}
     latents = stage.scaling_factor * self.posterior(frozen, batch).mean
@@ -170,13 +170,11 @@ class Denoising(Task):
     )
     return grid(jnp.stack([real, stage.decode(networks, sampled)], axis=1))
 
-  def exports(
-    self, params: Params, batch: Batch
-  ) -> dict[str, tuple[dict[str, Any], Params]]:
+  def exports(self, params: Params, batch: Batch) -> Exports:
     return {self.stage.name: (dict(self.config), params)}
 
   def _condition(
-    self, networks: Mapping[str, Params], batch: Batch, latents: Array
+    self, networks: Networks, batch: Batch, latents: Array
   ) -> Conditioning:
     return self.stage.condition(
       networks,
@@ -189,8 +187,8 @@ class Denoising(Task):
 
   def _drop(
     self,
-    rng: Key[Array, ""],
-    frozen: Mapping[str, Params],
+    rng: Rng,
+    frozen: Networks,
     batch: Batch,
     latents: Array,
   ) -> Conditioning:
@@ -215,7 +213,7 @@ class Denoising(Task):
 
 
 def drop_rows(
-  rng: Key[Array, ""],
+  rng: Rng,
   index: Int[Array, "b"],
   probability: float,
   values: Array,

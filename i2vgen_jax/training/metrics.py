@@ -4,7 +4,6 @@ import datetime
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -57,12 +56,7 @@ class MetricWriter:
   def __enter__(self) -> "MetricWriter":
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *_: Any) -> None:
     if self._writer is not None:
       self._writer.close()
 

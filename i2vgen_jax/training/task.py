@@ -18,6 +18,13 @@ from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training.step import Metrics
 from i2vgen_jax.types import Array, Batch, Params
 
+Rng = Key[Array, ""]
+Networks = Mapping[str, Params]
+Loss = tuple[Float[Array, ""], Metrics]
+Picture = UInt8[Array, "h w 3"]
+# config.json and weights of each network, by name.
+Exports = dict[str, tuple[dict[str, Any], Params]]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
@@ -32,7 +39,7 @@ class Task:
     tokenizer: makes `batch.token_ids`; None if the loss reads no captions.
   """
 
-  frozen: Mapping[str, Params] = dataclasses.field(default_factory=dict)
+  frozen: Networks = dataclasses.field(default_factory=dict)
   tokenizer: Tokenizer | None = None
 
   @property
@@ -40,11 +47,11 @@ class Task:
     """Side of `batch.clip_images` in pixels; None if the loss reads none."""
     return None
 
-  def init_params(self, rng: Key[Array, ""]) -> Params:
+  def init_params(self, rng: Rng) -> Params:
     """Random weights; traceable."""
     raise NotImplementedError
 
-  def load_params(self, path: str | Path, rng: Key[Array, ""]) -> Params:
+  def load_params(self, path: str | Path, rng: Rng) -> Params:
     """Weights to start from, in float32.
 
     Args:
@@ -60,24 +67,18 @@ class Task:
     )
 
   def loss(
-    self,
-    params: Params,
-    frozen: Mapping[str, Params],
-    batch: Batch,
-    rng: Key[Array, ""],
-  ) -> tuple[Float[Array, ""], Metrics]:
+    self, params: Params, frozen: Networks, batch: Batch, rng: Rng
+  ) -> Loss:
     """The loss of a batch, and other values to report; traceable."""
     raise NotImplementedError
 
   def sample_picture(
-    self, params: Params, frozen: Mapping[str, Params], batch: Batch
-  ) -> UInt8[Array, "h w 3"] | None:
+    self, params: Params, frozen: Networks, batch: Batch
+  ) -> Picture | None:
     """A picture that shows what the weights do; traceable."""
     return None
 
-  def exports(
-    self, params: Params, batch: Batch
-  ) -> dict[str, tuple[dict[str, Any], Params]]:
+  def exports(self, params: Params, batch: Batch) -> Exports:
     """The trained networks by name: their `config.json` and their weights.
 
     Args:
@@ -88,7 +89,7 @@ class Task:
 
 
 def row_noise(
-  rng: Key[Array, ""], index: Int[Array, "b"], shape: tuple[int, ...]
+  rng: Rng, index: Int[Array, "b"], shape: tuple[int, ...]
 ) -> Float[Array, "b ..."]:
   """Standard normal noise of each row, which depends on its index alone."""
   draw = jax.vmap(lambda row_rng: jax.random.normal(row_rng, shape))

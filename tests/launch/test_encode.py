@@ -137,7 +137,8 @@ def training(frozen, encoded):
   config.data.buckets = ((4, 8.0, 1.0),)
   config.data.keep_latents = False
   config.unet.update({"context_dim": 16, "head_dim": 8, "input_heads": 1})
-  config.unet.block_channels = (8, 8)
+  config.unet.block_channels = (8,)
+  config.sampling.num_steps = 2
   return config
 
 

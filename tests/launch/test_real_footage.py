@@ -1,4 +1,4 @@
-"""Shards of a real film train a base stage: it gets better at unseen clips."""
+"""A base stage trained on a real film gets better at held-out clips."""
 
 import cascade_standin
 import pytest
@@ -9,17 +9,17 @@ from data_pipelines.footage.settings import FootageSettings, ScanSettings
 from i2vgen_jax.training import record
 from launch import train
 
-# Minutes: the film is decoded, and the 64x64 U-Net trained.
+# It takes minutes to decode the film and to train.
 pytestmark = pytest.mark.slow
 
 REPOSITORY = cascade_standin.CONFIGS.parents[1]
-# First rows of the two lists in docs/real-footage.
+# Number of first rows that are used of the lists in docs/real-footage.
 NUM_ROWS = {"train": 16, "unseen": 6}
 
 
 @pytest.fixture(scope="module")
 def shards(film, tmp_path_factory):
-  """text_video directories by name, of different shots of the film."""
+  """text_video directories of different shots of the film, by name."""
   folder = tmp_path_factory.mktemp("footage")
   (folder / "bbb.mp4").symlink_to(film("bbb"))
   scan = ScanSettings(split_shots=False, max_seconds=3)
@@ -35,7 +35,7 @@ def shards(film, tmp_path_factory):
   return {name: folder / name / "text_video" / "1.0.0" for name in NUM_ROWS}
 
 
-def test_the_loss_on_unseen_clips_falls(shards, tmp_path):
+def test_the_loss_on_held_out_clips_falls(shards, tmp_path):
   config = cascade_standin.get_config("tiny")
   config.frozen = str(REPOSITORY / "i2vgen_jax" / "assets" / "tiny")
   config.data.video_dirs = (str(shards["train"]),)

@@ -1,4 +1,4 @@
-"""Mistakes in the command line of a training: one line each."""
+"""The command line of a training: its help, and one line per mistake."""
 
 import sys
 
@@ -13,7 +13,7 @@ CONFIG = f"--config={cascade_standin.CONFIGS}:tiny"
 
 @pytest.fixture(autouse=True)
 def fresh_flags(monkeypatch):
-  """Undoes what a parse leaves in absl's global flags."""
+  """Resets absl's global flags."""
   known = set(flags.FLAGS)
   monkeypatch.setattr(sys, "argv", sys.argv)
   flags.FLAGS.unparse_flags()
@@ -27,7 +27,7 @@ def fresh_flags(monkeypatch):
 
 @pytest.fixture
 def trained(monkeypatch):
-  """What the trainer was asked to run."""
+  """Arguments of the calls of the trainer."""
   runs = []
   monkeypatch.setattr(train, "run", lambda *args: runs.append(args))
   return runs
@@ -75,7 +75,26 @@ def test_invalid_command_lines(refused, trained, argv, part):
   assert not trained
 
 
-def test_config_file_of_something_else(refused, tmp_path):
+@pytest.mark.parametrize("argv", [["--help"], ["-h"]])
+def test_help_lists_configs_and_keys_with_defaults(capsys, trained, argv):
+  train_flags.main(argv)
+  lines = capsys.readouterr().out.splitlines()
+  for name in ("base", "refine", "released", "image_to_video"):
+    assert any(line.startswith(f"| {name} |") for line in lines)
+  assert "    --config.train.learning_rate=8e-05" in lines
+  assert "    --config.frozen=None" in lines
+  assert any("--config=configs/i2vgen_xl.py:tiny" in line for line in lines)
+  assert not trained
+
+
+def test_help_of_a_config_has_its_keys(capsys, trained):
+  train_flags.main([CONFIG, "--help"])
+  lines = capsys.readouterr().out.splitlines()
+  assert "    --config.unet.block_channels=(64, 96)" in lines
+  assert "    --config.train.num_steps=17000" in lines
+
+
+def test_a_config_file_that_returns_no_config(refused, tmp_path):
   path = tmp_path / "other.py"
   path.write_text("def get_config():\n  return 3\n")
   assert "no ConfigDict" in refused("train", f"--config={path}", "--workdir=x")
@@ -89,7 +108,7 @@ def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_right_flags_reach_the_trainer(run, trained, tmp_path, joined):
+def test_flags_reach_the_trainer(run, trained, tmp_path, joined):
   argv = CONFIG.split("=") if not joined else [CONFIG]
   status, lines = run(
     "train",
@@ -105,7 +124,7 @@ def test_right_flags_reach_the_trainer(run, trained, tmp_path, joined):
   assert workdir == tmp_path
 
 
-def test_an_error_while_training_is_no_flag_error(trained, monkeypatch):
+def test_an_error_while_training_is_not_a_flag_error(trained, monkeypatch):
   def fail(*_):
     raise ValueError("inside")
 
@@ -124,7 +143,7 @@ def test_an_error_while_training_is_no_flag_error(trained, monkeypatch):
     ("buckets", "((8, 8.0, 1, (32, 64)),)", ((8, 8.0, 1, (32, 64)),)),
   ],
 )
-def test_data_are_set_from_the_command_line(run, trained, key, text, value):
+def test_data_settings_on_the_command_line(run, trained, key, text, value):
   argv = [CONFIG, "--workdir=x", f"--config.data.{key}={text}"]
   argv.append("--config.data.augmentation.flip=0.5")
   assert run("train", *argv) == (0, [])

@@ -97,7 +97,7 @@ def test_shrink_averages_squares():
 
 @pytest.mark.parametrize("decoder_only", [False, True])
 def test_decoder_only_keeps_the_encoder(decoder_only):
-  vae = AutoencoderKL((8, 8), layers_per_block=1, norm_groups=4)
+  vae = AutoencoderKL(block_channels=(8, 8), layers_per_block=1, norm_groups=4)
   params = random_like(vae.init, jnp.zeros((1, 2, 2, 3)), scale=0.1)
   weights = dict.fromkeys(("l1_weight", "edge_weight", "kl_weight"), 1.0)
   task = make_task(vae, decoder_only=decoder_only, l2_weight=1.0, **weights)

@@ -1,6 +1,6 @@
-"""One of several processes of a run; started by test_two_processes.py.
+"""One of several processes of three runs; started by test_two_processes.py.
 
-python two_processes.py ADDRESS PROCESSES ID WORKDIR STEPS DATA FSDP FRAMES
+python two_processes.py ADDRESS PROCESSES ID FOLDER
 """
 
 import itertools
@@ -12,15 +12,30 @@ import jax
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+# In the first the processes read different rows; in the second the frames of
+# each clip span both, so that both read all rows.
+LAYOUTS = ((2, 2, 2), (1, 1, 8))
+
+
+class SilentWriter:
+  """Writes nothing to TensorBoard, whose import takes seconds."""
+
+  def __init__(self, workdir):
+    self.write_scalars = self.write_images = lambda *_: None
+    self.flush = self.close = lambda: None
+
+
 def run(workdir, layout, num_steps):
   """A short run of the stand-in denoiser on all devices of all processes."""
   from training_standins import make_batch, make_config, make_denoising
 
   from i2vgen_jax import sharding
+  from i2vgen_jax.training import metrics
   from i2vgen_jax.training.loop import train
 
   # The stand-in's kernels are small; split all that can be split.
   sharding.MIN_SHARDED_SIZE = 1
+  metrics._summary_writer = SilentWriter
   mesh = sharding.make_mesh(*layout)
   rows = sharding.process_rows(mesh, 8)
 
@@ -39,14 +54,13 @@ def run(workdir, layout, num_steps):
   )
 
 
-def main(address, processes, process, workdir, num_steps, *layout):
-  # The first process writes metrics. Imported late, TensorFlow would keep it
-  # from the first collective for longer than the others wait on a busy host.
-  import clu.metric_writers  # noqa: F401
-
+def main(address, processes, process, folder):
   jax.config.update("jax_num_cpu_devices", 8 // int(processes))
   jax.distributed.initialize(address, int(processes), int(process))
-  run(Path(workdir), tuple(map(int, layout)), int(num_steps))
+  for layout in LAYOUTS:
+    run(Path(folder, str(layout)), layout, num_steps=2)
+  # Until SIGTERM.
+  run(Path(folder, "endless"), LAYOUTS[0], num_steps=10**6)
 
 
 if __name__ == "__main__":
