@@ -62,7 +62,7 @@ def test_reference_shows_a_black_edge_and_the_default_does_not():
 @pytest.mark.parametrize(
   ("target", "low", "high"), [(448, 0.3, 0.55), (256, 0, 0)]
 )
-def test_how_often_the_reference_loses_a_pixel(target, low, high):
+def test_frequency_of_lost_pixels_in_the_reference(target, low, high):
   """Known of the reference: 40-45 % of source sizes, none for 256."""
   white = [
     np.full((side, side, 3), 255, np.uint8)
@@ -113,7 +113,7 @@ def test_autoencoder_input_maps_the_byte_range_to_minus_one_and_one():
   np.testing.assert_allclose(view[0, 0], -0.6, atol=1e-7)
 
 
-def test_clip_view_is_the_square_of_the_video_width_made_small():
+def test_clip_view_is_a_shrunk_square_of_the_video_width():
   image = noise(500, 400)
   view = preprocessing.clip_view(image, 448, 224, black_edge=True)
   # 400 px high: enlarged by 1.12 to 560 x 448 (559 x 447 by the floor).

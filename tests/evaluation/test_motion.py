@@ -51,7 +51,7 @@ def travelling(x_per_frame, y_per_frame):
     (0, 0, "none"),
   ],
 )
-def test_a_pushed_square(x, y, name):
+def test_moving_square(x, y, name):
   """Four steps of x pixels in a frame of 80."""
   measured = motion.measure(*travelling(x, y))
   assert measured.x == pytest.approx(4 * x / 80, abs=0.004)
@@ -70,7 +70,7 @@ def test_a_pushed_square(x, y, name):
     ((20, 20, 21, 21, 22), "none"),
   ],
 )
-def test_a_growing_square(sides, name):
+def test_growing_square(sides, name):
   clip = ground()
   masks = [
     paint(clip, k, 40 - side // 2, 40 - side // 2, np.ones((side, side), bool))
@@ -86,7 +86,7 @@ def test_a_growing_square(sides, name):
   ("quarters", "turn", "name"),
   [(-1, 90, "turns clockwise"), (1, -90, "turns counterclockwise")],
 )
-def test_a_turned_corner(quarters, turn, name):
+def test_turned_corner(quarters, turn, name):
   """numpy's rot90 turns counterclockwise as printed, first row on top."""
   corner = np.zeros((25, 25), bool)
   corner[2:22, 5:11] = True
@@ -100,7 +100,7 @@ def test_a_turned_corner(quarters, turn, name):
   assert motion.classify(measured, world.MOTIONS) == name
 
 
-def test_one_bad_frame_does_not_count():
+def test_single_bad_frame_is_ignored():
   clip, mask = travelling(4, 0)
   clip[3] = np.random.default_rng(0).integers(0, 256, clip[3].shape)
   measured = motion.measure(clip, mask)
@@ -163,7 +163,7 @@ def degrade(clip, seed):
 
 
 @pytest.mark.parametrize("degraded", [False, True])
-def test_true_clips_are_told_apart(degraded):
+def test_true_clips_are_classified(degraded):
   wrong = []
   drawn = scenes(100, seed=2)
   assert {scene.motion for scene in drawn} == set(world.MOTIONS)
