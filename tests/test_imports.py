@@ -36,7 +36,7 @@ INSIDE = {
   "sharding": set(),
   "variants": {"models", "stage"},
   "evaluation": set(),
-  "models": {"interop.formats.native"},
+  "models": set(),
   "diffusion": set(),
   "interop": {"models", "sharding", "tokenizer", "variants"},
   "interop.formats": {"preprocessing", "tokenizer"},
