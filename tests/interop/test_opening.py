@@ -27,6 +27,7 @@ from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.interop.formats import native
 from i2vgen_jax.interop.formats.safetensors_files import write
 from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.models import build
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 NETWORKS = {"base", "vae", "text_encoder", "image_encoder"}

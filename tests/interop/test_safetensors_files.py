@@ -231,7 +231,7 @@ F32 = b"\0" * 8
     ({"a": entry()}, F32[:-1], "file not fully covered"),
     ({"a": entry()}, F32 + b"\0", "file not fully covered"),
     ({"a": entry(place=(4, 12))}, F32 * 2, "invalid offset for tensor `a`"),
-    ({"a": entry(), "b": entry()}, F32, "invalid offset for tensor `b`"),
+    ({"a": entry(), "b": entry()}, F32, "invalid offset for tensor `[ab]`"),
     (
       {"a": entry(), "b": entry(place=(12, 20))},
       F32 * 3,
