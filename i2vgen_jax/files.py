@@ -61,8 +61,18 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if not path.exists():
           raise
       _sync(path.parent)
+  except InputError as e:
+    # A writer of one file in it names the temporary folder.
+    said = str(e).replace(str(temporary), str(path))
+    raise InputError(said, e.reason) from e
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_absent(path: Path) -> None:
+  """Raises InputError if something exists at `path`."""
+  if path.exists():
+    raise InputError(f"{path} exists already; remove it or choose another path")
 
 
 def check_writable(path: Path) -> None:

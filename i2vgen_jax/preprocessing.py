@@ -1,8 +1,7 @@
-"""From a picture in any form to the two views that the networks take.
+"""Decoding of pictures, and the inputs of the networks computed from them.
 
-The only opener of pictures, and the only home of the crop rule, the value
-ranges and CLIP's mean and std. Everything happens on the host with Pillow's
-filters, because the public variants were trained on them.
+Pictures are opened, cropped and normalised only here, on the host and with
+Pillow's filters, because the public variants were trained with them.
 """
 
 import io
@@ -18,15 +17,15 @@ from i2vgen_jax.files import check_file
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 
-# Size above which Pillow takes a picture for a decompression bomb.
+# Pillow considers larger pictures decompression bombs.
 MAX_PIXELS = 178_956_970
 
 # Channel statistics of the pictures that CLIP was trained on.
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# A crop that shows less than 1/64 of the picture is refused: the rest would
-# have to be enlarged in memory only to be thrown away.
+# A crop that shows less than 1/64 of the picture is refused: the rest would be
+# enlarged in memory only to be discarded.
 _MAX_EXCESS = 64
 
 
@@ -35,17 +34,17 @@ def load_picture(
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Decodes a picture: upright, opaque, 8-bit RGB.
 
-  The camera's orientation tag is applied, transparency is laid on white, and
-  gray, CMYK, palette, 16-bit and float pictures become RGB. Of several pages
-  the first is taken.
+  The orientation tag of the camera is applied, transparency is composited on
+  white, and gray, CMYK, palette, 16-bit and float pictures are converted to
+  RGB. Of several pages the first is used.
 
   Args:
     source: a path, the bytes of a file, a PIL image, or uint8[h w 3].
-    name: how messages refer to the picture; by default the path.
+    name: name of the picture in messages; the path by default.
 
   Raises:
-    InputError: missing, empty, truncated, too large or not a picture. JPEG
-      has no checksum: bytes altered in its middle may pass.
+    InputError: the picture is missing, empty, truncated or too large, or is not
+      a picture. JPEG has no checksum: altered bytes may remain undetected.
   """
   if isinstance(source, np.ndarray):
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
@@ -61,7 +60,7 @@ def load_picture(
   name = name or "given in memory"
   try:
     with warnings.catch_warnings():
-      # Our own limit below is the one that counts, and tags hardly do.
+      # The limit below replaces Pillow's; warnings about tags do not matter.
       warnings.simplefilter("ignore")
       if isinstance(source, bytes):
         source = Image.open(io.BytesIO(source))
@@ -80,7 +79,7 @@ def load_picture(
     ) from e
   except (InputError, MemoryError):
     raise
-  except Exception as e:  # Pillow's plugins raise whatever there is.
+  except Exception as e:  # Pillow's plugins raise exceptions of any type.
     raise InputError(
       f"picture {name} is damaged ({e}); give an intact file"
     ) from e
@@ -99,10 +98,10 @@ def _plain_rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-  """Gray with more than 8 bits; Pillow would clip instead of scale it."""
+  """Gray scaled to 8 bits; Pillow would clip it."""
   values = np.asarray(picture, np.float64)
   if not np.isfinite(values).all():
-    raise ValueError("brightness that is no number")
+    raise ValueError("not all pixels are finite numbers")
   limit = 65535 if picture.mode.startswith("I") else max(values.max(), 1e-9)
   return Image.fromarray(
     np.rint(np.clip(values / limit, 0, 1) * 255).astype(np.uint8)
@@ -116,18 +115,18 @@ def center_crop_wide(
   *,
   black_edge: bool = False,
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-  """Scales the picture until it just covers width x height, cuts the centre.
+  """Scales the picture to just cover width x height, and crops the centre.
 
-  The filter is Pillow's BOX: the area average when shrinking, the nearest
-  pixel when enlarging.
+  The filter is Pillow's BOX: area average when shrinking, nearest neighbour
+  when enlarging.
 
   Args:
     image: the decoded picture.
     width: of the crop, in pixels.
     height: of the crop, in pixels.
-    black_edge: repeat the public variants bit for bit. They floor the scaled
-      size, lose a pixel for many source sizes and then show a black first
-      column or row. Off: the scaled size is exact and nothing is black.
+    black_edge: reproduce the public variants exactly, which round the scaled
+      size down. For many source sizes it is then a pixel too small, and the
+      first column or row of the crop is black.
 
   Raises:
     InputError: the picture or the crop is empty, or the picture is too
@@ -159,18 +158,6 @@ def center_crop_wide(
   return np.array(scaled.crop((left, top, left + width, top + height)))
 
 
-def vae_view(
-  image: UInt8[np.ndarray, "h w 3"],
-  width: int,
-  height: int,
-  *,
-  black_edge: bool = False,
-) -> Float[np.ndarray, "{height} {width} 3"]:
-  """The picture as the VAE takes it: cropped, float32 in [-1, 1]."""
-  crop = center_crop_wide(image, width, height, black_edge=black_edge)
-  return (_unit(crop) - 0.5) / 0.5
-
-
 def clip_view(
   image: UInt8[np.ndarray, "h w 3"],
   video_width: int,
@@ -178,34 +165,16 @@ def clip_view(
   *,
   black_edge: bool = False,
 ) -> Float[np.ndarray, "{size} {size} 3"]:
-  """The picture as the CLIP image tower takes it: square, normalised float32.
+  """The input of CLIP's image tower: square, normalised, float32.
 
-  The square has the width of the video, so that it shows what the frames
-  show, and is then shrunk to `size` with Pillow's 8-bit BILINEAR; a narrower
-  video is cropped to `size` directly (public variants (a), (c)).
+  The picture is cropped to a square as wide as the video, to show the same
+  content, and shrunk to `size` with Pillow's 8-bit BILINEAR filter. For a video
+  narrower than `size` it is cropped to `size` (public variants (a), (c)).
   """
   side = max(video_width, size)
   crop = center_crop_wide(image, side, side, black_edge=black_edge)
   small = Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR)
-  return (_unit(np.array(small)) - CLIP_MEAN) / CLIP_STD
-
-
-def views(
-  image: UInt8[np.ndarray, "h w 3"],
-  width: int,
-  height: int,
-  clip_size: int = 224,
-  *,
-  black_edge: bool = False,
-) -> tuple[
-  Float[np.ndarray, "{height} {width} 3"],
-  Float[np.ndarray, "{clip_size} {clip_size} 3"],
-]:
-  """Both views of one picture: `vae_view` and `clip_view`."""
-  return (
-    vae_view(image, width, height, black_edge=black_edge),
-    clip_view(image, width, clip_size, black_edge=black_edge),
-  )
+  return (_unit(np.array(small)) - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
 
 
 def _unit(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:

@@ -1,9 +1,9 @@
-"""Where arrays live: the mesh, and the rules that place params and batches.
+"""The device mesh, and the shardings of parameters and batches.
 
-Three mesh axes. `data` and `fsdp` both split the rows of a batch; `fsdp` also
-splits large weights, their moments and their averages; `frames` splits the
-frames of a clip. Models know none of this: the objective pins the latents and
-the compiler carries the layout through the network.
+The mesh has three axes. `data` and `fsdp` both split the rows of a batch;
+`fsdp` also splits large weights, their moments and their averages; `frames`
+splits the frames of a clip. Models contain no sharding: the objective
+constrains the latents, and the compiler propagates the layout.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from i2vgen_jax.types import Batch
 AXES = ("data", "fsdp", "frames")
 ROWS = ("data", "fsdp")
 
-# First match decides: the mesh axis that splits a large array at this path.
-# The moments and averages of a weight end in the same path, so they follow.
+# The mesh axis that splits a large array at this path; the first match counts.
+# The moments and averages of a weight end in the same path.
 RULES: tuple[tuple[str, str | None], ...] = (
   (r"(kernel|embedding)$", "fsdp"),
   (r".*", None),
 )
-# Below this many elements a gather costs more than the copy it saves.
+# For fewer elements a gather costs more than a replica.
 MIN_SHARDED_SIZE = 2**16
 
 
@@ -39,7 +39,7 @@ def make_mesh(
   frames: int = 1,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """The mesh of all devices; data = -1 takes what the others leave.
+  """The mesh of all devices; data = -1 uses all that the other axes leave.
 
   Raises:
     InputError: the layout does not use every device exactly once.
@@ -65,21 +65,21 @@ def _near_layout(n: int, fsdp: int, frames: int) -> str:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """A copy of the array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def param_shardings(tree: Any, mesh: Mesh) -> Any:
-  """A sharding per array of `tree`: params, or a whole training state.
+  """A sharding for each array of `tree`: params, or a whole training state.
 
   Args:
     tree: arrays or their abstract shapes.
-    mesh: where they shall live.
+    mesh: the mesh to place them on.
 
   Returns:
-    The same tree with a NamedSharding at each leaf: arrays that `RULES` names
-    and that are large enough are split along their largest divisible axis;
-    the rest is replicated.
+    The same tree with a NamedSharding at each leaf. Large arrays that match
+    `RULES` are split along their largest divisible axis; all others are
+    replicated.
   """
 
   def place(path: Any, leaf: Any) -> NamedSharding:
@@ -103,15 +103,15 @@ def _split_largest(
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-  """Arrays whose first axis is the rows of a batch."""
+  """Sharding of arrays [b ...]."""
   return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def frames_sharding(mesh: Mesh, num_frames: int) -> NamedSharding:
-  """Arrays [b f ...]; still images (one frame) are not split along f.
+  """Sharding of arrays [b f ...]; single frames are not split along f.
 
   Raises:
-    InputError: clips whose frames do not divide over the mesh.
+    InputError: the frames do not divide over the mesh.
   """
   size = mesh.shape["frames"]
   if num_frames > 1 and num_frames % size:
@@ -124,7 +124,7 @@ def frames_sharding(mesh: Mesh, num_frames: int) -> NamedSharding:
 
 
 def batch_shardings(mesh: Mesh, batch: Batch) -> Batch:
-  """A sharding per member of a batch; `frames_sharding` for those with f."""
+  """A sharding for each array of a batch."""
   rows = rows_sharding(mesh)
   frames = frames_sharding(mesh, batch.num_frames)
   over_frames = ("frames", "moments")
@@ -139,20 +139,20 @@ def batch_shardings(mesh: Mesh, batch: Batch) -> Batch:
 def constrain_latents(
   latents: Float[jax.Array, "b f h w c"], mesh: Mesh
 ) -> Float[jax.Array, "b f h w c"]:
-  """Pins latents to the mesh; the network's activations follow them."""
+  """Constrains the sharding of latents; activations follow from it."""
   sharding = frames_sharding(mesh, latents.shape[1])
   return jax.lax.with_sharding_constraint(latents, sharding)
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
-  """The rows of a global batch that the devices of this process hold, sorted.
+  """Sorted rows of a global batch that the devices of this process hold.
 
-  Two processes hold the same rows where a clip's frames span both.
+  Two processes hold the same rows if the frames of a clip span both.
 
   Raises:
     InputError: the batch does not divide over the devices.
   """
-  shards = math.prod(mesh.shape[axis] for axis in ROWS)
+  shards = _row_shards(mesh)
   if batch_size % shards or batch_size < 1:
     near = max(shards, batch_size // shards * shards)
     raise InputError(
@@ -165,15 +165,15 @@ def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
 
 
 def to_global(batch: Batch, mesh: Mesh) -> Batch:
-  """One batch over all processes from the rows that each of them read.
+  """One global batch from the rows that each process has read.
 
   Args:
-    batch: host arrays with the rows `process_rows` named, in that order, and
-      all frames of each.
+    batch: host arrays with the rows of `process_rows`, in that order, and all
+      frames of each.
     mesh: the mesh of the training step.
   """
-  shards = math.prod(mesh.shape[axis] for axis in ROWS)
-  # The rows of a batch with one row per shard count the shards held here.
+  shards = _row_shards(mesh)
+  # With one row per shard, the rows are the shards of this process.
   held = len(process_rows(mesh, shards))
   mine = process_rows(mesh, len(batch.index) * shards // held)
   batch_size = len(mine) * shards // held
@@ -190,3 +190,7 @@ def to_global(batch: Batch, mesh: Mesh) -> Batch:
 
   shardings = batch_shardings(mesh, batch)
   return jax.tree.map(place, batch, shardings)
+
+
+def _row_shards(mesh: Mesh) -> int:
+  return math.prod(mesh.shape[axis] for axis in ROWS)

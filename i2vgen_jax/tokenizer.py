@@ -1,14 +1,13 @@
 """Captions to the token ids of CLIP's text tower.
 
 Byte-pair encoding is transformers' CLIPTokenizer; cleaning, cutting and
-padding are here, because the Hub's tokenizer pads with the end token and the
-public variants were trained with 0.
+padding are done here, because the Hub's tokenizer pads with the end token and
+the public variants were trained with 0.
 """
 
 import dataclasses
 import html
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +15,18 @@ import ftfy
 import numpy as np
 from jaxtyping import Int32
 
-from i2vgen_jax.errors import InputError
+from i2vgen_jax.errors import InputError, reading
+from i2vgen_jax.files import read_json, replacing
 
 _BOS, _EOS, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+_ADVICE = (
+  "use a folder with the files vocab.json and merges.txt of a CLIP tokenizer, "
+  "or its tokenizer.json"
+)
 
 
 class Tokens(NamedTuple):
-  """Ids of a batch of texts, and how many tokens each of them lost."""
+  """Ids of a batch of texts, and the number of tokens cut from each text."""
 
   ids: Int32[np.ndarray, "b n"]
   cut: tuple[int, ...]
@@ -30,9 +34,9 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """BOS, the text, EOS, then padding; every row has `max_length` ids.
+  """Converts a text to BOS, its tokens, EOS and padding: `max_length` ids.
 
-  The vocabulary's largest id is EOS, which is how the text tower finds it.
+  EOS is the largest id of the vocabulary; the text tower finds it by that.
   """
 
   bpe: Any
@@ -65,17 +69,16 @@ class Tokenizer:
     return cls(bpe, max_length, pad_token_id)
 
   def __call__(self, texts: list[str]) -> Tokens:
-    """Ids of the cleaned texts; what does not fit before EOS is cut."""
+    """Ids of the cleaned texts; tokens that do not fit are cut."""
     room = self.max_length - 2
-    rows = [self._encode(text) for text in texts]
+    rows = [
+      self.bpe.encode(clean(text), add_special_tokens=False) for text in texts
+    ]
     ids = np.full((len(rows), self.max_length), self.pad_token_id, np.int32)
     for out, row in zip(ids, rows, strict=True):
       row = [self.bpe.bos_token_id, *row[:room], self.bpe.eos_token_id]
       out[: len(row)] = row
     return Tokens(ids, tuple(max(len(row) - room, 0) for row in rows))
-
-  def _encode(self, text: str) -> list[int]:
-    return self.bpe.encode(clean(text), add_special_tokens=False)
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -86,38 +89,29 @@ def has_vocabulary(folder: Path) -> bool:
 def read_vocabulary(
   folder: Path,
 ) -> tuple[dict[str, int], list[tuple[str, ...]]]:
-  """Tokens with their ids, and the merges in the order of their rank.
+  """Ids of the tokens, and the merges in the order of their rank.
 
-  They are in `vocab.json` and `merges.txt`, or, as transformers 5 saves them,
-  together in `tokenizer.json`.
+  They are read from `vocab.json` and `merges.txt`, or from `tokenizer.json`,
+  which transformers 5 writes.
 
   Raises:
     InputError: a file is missing or damaged.
   """
-  try:
+  with reading(folder, _ADVICE):
     if (folder / "vocab.json").is_file():
-      vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
+      vocab = read_json(folder / "vocab.json", advice=_ADVICE)
       text = (folder / "merges.txt").read_text("utf-8")
       lines = [x for x in text.split("\n") if not x.startswith("#version")]
     else:
-      text = (folder / "tokenizer.json").read_text("utf-8")
-      model = json.loads(text)["model"]
+      model = read_json(folder / "tokenizer.json", advice=_ADVICE)["model"]
       vocab, lines = model["vocab"], model["merges"]
+    if not isinstance(vocab, dict):
+      raise ValueError("the vocabulary does not map tokens to ids")
     merges = [
       tuple(line.split() if isinstance(line, str) else line)
       for line in lines
       if line
     ]
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise InputError(
-      f"cannot read a tokenizer from {folder}: {e}; it needs the files"
-      " vocab.json and merges.txt of a CLIP tokenizer, or its tokenizer.json"
-    ) from e
-  if not isinstance(vocab, dict):
-    raise InputError(
-      f"the vocabulary in {folder} (vocab.json or tokenizer.json) does not map"
-      " tokens to ids; use that of a CLIP tokenizer"
-    )
   return vocab, merges
 
 
@@ -127,7 +121,7 @@ def write_vocabulary(
   merges: list[tuple[str, ...]],
   pad_token: str = _EOS,
 ) -> None:
-  """The files of a CLIP tokenizer, as transformers opens them."""
+  """Writes the files of a CLIP tokenizer, which transformers can open."""
   special = {
     "bos_token": _BOS,
     "eos_token": _EOS,
@@ -143,13 +137,12 @@ def write_vocabulary(
   }
   folder.mkdir(parents=True, exist_ok=True)
   for name, text in files.items():
-    part = folder / f"{name}.part"
-    part.write_text(text, "utf-8")
-    os.replace(part, folder / name)
+    with replacing(folder / name) as temporary:
+      temporary.write_text(text, "utf-8")
 
 
 def clean(text: str) -> str:
-  """Mends the encoding, resolves HTML entities, collapses white space."""
+  """Fixes the encoding, resolves HTML entities and collapses white space."""
   text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return " ".join(text.split())
 
@@ -157,13 +150,13 @@ def clean(text: str) -> str:
 def build_vocabulary(words: list[str], folder: str | Path) -> None:
   """Writes a small byte-level CLIP vocabulary in which each word is one token.
 
-  Anything else still has a spelling, byte by byte. As in the public
-  vocabulary the 256 byte symbols come first, then the same at the end of a
-  word, then what the merges make, then BOS and EOS.
+  Any other text is spelled byte by byte. The order is that of the public
+  vocabulary: the 256 byte symbols, the same at the end of a word, the results
+  of merges, BOS and EOS.
 
   Raises:
-    InputError: a word has other characters than letters, so that CLIP would
-      split it whatever the vocabulary says.
+    InputError: a word has characters other than letters, at which CLIP always
+      splits.
   """
   from tokenizers.models import BPE
   from tokenizers.pre_tokenizers import ByteLevel
@@ -171,7 +164,7 @@ def build_vocabulary(words: list[str], folder: str | Path) -> None:
   for word in words:
     if not word.isalpha():
       raise InputError(
-        f"{word!r} cannot be one token; give words made of letters alone"
+        f"{word!r} cannot be one token; give words made of letters only"
       )
   tokens = _byte_tokens()
   merges: list[tuple[str, str]] = []
@@ -203,17 +196,20 @@ def _byte_tokens() -> list[str]:
 def _check(
   vocab: dict[str, int], merges: list[tuple[str, ...]], folder: Path
 ) -> None:
-  """A gap would turn into EOS in the middle of a caption, silently."""
+  """Raises InputError for a vocabulary with gaps.
+
+  A missing token would silently become EOS in the middle of a caption.
+  """
   known = set(vocab)
   needed = {_BOS, _EOS, *_byte_tokens()}
   needed |= {part for pair in merges for part in (*pair, "".join(pair))}
   if missing := sorted(needed - known):
     raise InputError(
-      f"the vocabulary in {folder} lacks {len(missing)} tokens, {missing[0]!r}"
-      " among them; use the vocab.json and merges.txt of one CLIP tokenizer"
+      f"the vocabulary in {folder} lacks {len(missing)} tokens, {missing[0]!r} "
+      "among them; use the vocab.json and merges.txt of one CLIP tokenizer"
     )
   if vocab[_EOS] != max(vocab.values()):
     raise InputError(
-      f"{_EOS} is not the largest id in {folder}; the text tower finds the"
-      " end of the caption by it, so use a CLIP vocabulary"
+      f"{_EOS} is not the largest id in {folder}, by which the text tower "
+      "finds the end of the caption; use a CLIP vocabulary"
     )

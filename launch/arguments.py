@@ -205,7 +205,7 @@ def parse(
     text = output.getvalue()
     if e.code:
       raise InputError(_one_line(text)) from None
-    print(text, end="")
+    print(*map(str.rstrip, text.splitlines()), sep="\n")
     raise
 
 
@@ -213,7 +213,8 @@ def _one_line(text: str) -> str:
   """The message in an error box of tyro, and how to see the help."""
   # Title, message, perhaps other sections, and the command for help.
   sections = re.split(r"^\s*[-─]+\s*$", text, flags=re.MULTILINE)
-  _, *facts, hint = (" ".join(s.split()).rstrip(".") for s in sections)
+  _, *facts, hint = (" ".join(s.split()).rstrip(" .") for s in sections)
   facts = [f for f in facts if not f.startswith("Argument helptext")]
+  facts[0] = facts[0].replace("Error parsing", "argument")
   command = re.sub(r"^For full helptext, (see|run:?) ", "", hint)
   return "; ".join([*facts, f"see {command}"])

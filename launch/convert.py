@@ -1,144 +1,131 @@
-"""Converts weights between the public forms and ours.
-
-    i2vgen convert ali-vilab/i2vgen-xl cascade --to orbax
-    i2vgen convert i2vgen_xl_00854500.pth cascade --to orbax --dtype bfloat16
-    i2vgen convert runs/released/export/base unet.pth --to vgen
-
-What a file is, its keys decide. Every key and its fate is printed before
-anything is written; a file that does not fit entirely is refused.
-"""
+"""`i2vgen convert`: weights from one form to another."""
 
 import dataclasses
 import itertools
 import os
 import sys
-from argparse import Namespace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+import tyro
+
+from i2vgen_jax import interop
 from i2vgen_jax.errors import enough_memory
-from i2vgen_jax.interop import hub, stored, write
+from i2vgen_jax.interop import StoredNetwork, StoredWeights, write
 from i2vgen_jax.interop.choices import Choices
-from launch import old_arguments as arguments
+from launch import arguments
 from launch.progress import ProgressBar, note
 
-_DTYPES = ("float32", "bfloat16", "float16")
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+  """Converts weights between the public forms and ours.
 
-def parser() -> arguments.Parser:
-  """The command line of `i2vgen convert`."""
-  made = arguments.Parser("i2vgen convert", description=__doc__)
-  add = made.add_argument
-  add(
-    "source",
-    metavar="SRC",
-    help="a weight file, a folder of any form, or owner/name on the Hub",
-  )
-  add(
-    "target",
-    metavar="DST",
-    type=Path,
-    help="a folder; a .pth file for vgen and modelscope",
-  )
-  add(
-    "--to",
-    required=True,
-    choices=("orbax", "diffusers", "vgen", "modelscope"),
-    help="orbax is ours; vgen and modelscope take a U-Net alone",
-  )
-  add("--dtype", choices=_DTYPES, help="default: what is stored")
-  add(
-    "--choose",
-    type=arguments.pair,
-    action="append",
-    default=[],
-    metavar="NAME=VALUE",
-    help="where the forms differ: concat_gain, scaling_factor, pad_token_id, "
-    "to_clean, reference_start, black_edge; default: as the form has it",
-  )
-  return made
+      i2vgen convert ali-vilab/i2vgen-xl cascade --to orbax
+      i2vgen convert i2vgen_xl_00854500.pth cascade --to orbax --dtype bfloat16
+      i2vgen convert runs/released/export/base unet.pth --to vgen
+
+  The keys of a file decide what it is. What happens to each key is printed
+  before anything is written; a file that does not fit completely is refused.
+
+  Attributes:
+    source: A weight file, a folder of any form, or owner/name on the Hub.
+    target: A folder; a .pth file for vgen and modelscope.
+    to: Form of the target. orbax is ours; vgen and modelscope hold one U-Net.
+    dtype: Type of the weights; by default as stored.
+    choose: Value of a choice where the forms differ: concat_gain,
+      scaling_factor, pad_token_id, to_clean, reference_start or black_edge;
+      by default that of the source's form.
+  """
+
+  source: tyro.conf.Positional[str]
+  target: tyro.conf.Positional[Path]
+  to: Literal["orbax", "diffusers", "vgen", "modelscope"]
+  dtype: Literal["float32", "bfloat16", "float16"] | None = None
+  choose: tyro.conf.UseAppendAction[tuple[arguments.Pair, ...]] = ()
 
 
 def main(argv: list[str]) -> None:
-  """Reports, then converts.
+  """Reports what happens to each key, then converts.
 
   Raises:
-    InputError: the source is not whole, or the target cannot hold it.
+    InputError: the source is incomplete, or the target cannot hold it.
   """
-  args = parser().parse_args(argv)
-  folder = hub.resolve(args.source, half=args.dtype in _DTYPES[1:])
-  found = stored.find(folder, dict(args.choose))
+  args = arguments.parse(Arguments, argv, "i2vgen convert")
+  weights = interop.open_weights(
+    args.source,
+    choices=dict(args.choose),
+    half=args.dtype in ("bfloat16", "float16"),
+  )
   if args.to in ("vgen", "modelscope"):
-    found = _unet_alone(found, args.to)
-  _report(found)
-  write.check(found, args.to)
-  watched = {name: _watched(name, source) for name, source in found.items()}
+    weights = _only_unets(weights, args.to)
+  _report(weights)
+  write.check(weights.networks, args.to)
+  shown = {name: _shown(network) for name, network in weights.networks.items()}
   with enough_memory("convert one network of the source at a time"):
-    _write(args, folder, watched)
+    shown = dataclasses.replace(weights, networks=shown)
+    write.write(shown, args.target, args.to, args.dtype)
   note(f"wrote {args.target}")
-  if args.to == "diffusers":
-    words = stored.tokenizer_folder(folder)
-    if missing := write.missing_parts(found, words):
-      note(f"no whole repository: it lacks {', '.join(missing)}")
+  if args.to == "diffusers" and (missing := write.missing_parts(weights)):
+    note(f"this is not a whole repository: it lacks {', '.join(missing)}")
 
 
-def _unet_alone(found: dict, form: str) -> dict:
-  unets = {name: s for name, s in found.items() if name in ("base", "refine")}
-  if left := sorted(found.keys() - unets.keys()):
-    note(f"{form} holds a U-Net alone: {', '.join(left)} stay out")
-  return unets
+def _only_unets(weights: StoredWeights, form: str) -> StoredWeights:
+  networks = {
+    name: network
+    for name, network in weights.networks.items()
+    if name in ("base", "refine")
+  }
+  if others := sorted(weights.networks.keys() - networks.keys()):
+    note(f"{form} holds only a U-Net: {', '.join(others)} are left out")
+  return dataclasses.replace(weights, networks=networks)
 
 
-def _report(found: dict[str, stored.StoredNetwork]) -> None:
-  """All keys on standard output, a summary beside it; then what is wrong."""
-  reports = {name: source.report() for name, source in found.items()}
+def _report(weights: StoredWeights) -> None:
+  """Prints keys on stdout and a summary on stderr; raises if any is wrong."""
+  reports = {name: n.report() for name, n in weights.networks.items()}
   try:
     for name, report in reports.items():
       for line in report.lines():
         print(f"{name}  {line}")
     sys.stdout.flush()
   except BrokenPipeError:
-    # `| head` has read enough. Python would stumble over the rest at its end.
+    # The reader, such as `head`, has closed the pipe. Without this, Python
+    # would fail at exit when it flushes the rest.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   for name, report in reports.items():
-    source = found[name]
-    kind = source.form + (f", {source.variant}" if source.variant else "")
+    network = weights.networks[name]
+    kind = ", ".join(filter(None, (network.form, network.variant)))
     note(
       f"{name} ({kind}): {len(report.mapped)} mapped, {len(report.missing)} "
       f"missing, {len(report.unexpected)} unexpected, "
-      f"{len(report.wrong_shapes)} of a wrong shape, {len(report.ignored)} "
+      f"{len(report.wrong_shapes)} with a wrong shape, {len(report.ignored)} "
       "ignored"
     )
   for report in reports.values():
     report.check()
-  taken = Choices.of({name: s.config for name, s in found.items()})
-  note("takes " + ", ".join(f"{n} {v}" for n, v in taken.items()))
+  configs = {name: n.config for name, n in weights.networks.items()}
+  used = Choices.of(configs).items()
+  note("choices: " + ", ".join(f"{name} {value}" for name, value in used))
 
 
-def _watched(name: str, source: stored.StoredNetwork) -> stored.StoredNetwork:
-  """The source, which says how many of its tensors have been read."""
-  tensors, line, done = source.tensors, ProgressBar(), itertools.count(1)
+def _shown(network: StoredNetwork) -> StoredNetwork:
+  """The network, which shows how many of its tensors have been read."""
+  tensors, progress, numbers = (
+    network.tensors,
+    ProgressBar(),
+    itertools.count(1),
+  )
   total = len(tensors.shapes)
 
-  def read(key: str):
+  def read(key: str) -> np.ndarray:
     array = tensors.read(key)
-    if (number := next(done)) == 1:
-      line.begin(name, total)
-    line.update(number)
+    number = next(numbers)
+    progress(network.name, number, total)
     if number == total:
-      line.end()
+      progress.end()
     return array
 
-  watched = dataclasses.replace(tensors, read=read)
-  return dataclasses.replace(source, tensors=watched)
-
-
-def _write(args: Namespace, folder: Path, found: dict) -> None:
-  tokenizer = stored.tokenizer_folder(folder)
-  match args.to:
-    case "orbax":
-      write.write_orbax(found, args.target, tokenizer, args.dtype)
-    case "diffusers":
-      write.write_diffusers(found, args.target, tokenizer, args.dtype)
-    case _:
-      (source,) = found.values()
-      write.write_torch(source, args.target, args.to, args.dtype)
+  counted = dataclasses.replace(tensors, read=read)
+  return dataclasses.replace(network, tensors=counted)

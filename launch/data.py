@@ -29,7 +29,7 @@ from data_pipelines.procedural.build import build_procedural
 from data_pipelines.running.build_directory import Built
 from data_pipelines.running.runner import beam_runner
 from i2vgen_jax import tokenizer
-from i2vgen_jax.errors import InputError
+from i2vgen_jax.errors import InputError, writing
 from launch import arguments, encode
 from launch.arguments import Count, Fps, Seconds, Seed, Size
 from launch.progress import ProgressBar, note
@@ -176,11 +176,22 @@ def main(argv: list[str]) -> None:
     "i2vgen data",
     __doc__,
   )
+  is_manifest = isinstance(getattr(command, "source", None), Manifest)
+  if beam and not is_manifest:
+    raise InputError(
+      f"`i2vgen data {own[0]}` does not use Beam; remove -- {' '.join(beam)}"
+    )
   match command:
-    case Build(Procedural() as args):
-      _build_procedural(args)
-    case Build(args):
-      _build_manifest(args, beam)
+    case Build(source):
+      with writing(
+        source.output,
+        "fix the cause and run the same command again, which keeps what is"
+        " done, or choose another place",
+      ):
+        if is_manifest:
+          _build_manifest(source, beam)
+        else:
+          _build_procedural(source)
     case encode.Encode():
       encode.run(command)
     case Inspect(data_dir=folder):

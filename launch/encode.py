@@ -27,8 +27,7 @@ from launch.progress import ProgressBar, note
 class Encode:
   """Latents and CLIP embeddings of a dataset, computed before training.
 
-  For example: i2vgen data encode DATA/text_video/1.0.0 --output LATENTS
-  --weights CASCADE --size 448x256
+  For example: i2vgen data encode DIR --output OUT --weights W --size 448x256
 
   Attributes:
     source: DATA_DIR/text_video/1.0.0 or DATA_DIR/text_image/1.0.0.

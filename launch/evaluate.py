@@ -1,76 +1,89 @@
-"""`i2vgen evaluate`: a cascade against held-out clips of the procedural set.
-
-    i2vgen evaluate [--weights DIR] [--num-clips 128] [--output DIR]
-
-Every clip has a combination of object, ground and motion that training never
-showed. The first frame and the caption go in; what comes out is compared with
-the true clip, beside three yardsticks: chance, the same cascade with untrained
-denoisers, and the true clips themselves.
-"""
+"""`i2vgen evaluate`: measures a cascade on held-out clips."""
 
 import dataclasses
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from data_pipelines.procedural import world
 from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.evaluation import motion, spectra
 from i2vgen_jax.evaluation.quality import psnr
+from i2vgen_jax.files import replacing, write_json
 from i2vgen_jax.models import build
-from launch import old_arguments as arguments
-from launch import outputs
-from launch.contact_sheet import encode_png
+from launch import arguments, outputs
+from launch.arguments import Count, Seed
 from launch.progress import ProgressBar
 
 BATCH = 16
-# The yardstick of untrained denoisers needs no more.
+# Number of clips of the untrained denoisers; their figures need no more.
 UNTRAINED_CLIPS = 32
 SHEET_CLIPS = 12
+
+Clip = UInt8[np.ndarray, "f h w 3"]
+Clips = UInt8[np.ndarray, "b f h w 3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+  """Measures a cascade on held-out clips of the procedural dataset.
+
+      i2vgen evaluate --weights DIR --num-clips 128 --output DIR
+
+  Each clip has a combination of object, ground and motion that is not in the
+  training data. The cascade gets the first frame and the caption; its result
+  is compared with the true clip. For reference, chance, the same cascade with
+  untrained denoisers, and the true clips are measured as well.
+
+  Attributes:
+    weights: A cascade folder, a folder or file of public weights, or owner/name
+      on the Hub. The small cascade of this package by default.
+    num_clips: Number of held-out clips.
+    seed: Seed of the clips and of sampling.
+    output: Folder for figures and pictures.
+  """
+
+  weights: str = str(BUNDLED)
+  num_clips: Count = 128
+  seed: Seed = 0
+  output: Path = Path("evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One held-out scene at the sizes of both stages."""
+  """A held-out scene, rendered at the sizes of the base and refine stages."""
 
   scene: world.Scene
-  small: np.ndarray
-  large: np.ndarray
-  small_mask: np.ndarray
-  large_mask: np.ndarray
+  small: Clip
+  large: Clip
+  small_mask: Bool[np.ndarray, "f h w"]
+  large_mask: Bool[np.ndarray, "f h w"]
 
   @classmethod
   def draw(cls, seed: int, number: int, cascade: Cascade) -> "Case":
     scene = world.numbered_scene(seed, number, "test")
-    frames = cascade.settings("base").num_frames
-    sizes = [cascade.settings(name).size for name in ("base", "refine")]
+    base, refine = (cascade.stage(n).sampling for n in ("base", "refine"))
+    sizes = (base.size, refine.size)
     return cls(
       scene,
-      *(world.render(scene, size, frames) for size in sizes),
-      *(world.object_mask(scene, size, frames) for size in sizes),
+      *(world.render(scene, size, base.num_frames) for size in sizes),
+      *(world.object_mask(scene, size, base.num_frames) for size in sizes),
     )
 
 
 def main(argv: list[str]) -> None:
-  """Parses the arguments, prints the table, writes figures and pictures."""
-  parser = arguments.Parser("i2vgen evaluate", description=__doc__)
-  add = parser.add_argument
-  add("--weights", type=Path, default=BUNDLED, help="cascade folder")
-  add("--num-clips", type=arguments.count, default=128, metavar="N")
-  add("--seed", type=arguments.seed, default=0)
-  add(
-    "--output",
-    type=Path,
-    default=Path("evaluation"),
-    help="folder for figures and pictures",
-  )
-  args = parser.parse_args(argv)
-  outputs.make_folder(args.output)
+  """Prints the figures, and writes them with pictures of the clips.
 
+  Raises:
+    InputError: the weights cannot be loaded or lack a stage, or the output
+      folder cannot be written.
+  """
+  args = arguments.parse(Arguments, argv, "i2vgen evaluate")
+  outputs.make_folder(args.output)
   cascade = Cascade.load(args.weights, np.float32)
   cases = [Case.draw(args.seed, n, cascade) for n in range(args.num_clips)]
   base, refined = generate(cascade, cases, args.seed, "trained")
@@ -80,99 +93,93 @@ def main(argv: list[str]) -> None:
     "motion_untrained": accuracy(few, motions(few, untrained, small=True)),
     "first_frame_psnr_untrained": first_frame_psnr(few, untrained),
   }
-
-  write_pictures(args.output, cases, base, refined)
-  text = json.dumps(figures, indent=2) + "\n"
-  outputs.write({args.output / "figures.json": text.encode()})
+  write_sheet(args.output / "clips.png", cases, base, refined)
+  write_spectra(args.output / "spectra.png", cases, base, refined)
+  write_json(args.output / "figures.json", figures)
   print(table(figures))
   print(f"contact sheet, spectra and figures in {args.output}")
 
 
 def generate(
-  cascade: Cascade, cases: list[Case], seed: int, label: str
-) -> tuple[np.ndarray, np.ndarray]:
+  cascade: Cascade, cases: Sequence[Case], seed: int, label: str
+) -> tuple[Clips, Clips]:
   """Base clips and refined clips of all cases."""
-  line = ProgressBar()
-  line.begin(f"{label} clips", len(cases))
-  base, refined = [], []
-  for start in range(0, len(cases), BATCH):
-    # A short last batch would compile everything once more.
-    part = [cases[n % len(cases)] for n in range(start, start + BATCH)]
-    prompts = [world.caption(case.scene) for case in part]
-    images = [case.large[0] for case in part]
-    small = cascade.run_base(images, prompts, seed=seed + start)
-    large = cascade.run_refine(small, prompts, seed=seed + start)
-    base.append(small)
-    refined.append(large)
-    line.update(min(start + BATCH, len(cases)))
-  line.end()
+  batches = []
+  with ProgressBar() as progress:
+    for start in range(0, len(cases), BATCH):
+      # A smaller last batch would be compiled again.
+      batch = [cases[n % len(cases)] for n in range(start, start + BATCH)]
+      prompts = [world.caption(case.scene) for case in batch]
+      clips = [case.large[0] for case in batch]
+      made = []
+      for stage in (cascade.stage("base"), cascade.stage("refine")):
+        clips = cascade.run(stage, clips, prompts, seed=seed + start)
+        made.append(clips)
+      batches.append(made)
+      done = min(start + BATCH, len(cases))
+      progress(f"{label} clips", done, len(cases))
+  base, refined = zip(*batches, strict=True)
   count = len(cases)
   return np.concatenate(base)[:count], np.concatenate(refined)[:count]
 
 
 def untrain(cascade: Cascade) -> Cascade:
-  """The same cascade with denoisers of random weights."""
-
-  def fresh(network: build.Network) -> build.Network:
-    params = build.init_params(network.module, jax.random.key(0))
-    return dataclasses.replace(network, params=params)
-
-  return dataclasses.replace(
-    cascade, base=fresh(cascade.base), refine=fresh(cascade.refine)
-  )
+  """The same cascade with randomly initialised denoisers."""
+  networks = dict(cascade.networks)
+  for name in ("base", "refine"):
+    params = build.init_params(networks[name].module, jax.random.key(0))
+    networks[name] = dataclasses.replace(networks[name], params=params)
+  return dataclasses.replace(cascade, networks=networks)
 
 
-def motions(cases: list[Case], clips: np.ndarray, *, small: bool) -> list[str]:
-  """What moves how in each clip, as measured."""
+def motions(
+  cases: Sequence[Case], clips: Sequence[Clip], *, small: bool
+) -> list[str]:
+  """Measured motion of each clip, at the size of the base stage if `small`."""
+  masks = [c.small_mask[0] if small else c.large_mask[0] for c in cases]
   return [
-    motion.classify(
-      motion.measure(clip, (case.small_mask if small else case.large_mask)[0])
-    )
-    for case, clip in zip(cases, clips, strict=True)
+    motion.classify(motion.measure(clip, mask), world.MOTIONS)
+    for clip, mask in zip(clips, masks, strict=True)
   ]
 
 
-def accuracy(cases: list[Case], measured: list[str]) -> float:
-  """Share of the clips whose measured motion is the one in the caption."""
-  pairs = zip(cases, measured, strict=True)
-  return float(np.mean([case.scene.motion == name for case, name in pairs]))
+def accuracy(cases: Sequence[Case], measured: Sequence[str]) -> float:
+  """Fraction of the clips whose measured motion is that of the caption."""
+  return float(np.mean([c.scene.motion for c in cases] == np.array(measured)))
 
 
-def by_motion(cases: list[Case], measured: list[str]) -> dict[str, str]:
-  """The same for each motion of the captions, as `hits of clips`."""
-  rows = {}
-  for name in world.MOTIONS:
-    pairs = zip(cases, measured, strict=True)
-    hits = [found == name for case, found in pairs if case.scene.motion == name]
-    rows[name] = f"{sum(hits)} of {len(hits)}"
-  return rows
+def by_motion(cases: Sequence[Case], measured: Sequence[str]) -> dict[str, str]:
+  """Accuracy for each motion of the captions, as "hits of clips"."""
+  asked = np.array([case.scene.motion for case in cases])
+  hits = asked == np.array(measured)
+  return {
+    name: f"{hits[asked == name].sum()} of {(asked == name).sum()}"
+    for name in world.MOTIONS
+  }
 
 
-def first_frame_psnr(cases: list[Case], clips: np.ndarray) -> list[float]:
+def first_frame_psnr(
+  cases: Sequence[Case], clips: Sequence[Clip]
+) -> list[float]:
   """Mean, and the value that 95 % of the clips reach, in dB."""
-  values = [
-    psnr(clip[0], case.small[0])
-    for case, clip in zip(cases, clips, strict=True)
-  ]
+  pairs = zip(clips, cases, strict=True)
+  values = [psnr(clip[0], case.small[0]) for clip, case in pairs]
   return [float(np.mean(values)), float(np.percentile(values, 5))]
 
 
 def measure(
-  cases: list[Case], base: np.ndarray, refined: np.ndarray
+  cases: Sequence[Case], base: Clips, refined: Clips
 ) -> dict[str, object]:
-  """All figures of the trained cascade."""
-  upsampled = [bilinear(clip, refined.shape[2:4]) for clip in base]
-  true_clips = [case.large for case in cases]
+  """All figures of a cascade.
 
-  def against_truth(fn: Callable, clips: list[np.ndarray]) -> list[float]:
-    return [fn(*pair) for pair in zip(clips, true_clips, strict=True)]
-
-  def region(clips: list[np.ndarray]) -> list[float]:
-    triples = zip(clips, cases, strict=True)
-    return [psnr(clip, case.large, case.large_mask) for clip, case in triples]
-
+  Args:
+    cases: the held-out scenes.
+    base: clip of the base stage for each case.
+    refined: clip of the refine stage for each case.
+  """
+  truth = [case.large for case in cases]
   measured = {
-    "true_clips": motions(cases, true_clips, small=False),
+    "true_clips": motions(cases, truth, small=False),
     "base": motions(cases, base, small=True),
     "refined": motions(cases, refined, small=False),
   }
@@ -183,100 +190,109 @@ def measure(
     "motion_base_by_name": by_motion(cases, measured["base"]),
     "first_frame_psnr": first_frame_psnr(cases, base),
   }
-  distances = {
-    "spatial_distance": lambda a, b: spectra.log_distance(
-      spectra.spatial_spectrum(a), spectra.spatial_spectrum(b)
-    ),
-    "temporal_distance": lambda a, b: spectra.log_distance(
-      spectra.temporal_spectrum(a), spectra.temporal_spectrum(b)
+  metrics = {
+    "spatial_distance": (np.less, _distance(spectra.spatial_spectrum)),
+    "temporal_distance": (np.less, _distance(spectra.temporal_spectrum)),
+    "object_psnr": (
+      np.greater,
+      lambda clip, case: psnr(clip, case.large, case.large_mask),
     ),
   }
-  columns = {
-    name: (against_truth(fn, upsampled), against_truth(fn, list(refined)))
-    for name, fn in distances.items()
-  } | {"object_psnr": (region(upsampled), region(list(refined)))}
-  for name, (before, after) in columns.items():
-    better = np.greater if name == "object_psnr" else np.less
+  enlarged = [bilinear(clip, refined.shape[2:4]) for clip in base]
+  for name, (better, metric) in metrics.items():
+    before, after = (
+      np.array([metric(*pair) for pair in zip(clips, cases, strict=True)])
+      for clips in (enlarged, refined)
+    )
     figures[name] = {
-      "bilinear": float(np.mean(before)),
-      "refined": float(np.mean(after)),
-      "clips_better": float(np.mean(better(after, before))),
+      "bilinear": float(before.mean()),
+      "refined": float(after.mean()),
+      "clips_better": float(better(after, before).mean()),
     }
   return figures
 
 
-def bilinear(clip: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """uint8[f h w 3] enlarged to (height, width)."""
-  height, width = size
+def _distance(spectrum: Callable) -> Callable[[Clip, Case], float]:
+  return lambda clip, case: spectra.log_distance(
+    spectrum(clip), spectrum(case.large)
+  )
+
+
+def bilinear(clip: Clip, size: tuple[int, int]) -> Clip:
+  """The clip enlarged to (height, width)."""
   frames = [
-    np.asarray(Image.fromarray(f).resize((width, height), Image.BILINEAR))
-    for f in clip
+    Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR)
+    for frame in clip
   ]
-  return np.stack(frames)
+  return np.stack([np.asarray(frame) for frame in frames])
+
+
+_TABLE = """\
+{clips} held-out clips
+
+motion named in the prompt is the motion measured (target >= 90 %)
+  chance            {motion_chance:7.1%}
+  untrained base    {motion_untrained:7.1%}
+  base              {motion_base:7.1%}
+  refined           {motion_refined:7.1%}
+  true clips        {motion_true_clips:7.1%}
+  base, motion by motion:
+{by_name}
+
+first frame against the picture, dB: mean, 95 % reach (target >= 24)
+  untrained base    {first_frame_psnr_untrained[0]:6.2f} \
+{first_frame_psnr_untrained[1]:6.2f}
+  base              {first_frame_psnr[0]:6.2f} {first_frame_psnr[1]:6.2f}
+
+against the true clip          bilinear   refined   clips better
+{against_truth}"""
+_ROW = (
+  "  {name:<28} {bilinear:8.3f}  {refined:8.3f}   {clips_better:9.1%}".format
+)
 
 
 def table(figures: dict) -> str:
-  """The figures as a person reads them."""
-  lines = [
-    f"{figures['clips']} held-out clips",
-    "",
-    "motion named in the prompt is the motion measured (target >= 90 %)",
-    f"  chance            {figures['motion_chance']:7.1%}",
-    f"  untrained base    {figures['motion_untrained']:7.1%}",
-    f"  base              {figures['motion_base']:7.1%}",
-    f"  refined           {figures['motion_refined']:7.1%}",
-    f"  true clips        {figures['motion_true_clips']:7.1%}",
-    "  base, motion by motion:",
-    *(f"    {k:<24}{v}" for k, v in figures["motion_base_by_name"].items()),
-    "",
-    "first frame against the picture, dB: mean, 95 % reach (target >= 24)",
-    "  untrained base    {:6.2f} {:6.2f}".format(
-      *figures["first_frame_psnr_untrained"]
-    ),
-    "  base              {:6.2f} {:6.2f}".format(*figures["first_frame_psnr"]),
-    "",
-    "against the true clip          bilinear   refined   clips better",
-  ]
-  names = {
-    "spatial_distance": "spatial spectrum, |log10|",
-    "temporal_distance": "temporal spectrum, |log10|",
-    "object_psnr": "object's region, dB",
+  """The figures as a table for people."""
+  by_name = figures["motion_base_by_name"].items()
+  rows = {
+    "spatial spectrum, |log10|": figures["spatial_distance"],
+    "temporal spectrum, |log10|": figures["temporal_distance"],
+    "object's region, dB": figures["object_psnr"],
   }
-  for key, name in names.items():
-    f = figures[key]
-    lines.append(
-      f"  {name:<28} {f['bilinear']:8.3f}  {f['refined']:8.3f}"
-      f"   {f['clips_better']:9.1%}"
-    )
-  return "\n".join(lines)
+  return _TABLE.format(
+    **figures,
+    by_name="\n".join(f"    {name:<24}{hits}" for name, hits in by_name),
+    against_truth="\n".join(_ROW(name=name, **f) for name, f in rows.items()),
+  )
 
 
-def write_pictures(
-  folder: Path, cases: list[Case], base: np.ndarray, refined: np.ndarray
+def write_sheet(
+  path: Path, cases: Sequence[Case], base: Clips, refined: Clips
 ) -> None:
-  """Contact sheet (true, base, refined clip by clip) and the mean spectra."""
+  """Frames of the first clips: true, base and refined, row by row."""
   rows = []
-  for case, small, large in list(zip(cases, base, refined, strict=True))[
-    :SHEET_CLIPS
-  ]:
+  clips = list(zip(cases, base, refined, strict=True))[:SHEET_CLIPS]
+  for case, small, large in clips:
     enlarged = bilinear(small, large.shape[1:3])
-    rows += [np.concatenate(list(c), 1) for c in (case.large, enlarged, large)]
-  sheet = encode_png(Image.fromarray(np.concatenate(rows)))
-  outputs.write({folder / "clips.png": sheet})
+    rows += [np.concatenate([*c], 1) for c in (case.large, enlarged, large)]
+  with replacing(path) as temporary:
+    Image.fromarray(np.concatenate(rows)).save(temporary, "PNG")
+
+
+def write_spectra(
+  path: Path, cases: Sequence[Case], base: Clips, refined: Clips
+) -> None:
+  """The mean spectra as a plot."""
   groups = {
     "true": [case.large for case in cases],
-    "base, bilinear": [bilinear(c, refined.shape[2:4]) for c in base],
-    "refined": list(refined),
+    "base, bilinear": [bilinear(clip, refined.shape[2:4]) for clip in base],
+    "refined": refined,
   }
-
-  def mean(fn: Callable) -> dict[str, np.ndarray]:
-    return {
-      name: np.mean([fn(clip) for clip in clips], axis=0)
+  spatial, temporal = (
+    {
+      name: np.mean([spectrum(clip) for clip in clips], axis=0)
       for name, clips in groups.items()
     }
-
-  spectra.spectra_plot(
-    mean(spectra.spatial_spectrum),
-    mean(spectra.temporal_spectrum),
-    folder / "spectra.png",
+    for spectrum in (spectra.spatial_spectrum, spectra.temporal_spectrum)
   )
+  spectra.spectra_plot(spatial, temporal, path)

@@ -42,6 +42,14 @@ def weights(tmp_path_factory):
   return cascade_standin.write_cascade(tmp_path_factory.mktemp("weights"))
 
 
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+  """A whole diffusers repository, small and random; nothing may change it."""
+  import public_standin
+
+  return public_standin.write_repository(tmp_path_factory.mktemp("hub") / "c")
+
+
 @pytest.fixture(scope="module")
 def quick_compiler():
   """Half the time to compile; stand-in networks run for milliseconds anyway."""

@@ -1,5 +1,6 @@
 """Small datasets of clips whose frames are identified by their pixels."""
 
+import jax
 import numpy as np
 
 from data_pipelines.media import video
@@ -33,3 +34,14 @@ def write_dataset(data_dir, kind, examples, shard_size=4):
     tfrecord.write_shard(path, [example.record(kind) for example in part])
   describe(data_dir, kind, "train", len(shards))
   return dataset_dir(data_dir, kind)
+
+
+def assert_equal(a, b):
+  """The arrays of two batches are equal."""
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def captions(batch):
+  """The first token of each caption, which identifies it."""
+  return batch.token_ids[:, 0].tolist()

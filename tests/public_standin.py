@@ -1,15 +1,14 @@
 """Public weights in every form, random and small enough for tests."""
 
-import contextlib
 import functools
 import json
 
 import numpy as np
-import pytest
 from flax import traverse_util
+from weight_helpers import unreadable
 
 from i2vgen_jax import tokenizer
-from i2vgen_jax.interop import convert, stored
+from i2vgen_jax.interop import mapping, stored
 from i2vgen_jax.interop.formats import diffusers_folder
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.models import build
@@ -43,7 +42,7 @@ TOWERS = {"vae": VAE, "text_encoder": TEXT, "image_encoder": VISION}
 
 
 def unet(variant="released", **fields):
-  """Of a public variant; without other fields, the smallest VGen allows."""
+  """A U-Net of a public variant; by default the smallest that VGen allows."""
   small = {
     "block_channels": (32, 32),
     "layers_per_block": 1,
@@ -53,37 +52,16 @@ def unet(variant="released", **fields):
   return I2VGenUNet(**VARIANTS[variant].unet | small | fields)
 
 
-abstract = functools.cache(build.abstract_params)
-
-
-@contextlib.contextmanager
-def traced_once():
-  """Shapes take a second to trace, and most tests look at the same network."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, "abstract_params", abstract)
-    yield
-
-
 @functools.cache
 def file_shapes(module, form):
   """Shapes of the tensors of a file with this network."""
-  leaves = traverse_util.flatten_dict(abstract(module), sep="/")
-  leaves = hollow({path: leaf.shape for path, leaf in leaves.items()})
-  return convert.to_torch(leaves, stored.table_of(module, form)).shapes
-
-
-def hollow(shapes, where="file.pth"):
-  """Tensors of these shapes that nobody can read."""
-  dtypes = dict.fromkeys(shapes, np.dtype("f"))
-
-  def read(key):
-    raise AssertionError(f"{key} was read")
-
-  return Tensors(where, dict(shapes), dtypes, read)
+  leaves = traverse_util.flatten_dict(build.abstract_params(module), sep="/")
+  leaves = unreadable({path: leaf.shape for path, leaf in leaves.items()})
+  return mapping.to_torch(leaves, stored.table_of(module, form)).shapes
 
 
 def draw(module, form, seed=0):
-  """The file of a network: no two values alike, nothing at its default."""
+  """The file of a network, with random values."""
   rng = np.random.default_rng(seed)
   return {
     key: 0.1 * rng.standard_normal(shape, "f")
@@ -92,7 +70,7 @@ def draw(module, form, seed=0):
 
 
 def write_repository(folder, base=None, dtype=np.float32):
-  """A whole diffusers folder, as on the Hub but for the sizes."""
+  """A whole diffusers folder as on the Hub, except for the sizes."""
   base = base or unet()
   tokenizer.build_vocabulary(["kite", "dog"], folder / "words")
   forms = {"base": "diffusers", "vae": "diffusers"}

@@ -30,6 +30,7 @@ INSIDE = {
   "types": set(),
   "errors": set(),
   "files": set(),
+  "trees": set(),
   "preprocessing": set(),
   "tokenizer": set(),
   "sharding": set(),
@@ -38,8 +39,8 @@ INSIDE = {
   "models": {"interop.formats.native"},
   "diffusion": set(),
   "interop": {"models", "sharding", "tokenizer", "variants"},
-  "interop.formats": {"tokenizer"},
-  "interop.keys": {"interop.formats.tensors"},
+  "interop.formats": {"preprocessing", "tokenizer"},
+  "interop.keys": set(),
   "autoencoding": {"models"},
   "stage": {"autoencoding", "diffusion"},
   "cascade": {"interop", "models", "preprocessing", "stage", "tokenizer"},
@@ -55,7 +56,7 @@ INSIDE = {
   },
   "__init__": {"cascade"},
 }
-EVERYWHERE = {"types", "errors", "files"}
+EVERYWHERE = {"types", "errors", "files", "trees"}
 
 # The only homes of these third parties, among all packages.
 HOMES = {

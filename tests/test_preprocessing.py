@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from i2vgen_jax import preprocessing
+from i2vgen_jax.autoencoding import to_unit_range
 from i2vgen_jax.errors import InputError
 
 
@@ -61,7 +62,7 @@ def test_reference_shows_a_black_edge_and_the_default_does_not():
 @pytest.mark.parametrize(
   ("target", "low", "high"), [(448, 0.3, 0.55), (256, 0, 0)]
 )
-def test_how_often_the_reference_loses_a_pixel(target, low, high):
+def test_frequency_of_lost_pixels_in_the_reference(target, low, high):
   """Known of the reference: 40-45 % of source sizes, none for 256."""
   white = [
     np.full((side, side, 3), 255, np.uint8)
@@ -102,17 +103,17 @@ def test_crop_is_centred_and_covers(source, target):
     assert seen == pytest.approx(scale * cut / side, abs=3 / min(cut, side))
 
 
-def test_vae_view_maps_the_byte_range_to_minus_one_and_one():
+def test_autoencoder_input_maps_the_byte_range_to_minus_one_and_one():
   image = np.zeros((4, 6, 3), np.uint8)
   image[:, 3:] = 255
   image[0, 0] = 51
-  view = preprocessing.vae_view(image, 6, 4)
+  view = to_unit_range(preprocessing.center_crop_wide(image, 6, 4))
   assert view.dtype == np.float32
   assert view[1, 0, 0] == -1 and view[1, 5, 2] == 1
   np.testing.assert_allclose(view[0, 0], -0.6, atol=1e-7)
 
 
-def test_clip_view_is_the_square_of_the_video_width_made_small():
+def test_clip_view_is_a_shrunk_square_of_the_video_width():
   image = noise(500, 400)
   view = preprocessing.clip_view(image, 448, 224, black_edge=True)
   # 400 px high: enlarged by 1.12 to 560 x 448 (559 x 447 by the floor).
@@ -133,6 +134,11 @@ def test_clip_view_is_the_square_of_the_video_width_made_small():
   )
 
 
+def test_clip_view_has_the_towers_size():
+  view = preprocessing.clip_view(noise(90, 70), 64, 32)
+  assert view.shape == (32, 32, 3) and view.dtype == np.float32
+
+
 def test_clip_view_of_a_narrow_video_is_cropped_to_the_towers_size():
   """Enlarged once, from the source: no detour over the video's 64 pixels."""
   image = noise(112, 112)
@@ -141,14 +147,6 @@ def test_clip_view_of_a_narrow_video_is_cropped_to_the_towers_size():
   expected = preprocessing.clip_view(crop, 224, 224)
   np.testing.assert_array_equal(view, expected)
   assert len(np.unique(view[..., 0])) > 200
-
-
-def test_views_are_the_two_views():
-  image = noise(90, 70)
-  vae, clip = preprocessing.views(image, 64, 48, 32)
-  assert vae.shape == (48, 64, 3) and clip.shape == (32, 32, 3)
-  np.testing.assert_array_equal(vae, preprocessing.vae_view(image, 64, 48))
-  np.testing.assert_array_equal(clip, preprocessing.clip_view(image, 64, 32))
 
 
 @pytest.mark.parametrize(

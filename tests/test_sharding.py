@@ -29,7 +29,7 @@ def numbered_batch(size, num_frames):
 
 
 class TestMesh:
-  def test_data_takes_what_is_left(self):
+  def test_data_axis_uses_the_remaining_devices(self):
     mesh = sharding.make_mesh(fsdp=2, frames=2)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "frames": 2}
 
@@ -48,7 +48,9 @@ class TestMesh:
       ({"data": -2, "fsdp": -4}, "data=8 fsdp=1 frames=1"),
     ],
   )
-  def test_misfit_names_devices_and_a_layout_that_fits(self, layout, near):
+  def test_error_of_a_misfit_names_devices_and_a_valid_layout(
+    self, layout, near
+  ):
     with pytest.raises(InputError, match="8 devices") as error:
       sharding.make_mesh(**layout)
     assert near in str(error.value)
@@ -84,7 +86,7 @@ class TestParamShardings:
       "small": {"kernel": P()},
     }
 
-  def test_each_device_holds_its_part_alone(self):
+  def test_each_device_holds_only_its_part(self):
     mesh = sharding.make_mesh(fsdp=8)
     tree = {"kernel": jnp.ones((512, 256))}
     placed = jax.device_put(tree, sharding.param_shardings(tree, mesh))
@@ -113,12 +115,12 @@ class TestBatches:
     assert frames[0] == 8 // (mesh.shape["data"] * mesh.shape["fsdp"])
     assert frames[1] == 8 // mesh.shape["frames"]
 
-  def test_stills_go_to_every_device_of_the_frames_axis(self):
+  def test_single_frames_are_replicated_over_the_frames_axis(self):
     mesh = sharding.make_mesh(data=2, frames=4)
     placed = sharding.to_global(numbered_batch(4, 1), mesh)
     assert placed.frames.addressable_shards[0].data.shape[:2] == (2, 1)
 
-  def test_known_moments_are_split_like_the_frames(self):
+  def test_moments_are_split_like_the_frames(self):
     mesh = sharding.make_mesh(data=2, frames=4)
     moments = np.arange(2 * 8 * 6, dtype=np.float32).reshape(2, 8, 1, 1, 6)
     batch = dataclasses.replace(numbered_batch(2, 8), moments=moments)
@@ -142,7 +144,7 @@ class TestBatches:
       sharding.process_rows(mesh, size)
 
 
-def test_latents_are_pinned_inside_a_jitted_function():
+def test_latents_are_constrained_inside_jit():
   mesh = sharding.make_mesh(data=2, fsdp=2, frames=2)
   pin = jax.jit(lambda x: sharding.constrain_latents(2 * x, mesh))
   latents = pin(jnp.ones((4, 6, 2, 2, 4)))

@@ -82,7 +82,7 @@ def test_padding_can_be_the_end_token(folder, vocab):
   assert ids[0].tolist() == [eos - 1, 320, eos, eos, eos]
 
 
-def test_over_long_text_ends_with_eos_and_says_what_it_lost(tok, vocab):
+def test_long_text_is_cut_before_eos_and_cut_tokens_are_counted(tok, vocab):
   tokens = tok(["a " * 10, "a " * 11, "a " * 200])
   eos = vocab["<|endoftext|>"]
   assert tokens.ids.shape == (3, 12)
@@ -122,7 +122,7 @@ def test_other_tools_read_the_folder(folder, tok):
   assert other.model_max_length == 77
 
 
-def test_the_vocabulary_depends_on_the_set_of_words_alone(folder, tmp_path):
+def test_vocabulary_depends_only_on_the_set_of_words(folder, tmp_path):
   tokenizer.build_vocabulary([*reversed(WORDS), "Red", "coco"], tmp_path)
   names = {
     "vocab.json",

@@ -1,6 +1,6 @@
 """Builds datasets from lists of videos and photos.
 
-    manifest -> groups of rows
+    manifest -> clips, in groups                  (rows of a clip are joined)
              -> scan: shots, scores, drops         (a task per group)
              -> select: limits, duplicates, order  (in this process)
              -> write: decode, encode, one shard   (a task per shard)

@@ -1,7 +1,9 @@
 """Files of a manifest on the local file system, and guarded calls on them."""
 
 import contextlib
+import shutil
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,20 @@ def local_file(location: str, *, seconds: float | int) -> Iterator[Path]:
 
 
 def _copy(location: str, copy: Path) -> None:
-  from etils import epath
-
   try:
-    epath.Path(location).copy(copy)
+    if location.lower().startswith(("http://", "https://")):
+      with urllib.request.urlopen(location) as source, copy.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    else:
+      import fsspec
+
+      files, path = fsspec.url_to_fs(location)
+      files.get_file(path, str(copy))
   except Exception as e:  # Libraries of object stores raise their own.
-    raise InputError(f"cannot fetch {location}: {e}", "missing") from e
+    said = " ".join(str(e).split()) or type(e).__name__
+    raise InputError(
+      f"cannot fetch {location}: {said}; supported are paths, file://, http://,"
+      " https://, and the schemes of fsspec whose package is installed, such as"
+      " s3:// with s3fs and gs:// with gcsfs",
+      "missing",
+    ) from e

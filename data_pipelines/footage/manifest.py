@@ -3,11 +3,12 @@
 Rows are read one by one: neither a long list nor a long line fills the memory.
 """
 
-import contextlib
-import csv
+import collections
 import json
 import math
 import os
+import re
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -23,6 +24,7 @@ _VIDEO_SUFFIXES = (
 )  # fmt: skip
 _MAX_ROW_CHARACTERS = 1 << 20
 _MAX_CAPTION_CHARACTERS = 10_000
+_QUOTES = "a quote is not closed, or a quote inside quotes is not doubled"
 
 
 class ManifestRow(NamedTuple):
@@ -31,7 +33,7 @@ class ManifestRow(NamedTuple):
   Attributes:
     row: its number, from 1.
     path: path or URI of the file as the manifest gives it.
-    location: absolute path or URI of the file.
+    location: absolute path of the file, or its URI if it is not local.
     captions: at least one.
     start: seconds at which the used part starts.
     stop: seconds at which it ends; infinity for the end of the file.
@@ -56,8 +58,9 @@ def read_manifest(path: Path) -> Iterator[ManifestRow | Drop]:
   Args:
     path: .jsonl, .csv with a header, or a folder; text is UTF-8. A row has
       `path` (relative to the list) or a URI, `caption` or `captions`, and
-      optionally `start` and `end` in seconds. Other columns are ignored, and
-      blank lines do not count. In a folder, NAME.mp4 has its captions in
+      optionally `start` and `end` in seconds. In CSV, several captions are a
+      JSON list in one cell. Other columns are ignored, and blank lines do not
+      count. In a folder, NAME.mp4 has its captions in
       NAME.txt, one per line; links to other folders are not followed.
 
   Yields:
@@ -96,7 +99,21 @@ def _parsed(number: int, row: Any, folder: str) -> ManifestRow:
   # Not by pathlib, which interns every name: the interpreter's table of
   # interned strings would grow with the rows.
   location = path if "://" in path else os.path.join(folder, path)
+  if path.lower().startswith("file://"):
+    location = _local_path(path)
   return ManifestRow(number, path, location, _captions(row), start, stop)
+
+
+def _local_path(uri: str) -> str:
+  host, slash, path = uri[len("file://") :].partition("/")
+  if host.lower() not in ("", "localhost") or not slash:
+    raise ValueError(
+      f"a file URI must be file:///PATH with an absolute path, got {uri:.60}"
+    )
+  path = urllib.parse.unquote(path, errors="surrogateescape")
+  if "\0" in _utf8(path, "path"):
+    raise ValueError("the path contains a zero byte")
+  return f"/{path}"
 
 
 def _utf8(text: str, name: str) -> str:
@@ -153,38 +170,160 @@ def _list_rows(path: Path) -> Iterator[Any]:
     yield from _csv_rows(f, path) if path.suffix == ".csv" else _json_rows(f)
 
 
+def _lines(file: TextIO) -> Iterator[str]:
+  """Lines; one that is too long for a row is cut but stays too long."""
+  while line := file.readline(_MAX_ROW_CHARACTERS + 1):
+    yield line
+    while len(line) > _MAX_ROW_CHARACTERS and not line.endswith(("\n", "\r")):
+      line = file.readline(_MAX_ROW_CHARACTERS + 1)
+
+
+def _check_length(line: str) -> None:
+  if len(line) > _MAX_ROW_CHARACTERS:
+    raise ValueError(f"the row has more than {_MAX_ROW_CHARACTERS} characters")
+
+
 def _json_rows(file: TextIO) -> Iterator[Any]:
-  while line := file.readline(_MAX_ROW_CHARACTERS):
-    if len(line) == _MAX_ROW_CHARACTERS and not line.endswith(("\n", "\r")):
-      while line and not line.endswith(("\n", "\r")):
-        line = file.readline(_MAX_ROW_CHARACTERS)
-      yield ValueError(
-        f"the row has more than {_MAX_ROW_CHARACTERS} characters"
-      )
-    elif line.strip():
+  for line in _lines(file):
+    if line.strip():
       try:
-        yield json.loads(line)
-      except (ValueError, RecursionError) as e:
-        yield ValueError(f"the row is not JSON: {e}")
+        yield _json_row(line)
+      except ValueError as e:
+        yield e
+
+
+def _json_row(line: str) -> Any:
+  _check_length(line)
+  try:
+    return json.loads(line)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"the row is not JSON: {e}") from e
 
 
 def _csv_rows(file: TextIO, path: Path) -> Iterator[Any]:
-  reader = csv.DictReader(file)
-  names: list[str] = []
-  with contextlib.suppress(csv.Error):
-    names = [name.strip() for name in reader.fieldnames or ()]
+  lines = _lines(file)
+  header = next((line for line in lines if line.strip()), "")
+  try:
+    names = _row_cells(header, lines)
+  except ValueError as e:
+    raise InputError(f"cannot read the columns of manifest {path}: {e}") from e
   if "path" not in names:
     raise InputError(
       f"manifest {path} has no column path; its first line must name the"
       " columns, separated by commas"
     )
-  reader.fieldnames = names
-  while True:
+  # Spreadsheets leave columns without a name, which are ignored.
+  for name in filter(None, names):
+    if names.count(name) > 1:
+      raise InputError(
+        f"manifest {path} has {names.count(name)} columns named {name!r};"
+        " remove or rename all but one"
+      )
+  for cells in _csv_cells(lines, len(names)):
     try:
-      yield from reader
-      return
-    except csv.Error as e:  # Reading continues with the next row.
-      yield ValueError(f"the row is not CSV: {e}")
+      yield cells if isinstance(cells, ValueError) else _csv_row(names, cells)
+    except ValueError as e:
+      yield e
+
+
+def _csv_row(names: list[str], cells: list[str]) -> dict[str, Any]:
+  if len(cells) != len(names):
+    raise ValueError(
+      f"the number of cells is {len(cells)}, of columns {len(names)}; put a"
+      f" cell that has a comma in double quotes: {','.join(cells):.60}"
+    )
+  row: dict[str, Any] = dict(zip(names, cells, strict=True))
+  for name in {"caption", "captions"} & row.keys():
+    if row[name].startswith("["):
+      row[name] = _caption_list(row[name])
+  return row
+
+
+def _caption_list(cell: str) -> Any:
+  """The list in a cell such as `["one", "two"]`, or the text in another one."""
+  try:
+    return json.loads(cell)
+  except (ValueError, RecursionError) as e:
+    # Text may begin with a bracket too: [music] plays.
+    if cell.endswith("]") and cell[1:].lstrip().startswith(('"', "'", "[")):
+      raise ValueError(
+        f'a list of captions must be JSON: ["one", "two"], got {cell:.40}'
+      ) from e
+    return cell
+
+
+# A cell and the comma that ends it; quotes count at the start of a cell only.
+_CELL = re.compile(r'\s*+(?:"((?:[^"]++|"")*+)"\s*+|((?!")[^,]*+))(,|\Z)')
+_INSIDE_QUOTES = re.compile(r'(?:[^"]++|"")*+\Z')
+_OPEN_QUOTE = re.compile(r'\s*+"' + _INSIDE_QUOTES.pattern)
+
+
+def _csv_cells(
+  lines: Iterator[str], columns: int
+) -> Iterator[list[str] | ValueError]:
+  """The cells of each row, or an error.
+
+  Only the first line of a row with an unclosed quote is lost: the lines that
+  the quote would include are read again as rows.
+  """
+  again: collections.deque[str] = collections.deque()
+  taken: list[str] = []
+
+  def take() -> str:
+    taken.append(again.popleft() if again else next(lines, ""))
+    return taken[-1]
+
+  while line := take():
+    taken.clear()
+    if line.strip():
+      try:
+        yield _row_cells(line, iter(take, ""), columns)
+      except ValueError as e:
+        again.extendleft(reversed(taken))
+        yield e
+
+
+def _row_cells(
+  line: str, more: Iterator[str], columns: float | int = math.inf
+) -> list[str]:
+  """The stripped cells of the row that begins on a line.
+
+  Args:
+    line: first line of the row.
+    more: the lines after it, read as far as the row extends.
+    columns: number of cells that may have several lines. Without this limit,
+      reading some rows again and again would take quadratic time.
+
+  Raises:
+    ValueError: the quotes do not match, or the row is too long.
+  """
+  _check_length(line)
+  cells, text, at = [], line, 0
+  while True:
+    if match := _CELL.match(text, at):
+      quoted, plain, comma = match.groups()
+      cell = plain if quoted is None else quoted.replace('""', '"')
+      cells.append(cell.strip())
+      at = match.end()
+      if not comma:
+        return cells
+    elif len(cells) < columns and _OPEN_QUOTE.match(text, at):
+      text, at = text[at:] + _rest_of_cell(more), 0
+    else:
+      raise ValueError(_QUOTES)
+
+
+def _rest_of_cell(more: Iterator[str]) -> str:
+  """The lines up to the one in which an open quote ends."""
+  lines, size = [], 0
+  for line in more:
+    lines.append(line)
+    size += len(line)
+    if size > _MAX_ROW_CHARACTERS:
+      break
+    if not _INSIDE_QUOTES.match(line):
+      return "".join(lines)
+  raise ValueError(_QUOTES)
 
 
 def _folder_rows(top: Path) -> Iterator[Any]:

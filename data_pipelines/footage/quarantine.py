@@ -30,7 +30,7 @@ REASONS = {
   "crashed": "decoding crashed its process",
   "failed": "an unexpected error, here or in a function of yours",
   "no-shot": "not a single shot: black, a fade, a dissolve or rapid cuts",
-  "few-frames": "a shot with fewer frames than requested",
+  "few-frames": "a shot or a whole video with too few frames",
   "duplicate": "looks like another clip or picture, which is kept",
   "changed": "the file changed after it was scanned",
   **filters.REASONS,

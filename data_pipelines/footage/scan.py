@@ -164,6 +164,10 @@ def _find_shots(
   if any(after <= before for before, after in itertools.pairwise(times)):
     text = f"the frame times of {row.path} do not increase"
     raise InputError(text, "no-times")
+  least = max(settings.min_frames, math.ceil(shots.MIN_SECONDS * fps))
+  if not found and len(times) < least + 2 * shots.TRIM:
+    text = f"{row.path} has {len(times)} frames, too few for a clip"
+    raise InputError(text, "few-frames")
   if not found:
     raise InputError(f"{row.path} has no single shot", "no-shot")
   return found

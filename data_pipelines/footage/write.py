@@ -1,5 +1,7 @@
 """The second round of a build: each task writes the examples of one shard."""
 
+import itertools
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,12 +82,16 @@ def encode(candidate: Candidate, file: Path, short_side: int) -> Example:
   """
   if candidate.kind == "text_image":
     image = pictures.shrink(preprocessing.load_picture(file), short_side)
-    frames, fps, media = image[None], 0.0, pictures.encode_jpeg(image)
+    height, width = image.shape[:2]
+    fps, media = 0.0, pictures.encode_jpeg(image)
   else:
-    frames, times = _decode_clip(candidate, file, short_side)
-    fps = (len(times) - 1) / float(times[-1])
-    media = video.encode_mp4(frames, fps, crf=_CRF, times=times)
-  height, width = frames.shape[1:3]
+    clip = _read_clip(candidate, file, short_side)
+    _, image = first = next(clip)
+    height, width = image.shape[:2]
+    fps = (candidate.num_frames - 1) / (candidate.last - candidate.start)
+    media = video.encode_stream(
+      itertools.chain([first], clip), fps, (width, height), crf=_CRF
+    )
   return Example(
     media=media,
     captions=candidate.captions,
@@ -100,23 +106,25 @@ def encode(candidate: Candidate, file: Path, short_side: int) -> Example:
   )
 
 
-def _decode_clip(
+def _read_clip(
   candidate: Candidate, file: Path, short_side: int
-) -> tuple[video.Frames, video.Times]:
+) -> Iterator[tuple[float, video.Frame]]:
   """Frames of even width and height, and their times from the first one."""
-  # More than times are rounded by, less than frames are apart.
-  slack = 1e-3
-  start, stop = max(candidate.start - slack, 0), candidate.last + slack
-  decoded = list(
-    video.stream(file, short_side=short_side, start=start, stop=stop)
+  count = 0
+  # Times are exact: they are those of the scan.
+  frames = video.stream(
+    file,
+    short_side=short_side,
+    start=candidate.start,
+    stop=math.nextafter(candidate.last, math.inf),
   )
-  if len(decoded) != candidate.num_frames:
+  for time, frame in frames:
+    count += 1
+    height, width = (side // 2 * 2 for side in frame.shape[:2])
+    yield time - candidate.start, frame[:height, :width]
+  if count != candidate.num_frames:
     raise InputError(
-      f"{candidate.path} has {len(decoded)} frames where there were "
+      f"{candidate.path} has {count} frames where there were "
       f"{candidate.num_frames}; build again",
       "changed",
     )
-  times, frames = zip(*decoded, strict=True)
-  height, width = (side // 2 * 2 for side in frames[0].shape[:2])
-  even = np.stack([frame[:height, :width] for frame in frames])
-  return even, np.array(times) - times[0]

@@ -88,9 +88,9 @@ def _bucket(
   num_frames: int,
   fps: float | int,
   weight: float | int,
-  size: Sequence[int] | None = None,
+  *size: Sequence[int],
 ) -> Bucket:
-  width, height = default if size is None else size
+  [(width, height)] = size or [default]
   return Bucket(num_frames, fps, weight, (width, height))
 
 

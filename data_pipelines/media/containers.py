@@ -4,6 +4,7 @@ Decoders accept most truncated videos as shorter ones. Only lengths in bytes
 are read: durations in headers are often wrong in intact files.
 """
 
+import io
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +21,7 @@ _ASF_HEADER = 1 << 16
 _FLV_TAGS = (8, 9, 18)
 
 
-def is_cut_short(path: Path) -> bool:
+def is_cut_short(source: bytes | str | Path) -> bool:
   """Whether the end of a video is missing, as far as its container shows.
 
   MP4, MOV, Matroska, WebM, AVI and WMV contain their length, MPEG-TS consists
@@ -28,17 +29,17 @@ def is_cut_short(path: Path) -> bool:
   with the length of its last tag. False for other files and for those whose
   writer did not know the length.
   """
-  size = os.stat(path).st_size
-  with path.open("rb") as file:
+  is_content = isinstance(source, bytes)
+  with io.BytesIO(source) if is_content else open(source, "rb") as file:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     head = file.read(400)
     if head[4:8] in _BOXES:
       return _boxes_end(file, size) > size
     if head.startswith(_EBML):
       return _segment_end(file) > size
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
-      length = int.from_bytes(head[4:8], "little")
-      # Writers that cannot seek leave one of these.
-      return length not in (0, 0xFFFFFFFF) and 8 + length > size
+      return _riffs_end(file, size) > size
     if head.startswith(_ASF):
       return _asf_end(file) > size
     if head.startswith(b"FLV"):
@@ -61,6 +62,20 @@ def _boxes_end(file: BinaryIO, size: int) -> int:
     if kind not in _BOXES or length < 8:
       return 0
     at += length
+  return at
+
+
+def _riffs_end(file: BinaryIO, size: int) -> int:
+  """End of the last chunk; AVI of over 1 GiB consists of several."""
+  at = 0
+  while at < size:
+    file.seek(at)
+    header = file.read(8)
+    length = int.from_bytes(header[4:], "little")
+    # Writers that cannot seek leave one of these lengths.
+    if header[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):
+      break
+    at += 8 + length
   return at
 
 

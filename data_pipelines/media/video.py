@@ -3,7 +3,8 @@
 import contextlib
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +25,14 @@ from data_pipelines.media.containers import is_cut_short
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import check_file
 
+Frame = UInt8[np.ndarray, "h w 3"]
 Frames = UInt8[np.ndarray, "f h w 3"]
 Times = Float[np.ndarray, "f"]
 
 # Pixels of a frame above which decoding could exhaust the memory: 8K has 33
 # million.
 MAX_PIXELS = 40_000_000
-# Decoded bytes of one file that `decode_mp4` accepts.
+# Bytes of frames that `decode_mp4` returns of a video decoded to its end.
 MAX_BYTES = 2 << 30
 
 _CLOCK = Fraction(1, 90_000)  # seconds per tick; all usual frame rates fit
@@ -50,6 +52,8 @@ _LAST_TICK = 2**62  # seeking takes 64-bit numbers
 _PLAYLISTS = ("concat", "hls", "dash", "imf", "sdp", "rtsp")
 # Transfer functions of high dynamic range in ITU-T H.273: PQ and HLG.
 _HDR = (16, 18)
+_UNSPECIFIED = 2  # code of the matrix of frames without a colour tag
+_HD_LINES = 720  # frames of so many lines without a tag are BT.709
 
 
 def encode_mp4(
@@ -83,22 +87,46 @@ def encode_mp4(
     raise InputError(f"fps must be positive, got {fps}")
   if times is None:
     times = np.arange(num_frames) / fps
-  ticks = np.rint(times * _CLOCK.denominator).astype(int).tolist()
+  pairs = zip(times.tolist(), frames, strict=True)
+  return encode_stream(
+    pairs, fps, (width, height), crf=crf, full_colour=full_colour
+  )
+
+
+def encode_stream(
+  frames: Iterable[tuple[float, Frame]],
+  fps: float | int,
+  size: tuple[int, int],
+  *,
+  crf: int,
+  full_colour: bool = False,
+) -> bytes:
+  """Encodes frames one by one, without keeping them; see `encode_mp4`.
+
+  Args:
+    frames: increasing times in seconds, and frames.
+    fps: mean frames per second.
+    size: (width, height) of the frames, both even.
+    crf: x264's constant rate factor.
+    full_colour: keep colour at full resolution.
+  """
   pixels = "yuv444p" if full_colour else "yuv420p"
   buffer, converter = io.BytesIO(), VideoReformatter()
   with av.open(buffer, "w", format="mp4") as container:
-    rate = Fraction(fps).limit_denominator(10_000)
+    rate = Fraction(min(fps, _CLOCK.denominator)).limit_denominator(10_000)
     stream = container.add_stream("libx264", rate=rate)
     # Macroblock-tree rate control reads uninitialised memory when frames are
     # tiny, and the bytes would differ from run to run.
     stream.options = {"crf": str(crf), "mbtree": "0"}
     stream.time_base = stream.codec_context.time_base = _CLOCK
-    stream.width, stream.height, stream.pix_fmt = width, height, pixels
+    stream.width, stream.height = size
+    stream.pix_fmt = pixels
     context = stream.codec_context
     context.thread_count = 1  # the bytes must not depend on the machine
     context.colorspace = context.color_primaries = context.color_trc = _BT709
     context.color_range = ColorRange.MPEG.value
-    for tick, picture in zip(ticks, frames, strict=True):
+    tick = -_LAST_TICK
+    for time, picture in frames:
       frame = converter.reformat(
         av.VideoFrame.from_ndarray(np.ascontiguousarray(picture)),
         format=pixels,
@@ -107,6 +135,8 @@ def encode_mp4(
         interpolation=_EXACT | Interpolation.BICUBIC,
         threads=1,
       )
+      # Frames may be closer than a tick.
+      tick = max(round(time * _CLOCK.denominator), tick + 1)
       frame.pts, frame.time_base = tick, _CLOCK
       container.mux(stream.encode(frame))
     container.mux(stream.encode())
@@ -124,12 +154,14 @@ def decode_mp4(
   """Decodes a video of any container and codec, as a player would show it.
 
   Frames are rotated and mirrored as the file says, and stretched where its
-  pixels are not square. Transparency is ignored.
+  pixels are not square. Transparency is ignored. Colour without a tag is
+  BT.709 in frames of 720 lines or more, and BT.601 in smaller ones. Memory
+  holds the chosen frames only.
 
   Args:
     source: path or content of the file.
-    select: chooses frame numbers by the times of all frames; the others are
-      not converted. None keeps all.
+    select: chooses frame numbers by the times of all frames; None keeps all.
+      Called again if the times in the packets prove wrong.
     until: seconds from the first frame; the first frame after that is the
       last that is decoded. None decodes to the end.
     short_side: scale down, by area, until the shorter side is at most this.
@@ -139,24 +171,29 @@ def decode_mp4(
     The frames, and their times in seconds from the first frame of the file.
 
   Raises:
-    InputError: missing, empty, damaged, too long, or without a video track.
-      Codecs that check little, such as VP8, may hide damage within a frame.
+    InputError: missing, empty, damaged, or without a video track; or, without
+      `until`, too long: the chosen frames take over `MAX_BYTES`. Codecs that
+      check little, such as VP8, may hide damage within a frame.
   """
   with _named(source, name):
-    times, frames, aspects = zip(*_decode_until(source, until), strict=True)
-    times = np.array(times, np.float64)
-    chosen = list(range(len(times)) if select is None else select(times))
-    size = _scaled(frames[0], aspects[0], short_side)
-    converter = VideoReformatter()
-    pictures = [_to_rgb(frames[number], size, converter) for number in chosen]
-    return np.stack(pictures), times[chosen]
+    times = _packet_times(source, until)
+    while True:
+      numbers = np.arange(len(times))
+      if select is not None and len(times):
+        numbers = numbers[list(select(times))]
+      chosen = numbers.tolist()
+      decoded, pictures = _pick(source, set(chosen), until, short_side)
+      if np.array_equal(decoded, times):
+        return np.stack([pictures[n] for n in chosen]), times[chosen]
+      # Not every packet has one frame with its time.
+      times = decoded
 
 
 def count_frames(source: bytes | str | Path, *, until: float | int) -> int:
   """Decodes like `decode_mp4` without converting, to measure its cost.
 
   Raises:
-    InputError: missing, empty, damaged, too long, or without a video track.
+    InputError: missing, empty, damaged, or without a video track.
   """
   with _named(source, None):
     return sum(1 for _ in _decode_until(source, until))
@@ -219,7 +256,7 @@ def probe(source: bytes | str | Path, *, name: str | None = None) -> float:
   """
   with _named(source, name):
     with _opened(source) as (_, track):
-      if not isinstance(source, bytes) and is_cut_short(Path(source)):
+      if is_cut_short(source):
         raise InputError(
           "is truncated: its end is missing; give an intact file", "truncated"
         )
@@ -281,19 +318,55 @@ class _Decoded(NamedTuple):
   aspect: float
 
 
-def _decode_until(
-  source: bytes | str | Path, until: float | int | None
-) -> Iterator[_Decoded]:
-  """Frames up to the first one after `until`, if memory can hold them."""
-  num_bytes = 0
-  for decoded in _decode(source):
-    num_bytes += 3 * decoded.frame.width * decoded.frame.height
-    if num_bytes > MAX_BYTES:
+def _pick(
+  source: bytes | str | Path,
+  chosen: Collection[int],
+  until: float | int | None,
+  short_side: int | None,
+) -> tuple[Times, dict[int, Frame]]:
+  """The times of all frames, and the pictures of the chosen frame numbers."""
+  times: list[float] = []
+  pictures: dict[int, Frame] = {}
+  converter, num_bytes = VideoReformatter(), 0
+  for number, (time, frame, aspect) in enumerate(_decode_until(source, until)):
+    if number == 0:
+      size = _scaled(frame, aspect, short_side)
+    times.append(time)
+    if number in chosen:
+      pictures[number] = _to_rgb(frame, size, converter)
+      num_bytes += pictures[number].nbytes
+    if until is None and num_bytes > MAX_BYTES:
       raise InputError(
         f"is too long: over {MAX_BYTES >> 30} GiB decoded; cut it into short"
         " clips first",
         "too-long",
       )
+  return np.array(times, np.float64), pictures
+
+
+def _packet_times(
+  source: bytes | str | Path, until: float | int | None
+) -> Times:
+  """Times of the frames as packets give them, which is quick but may be off."""
+  with _opened(source) as (container, track):
+    ticks = [
+      packet.pts
+      for packet in _packets(container, track)
+      if packet.pts is not None and not packet.is_discard
+    ]
+    base = track.time_base
+  seconds = [tick * base.numerator / base.denominator for tick in sorted(ticks)]
+  times = np.array(seconds, np.float64)
+  times -= times[:1]
+  count = None if until is None else np.searchsorted(times, until, "right") + 1
+  return times[:count]
+
+
+def _decode_until(
+  source: bytes | str | Path, until: float | int | None
+) -> Iterator[_Decoded]:
+  """Frames up to the first one after `until`."""
+  for decoded in _decode(source):
     yield decoded
     if until is not None and decoded.time > until:
       return
@@ -309,20 +382,24 @@ def _decode(
       raise InputError(
         f"has pixels {aspect:g} times as wide as high; correct its header"
       )
-    frames = _timed(container, track)
+    packets, ticks = _packets(container, track), deque()
+    frames = _timed(container, packets, ticks)
     first = next(frames, None)
     if first is None:
       raise InputError("has no frames; give an intact file", "no-frames")
     origin = first.time
     if start > 0:
-      frames = _timed_from(container, track, origin + start)
+      packets = _packets_from(container, track, packets, origin + start)
+      lag = len(ticks)
+      ticks.clear()
+      frames = _timed(container, packets, ticks, lag)
       first = next(frames, None)
     if first is not None and first.time - origin <= start:
       count = 0
       for frame in itertools.chain([first], frames):
         count += 1
         yield _Decoded(frame.time - origin, frame, aspect)
-      promised = _promised_frames(container, track)
+      promised = _promised_frames(source, container, track)
       if start <= 0 and count < promised:
         raise InputError(
           f"is truncated: {count} of {promised} frames; give an intact file",
@@ -356,33 +433,109 @@ def _opened(source: bytes | str | Path) -> Iterator[tuple[Any, Any]]:
     yield container, tracks[0]
 
 
-def _promised_frames(container: Any, track: Any) -> int:
+def _promised_frames(
+  source: bytes | str | Path, container: Any, track: Any
+) -> int:
   """Number of frames that the container announces; 0 if it does not."""
+  is_avi = container.format.name == "avi"
+  # AVI announces empty packets too, which show a frame for longer.
+  if is_avi and not is_cut_short(source):
+    return len(track.index_entries)
   if "mp4" not in container.format.name:
     return track.frames
   # An edit list may show fewer than there are.
   return sum(not entry.is_discard for entry in track.index_entries)
 
 
-def _timed_from(
-  container: Any, track: Any, seconds: float
-) -> Iterator[av.VideoFrame]:
-  """Frames from a key frame before a time on; none if it cannot be reached."""
+def _packets_from(
+  container: Any, track: Any, packets: Iterator[av.Packet], seconds: float
+) -> Iterator[av.Packet]:
+  """Packets from a key frame before a time on; none if it cannot be reached."""
   ticks = int(min(seconds / track.time_base, _LAST_TICK))
+  if container.format.name == "mpegts":
+    yield from _skip(track, packets, ticks)
+    return
   try:
     container.seek(ticks, stream=track)
   except av.FFmpegError:
     return
-  yield from _timed(container, track)
+  yield from _packets(container, track)
 
 
-def _timed(container: Any, track: Any) -> Iterator[av.VideoFrame]:
+def _skip(
+  track: Any, packets: Iterator[av.Packet], ticks: int
+) -> Iterator[av.Packet]:
+  """Packets from the last key frame before a time on, without seeking.
+
+  The clock of joined MPEG-TS may restart, so that a time has several places.
+  """
+  held: list[av.Packet] = []
+  for packet in packets:
+    if packet.is_keyframe and packet.pts is not None and packet.pts <= ticks:
+      held.clear()
+      track.codec_context.flush_buffers()
+    held.append(packet)
+    if packet.dts is not None and packet.dts > ticks:
+      break
+  yield from held
+  yield from packets
+
+
+def _packets(container: Any, track: Any) -> Iterator[av.Packet]:
+  """All packets of a track, on one clock.
+
+  The packets of MPEG-TS are numbered, and before a jump of the numbers one of
+  the last two frames is marked as corrupt. Where a key frame follows, or where
+  the clock goes back, intact files were joined; the clock runs on from there.
+  """
+  is_ts = container.format.name == "mpegts"
+  marked, shift, last = 0, 0, None
   for packet in container.demux(track):
-    if packet.is_corrupt:
+    if packet.dts is not None and packet.is_keyframe and is_ts and last:
+      if marked or packet.dts + shift <= last.dts:
+        marked, shift = 0, last.dts + last.duration - packet.dts
+    elif marked == 1 or (marked and packet.dts is None):
+      marked = -1
+    marked = 2 if packet.is_corrupt else marked - (marked > 0)
+    if marked < 0 or (marked and not is_ts):
       raise InputError(
         "is truncated: it ends within a frame; give an intact file", "truncated"
       )
+    if packet.dts is not None:
+      packet.dts += shift
+      last = packet
+    if packet.pts is not None:
+      packet.pts += shift
+    yield packet
+
+
+def _timed(
+  container: Any,
+  packets: Iterable[av.Packet],
+  ticks: deque[int],
+  lag: int | None = None,
+) -> Iterator[av.VideoFrame]:
+  """The frames in the packets, with increasing times in intact files.
+
+  AVI numbers its packets in the order of decoding. The times that FFmpeg
+  guesses from that are wrong with B-frames, so frames get the numbers in turn.
+
+  Args:
+    container: the container.
+    packets: its packets.
+    ticks: receives the numbers that are left, of packets still in the decoder.
+    lag: how many are left after each frame, if some frames cannot be decoded
+      because decoding starts in the middle.
+  """
+  for packet in packets:
+    if container.format.name == "avi" and packet.dts is not None:
+      ticks.append(packet.dts)
     for frame in packet.decode():
+      while lag is not None and len(ticks) > lag + (packet.dts is not None):
+        ticks.popleft()
+      lag = None
+      if ticks:
+        frame.pts = ticks.popleft()
       if frame.time is None:
         raise InputError("has a frame without a time; convert it", "no-times")
       if frame.is_corrupt:
@@ -402,10 +555,17 @@ def _scaled(
 def _to_rgb(
   frame: av.VideoFrame, size: tuple[int, int], converter: VideoReformatter
 ) -> UInt8[np.ndarray, "h w 3"]:
+  # As players do; swscale would take BT.601 for all of them.
+  is_hd = frame.colorspace == _UNSPECIFIED and frame.height >= _HD_LINES
   shrinks = size[0] * size[1] < frame.width * frame.height
   scaler = Interpolation.AREA if shrinks else Interpolation.BICUBIC
   rgb = converter.reformat(
-    frame, *size, format="rgb24", interpolation=_EXACT | scaler, threads=1
+    frame,
+    *size,
+    format="rgb24",
+    src_colorspace=Colorspace.ITU709 if is_hd else None,
+    interpolation=_EXACT | scaler,
+    threads=1,
   )
   return _upright(rgb.to_ndarray(), frame)
 

@@ -22,21 +22,25 @@ from data_pipelines.procedural import drawing
 
 Split = Literal["train", "test"]
 
-# Distances over the whole clip, for any number of frames.
-SLOW, QUICK = 0.20, 0.42
-GROWTH = 1.7
-TURN = np.pi / 2
 MARGIN = 0.02
 
-_HEADINGS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-_TRAVEL = {
-  f"moves {heading} {pace}": (x * distance, y * distance)
-  for heading, (x, y) in _HEADINGS.items()
-  for pace, distance in (("slowly", SLOW), ("quickly", QUICK))
+# Change over the whole clip, for any number of frames: travel (x, y),
+# size ratio, and turn in degrees clockwise.
+MOTIONS = {
+  "moves left slowly": (-0.20, 0.0, 1.0, 0.0),
+  "moves left quickly": (-0.42, 0.0, 1.0, 0.0),
+  "moves right slowly": (0.20, 0.0, 1.0, 0.0),
+  "moves right quickly": (0.42, 0.0, 1.0, 0.0),
+  "moves up slowly": (0.0, -0.20, 1.0, 0.0),
+  "moves up quickly": (0.0, -0.42, 1.0, 0.0),
+  "moves down slowly": (0.0, 0.20, 1.0, 0.0),
+  "moves down quickly": (0.0, 0.42, 1.0, 0.0),
+  "grows": (0.0, 0.0, 1.7, 0.0),
+  "shrinks": (0.0, 0.0, 1 / 1.7, 0.0),
+  "turns clockwise": (0.0, 0.0, 1.0, 90.0),
+  "turns counterclockwise": (0.0, 0.0, 1.0, -90.0),
 }
-_SCALE = {"grows": GROWTH, "shrinks": 1 / GROWTH}
-_TURNS = {"turns clockwise": TURN, "turns counterclockwise": -TURN}
-MOTIONS = (*_TRAVEL, *_SCALE, *_TURNS)
+_TURNS = [name for name, (*_, turn) in MOTIONS.items() if turn]
 
 # Weight of rotations in the training split, relative to any other motion: a
 # denoiser needs more examples to rotate each outline than to translate it.
@@ -188,16 +192,15 @@ def course(
     Centres and diameters in shorter sides, and angles in radians clockwise.
   """
   time = np.arange(num_frames) / max(num_frames - 1, 1)
-  travel = np.array(_TRAVEL.get(scene.motion, (0.0, 0.0)))
-  scale = _SCALE.get(scene.motion, 1.0)
+  *travel, scale, turn = MOTIONS[scene.motion]
   room = np.array(size) / min(size)
   border = scene.diameter * max(scale, 1) / 2 + MARGIN
   low = border - np.minimum(travel, 0)
   high = room - border - np.maximum(travel, 0)
   start = low + np.array(scene.place) * (high - low)
-  centres = start + time[:, None] * travel
+  centres = start + time[:, None] * np.array(travel)
   diameters = scene.diameter * (1 + (scale - 1) * time)
-  angles = scene.angle + _TURNS.get(scene.motion, 0.0) * time
+  angles = scene.angle + np.deg2rad(turn) * time
   return centres, diameters, angles
 
 

@@ -5,13 +5,16 @@ may therefore run twice, on any machine and in any order.
 """
 
 import dataclasses
+import difflib
+import logging
 import os
+import re
 import shlex
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import replacing_folder
@@ -90,6 +93,10 @@ class FolderTasks:
     return folders
 
 
+# What Beam puts around the message of an error that a task raised.
+_TASK_ERROR = re.compile(r"\bInputError: (.*?)(?: \[while running |$)", re.M)
+
+
 def beam_runner(flags: Sequence[str]) -> Runner:
   """A runner that gives the tasks to Apache Beam.
 
@@ -100,10 +107,20 @@ def beam_runner(flags: Sequence[str]) -> Runner:
 
   Returns:
     A runner that raises InputError when the pipeline fails.
+
+  Raises:
+    InputError: Beam does not know one of the flags, or its value.
   """
+  logging.getLogger().addFilter(_is_wanted)
   import apache_beam as beam
   from apache_beam.options.pipeline_options import PipelineOptions
+  from apache_beam.runners.worker import sdk_worker
 
+  _check_flags(flags)
+  # They print and log the traceback of every failed task, which `run` reports.
+  for name in "common", "worker":
+    logging.getLogger(f"apache_beam.runners.{name}").setLevel(logging.CRITICAL)
+  sdk_worker.print = lambda *_, **__: None
   given = " ".join(flags)
   flags = list(flags)
   if "--runner" not in given and "--direct_" not in given:
@@ -122,13 +139,44 @@ def beam_runner(flags: Sequence[str]) -> Runner:
           | beam.Map(task)
         )
     except Exception as e:  # Runners raise any kind of exception.
+      advice = "run the same command again, which keeps what is done"
+      if known := _TASK_ERROR.search(str(e)):
+        raise InputError(f"{known[1]}, or fix the cause and {advice}") from e
       lines = str(e).strip().splitlines() or [type(e).__name__]
+      if len(lines) > 1:
+        logging.error("%s", e)
       raise InputError(
-        f"the Beam pipeline failed: {lines[-1]}; fix the cause and run the same"
-        " command again, which keeps what is done"
+        f"the Beam pipeline failed: {lines[-1]}; fix the cause and {advice}"
       ) from e
 
   return run
+
+
+def _check_flags(flags: Sequence[str]) -> None:
+  """Raises InputError for flags that Beam would ignore or cannot parse."""
+  from apache_beam.options import pipeline_options as beam
+
+  def refuse(message: str) -> NoReturn:
+    raise InputError(
+      f"unusable arguments for Beam after --: {message}; its pipeline options"
+      " are listed in the documentation of the runner"
+    )
+
+  parser = beam._BeamArgumentParser(allow_abbrev=False)
+  parser.error = refuse
+  for options in beam.PipelineOptions.__subclasses__():
+    options._add_argparse_args(parser)
+  _, unknown = parser.parse_known_args(list(flags))
+  if unknown:
+    known = [flag for a in parser._actions for flag in a.option_strings]
+    near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    refuse(f"unknown {' '.join(unknown)}{hint}")
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+  """Not what Beam's imports say about packages for Google Cloud."""
+  return "apitools" not in record.getMessage()
 
 
 def _pipeline(options) -> dict[str, Any]:

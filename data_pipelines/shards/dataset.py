@@ -116,6 +116,17 @@ def load_frames(
   return video.decode_mp4(record["video"], select, until=until, name=name)
 
 
+def stream_frames(
+  record: Mapping[str, Any],
+) -> Iterator[tuple[float, video.Frame]]:
+  """Yields the times and frames of a record of pixels; see `load_frames`."""
+  name = record["id"].decode()
+  if "image" in record:
+    yield 0.0, preprocessing.load_picture(record["image"], name)
+  else:
+    yield from video.stream(record["video"], name=name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
   """One clip or picture to write.

@@ -20,9 +20,9 @@ from data_pipelines.shards.dataset import (
   Kind,
   dataset_dir,
   describe,
-  load_frames,
   make_record,
   shard_path,
+  stream_frames,
 )
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
@@ -131,17 +131,20 @@ def _encode(
   clip_size: int,
 ) -> tfrecord.Record:
   """A record of latents for a record of pixels."""
-  frames, times = load_frames(record)
   width, height = size
-  views = [preprocessing.clip_view(frame, width, clip_size) for frame in frames]
-  crops = [preprocessing.center_crop_wide(frame, *size) for frame in frames]
+  times, views, crops = [], [], []
+  # One by one, because a clip may not fit into memory at its full size.
+  for time, frame in stream_frames(record):
+    times.append(time)
+    views.append(preprocessing.clip_view(frame, width, clip_size))
+    crops.append(preprocessing.center_crop_wide(frame, *size))
   moments, embeds = encoder(np.stack(crops), np.stack(views))
   _, h, w, c = moments.shape
   encoded = {
     "moments": moments.tobytes(),
     "image_embeds": b"" if embeds is None else embeds.tobytes(),
-    "times": times.tolist(),
-    "num_frames": len(frames),
+    "times": times,
+    "num_frames": len(times),
     "width": width,
     "height": height,
     "latent_width": w,

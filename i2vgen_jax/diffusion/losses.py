@@ -15,10 +15,10 @@ from i2vgen_jax.types import Array, Conditioning
 def per_row_rngs(
   rng: Key[Array, ""], index: Int[Array, "b"]
 ) -> Key[Array, "b"]:
-  """One key per row that depends on its index alone.
+  """One key per row, which depends only on the row's index.
 
-  What is drawn from them (under vmap) is the same for any batch composition,
-  host count and mesh.
+  Values drawn from them (under vmap) are therefore the same for any batch
+  composition, number of hosts and mesh.
   """
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, index)
 
@@ -26,18 +26,17 @@ def per_row_rngs(
 def offset_noise(
   rng: Key[Array, ""], shape: tuple[int, ...], strength: float
 ) -> Float[Array, "..."]:
-  """Normal noise plus a constant per frame and channel, not renormalised.
+  """Normal noise plus an offset per frame and channel, not renormalised.
 
-  The constant is independent across frames, unlike the usual offset per
-  image (public variants (a) and (c)).
+  The offset is independent across frames (public variants (a) and (c)).
 
   Args:
     shape: (..., h, w, c).
-    strength: standard deviation of the constant.
+    strength: standard deviation of the offset.
   """
   rng_pixel, rng_frame = jax.random.split(rng)
-  constant = jax.random.normal(rng_frame, (*shape[:-3], 1, 1, shape[-1]))
-  return jax.random.normal(rng_pixel, shape) + strength * constant
+  offset = jax.random.normal(rng_frame, (*shape[:-3], 1, 1, shape[-1]))
+  return jax.random.normal(rng_pixel, shape) + strength * offset
 
 
 def diffusion_loss(
@@ -57,17 +56,17 @@ def diffusion_loss(
 
   Args:
     denoise_fn: (xt, t, cond) -> output, t an integer per row.
-    index: number of each example in the global order; with `rng` it fixes
-      the row's timestep and noise.
+    index: number of each example in the global order; together with `rng` it
+      determines the row's timestep and noise.
     noise_offset: strength of `offset_noise`.
-    max_timestep: timesteps are uniform in [0, max_timestep); all of them when
-      None. The refine stage trains below T_r = 600.
-    timestep_shift: s of u -> s u / (1 + (s - 1) u) on the drawn level as a
-      fraction (Esser et al. 2024, eq. 23): above 1, noisy levels come more
-      often; 1 is uniform.
+    max_timestep: timesteps are drawn from [0, max_timestep); None uses all.
+      The refine stage trains below T_r = 600.
+    timestep_shift: s of u -> s u / (1 + (s - 1) u), applied to the drawn
+      timestep as a fraction (Esser et al. 2024, eq. 23). Above 1, noisy
+      timesteps are more frequent; 1 is uniform.
 
   Returns:
-    The mean over rows, equally weighted, and the loss of each row.
+    The mean over rows, and the loss of each row.
 
   Raises:
     InputError: max_timestep, timestep_shift or prediction_type out of range.
@@ -86,7 +85,7 @@ def diffusion_loss(
 
   def draw(row_rng):
     rng_time, rng_noise = jax.random.split(row_rng)
-    # Middles of equal bins, so that a shift of 1 gives the bin itself.
+    # Centres of equal bins, so that a shift of 1 returns the bin itself.
     u = (jax.random.randint(rng_time, (), 0, bound) + 0.5) / bound
     u = timestep_shift * u / (1 + (timestep_shift - 1) * u)
     t = (bound * u).astype(jnp.int32)

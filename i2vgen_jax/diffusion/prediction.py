@@ -1,4 +1,4 @@
-"""What the network predicts, and how to read x0 and eps out of it.
+"""Prediction types: what the network predicts, and x0 and eps from it.
 
 x_t = alpha x0 + sigma eps, v = alpha eps - sigma x0 (Salimans & Ho 2022).
 """
@@ -13,6 +13,24 @@ from i2vgen_jax.types import Array
 Level = Float[Array, "b"] | Float[Array, ""] | float
 
 
+# The conversions of each prediction type.
+_TARGET = {
+  "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+  "eps": lambda x0, eps, alpha, sigma: eps,
+  "x0": lambda x0, eps, alpha, sigma: x0,
+}
+_TO_X0 = {
+  "v": lambda output, xt, alpha, sigma: alpha * xt - sigma * output,
+  "eps": lambda output, xt, alpha, sigma: (xt - sigma * output) / alpha,
+  "x0": lambda output, xt, alpha, sigma: output,
+}
+_TO_EPS = {
+  "v": lambda output, xt, alpha, sigma: sigma * xt + alpha * output,
+  "eps": lambda output, xt, alpha, sigma: output,
+  "x0": lambda output, xt, alpha, sigma: (xt - alpha * output) / sigma,
+}
+
+
 def to_x0(
   output: Float[Array, "b ..."],
   xt: Float[Array, "b ..."],
@@ -20,22 +38,15 @@ def to_x0(
   sigma: Level,
   prediction_type: str,
 ) -> Float[Array, "b ..."]:
-  """The clean sample that an output of the network stands for.
+  """The clean sample that the output of the network implies.
 
-  An eps prediction says nothing of x0 where alpha is 0 and gives infinities.
+  An eps prediction does not determine x0 where alpha is 0: the result is
+  infinite.
 
   Raises:
-    InputError: prediction_type is none of eps, v, x0.
+    InputError: prediction_type is not one of v, eps and x0.
   """
-  alpha, sigma = _per_row(alpha, xt), _per_row(sigma, xt)
-  match prediction_type:
-    case "x0":
-      return output
-    case "eps":
-      return (xt - sigma * output) / alpha
-    case "v":
-      return alpha * xt - sigma * output
-  raise _unknown(prediction_type)
+  return _convert(_TO_X0, output, xt, alpha, sigma, prediction_type)
 
 
 def to_eps(
@@ -45,19 +56,11 @@ def to_eps(
   sigma: Level,
   prediction_type: str,
 ) -> Float[Array, "b ..."]:
-  """The noise that an output of the network stands for; see `to_x0`.
+  """The noise that the output of the network implies; see `to_x0`.
 
-  From v it is finite at alpha = 0, where going through x0 / alpha is not.
+  From v it is finite at alpha = 0.
   """
-  alpha, sigma = _per_row(alpha, xt), _per_row(sigma, xt)
-  match prediction_type:
-    case "x0":
-      return (xt - alpha * output) / sigma
-    case "eps":
-      return output
-    case "v":
-      return sigma * xt + alpha * output
-  raise _unknown(prediction_type)
+  return _convert(_TO_EPS, output, xt, alpha, sigma, prediction_type)
 
 
 def target(
@@ -67,16 +70,8 @@ def target(
   sigma: Level,
   prediction_type: str,
 ) -> Float[Array, "b ..."]:
-  """What the network should have put out for this x0 and noise."""
-  alpha, sigma = _per_row(alpha, x0), _per_row(sigma, x0)
-  match prediction_type:
-    case "x0":
-      return x0
-    case "eps":
-      return eps
-    case "v":
-      return alpha * eps - sigma * x0
-  raise _unknown(prediction_type)
+  """The output that the network is trained towards; see `to_x0`."""
+  return _convert(_TARGET, x0, eps, alpha, sigma, prediction_type)
 
 
 def add_noise(
@@ -85,7 +80,7 @@ def add_noise(
   alpha: Level,
   sigma: Level,
 ) -> Float[Array, "b ..."]:
-  """x_t of the forward process."""
+  """Noisy sample x_t of the forward process."""
   return _per_row(alpha, x0) * x0 + _per_row(sigma, x0) * eps
 
 
@@ -94,8 +89,11 @@ def _per_row(level: Level, like: Float[Array, "b ..."]):
   return level.reshape(level.shape + (1,) * (like.ndim - level.ndim))
 
 
-def _unknown(prediction_type: str) -> InputError:
-  return InputError(
-    f"unknown prediction type {prediction_type!r}, in the config; use v, eps "
-    "or x0"
-  )
+def _convert(conversions, x, y, alpha, sigma, prediction_type: str):
+  if prediction_type not in conversions:
+    raise InputError(
+      f"unknown prediction type {prediction_type!r}, in the config; use v, eps "
+      "or x0"
+    )
+  convert = conversions[prediction_type]
+  return convert(x, y, _per_row(alpha, x), _per_row(sigma, x))

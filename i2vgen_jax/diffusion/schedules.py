@@ -1,7 +1,7 @@
-"""Noise schedules: how much signal and noise each training timestep holds.
+"""Noise schedules: scales of signal and noise at each training timestep.
 
-Computed once, in float64, on the host; they enter compiled programs as
-constants. x_t = alpha_t x0 + sigma_t eps with alpha² + sigma² = 1.
+They are computed once, in float64, on the host, and are constants of compiled
+programs. x_t = alpha_t x0 + sigma_t eps with alpha² + sigma² = 1.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-  """Signal and noise scale per timestep, index 0 the cleanest.
+  """Signal and noise scale of each timestep; index 0 is the cleanest.
 
-  Both are stored because either one, taken from the other through
-  1 - x², loses its digits where it is small.
+  Both are stored, because computing one from the other through 1 - x² loses
+  precision where it is small.
   """
 
   alphas: Float64[np.ndarray, "t"]
@@ -37,15 +37,15 @@ class NoiseSchedule:
   def at(
     self, timesteps: Float64[np.ndarray, "n"]
   ) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
-    """(alphas, sigmas) at whole or fractional timesteps.
+    """(alphas, sigmas) at integer or fractional timesteps.
 
-    Between whole timesteps ln(sigma/alpha) is linear, as in public variant
-    (b); just below a timestep without signal there is none either.
+    ln(sigma/alpha) is interpolated linearly, as in public variant (b). There
+    is no signal between a timestep without signal and the one before it.
     """
     with np.errstate(divide="ignore"):
       log_ratio = np.log(self.sigmas) - np.log(self.alphas)
-    whole = np.arange(self.num_train_timesteps)
-    log_ratio = np.interp(timesteps, whole, log_ratio)
+    integers = np.arange(self.num_train_timesteps)
+    log_ratio = np.interp(timesteps, integers, log_ratio)
     return _from_log_snr(-2 * log_ratio)
 
 
@@ -67,8 +67,8 @@ def logsnr_cosine_interp(
 ) -> NoiseSchedule:
   """Cosine in log-SNR within ±15, shifted for resolution: variant (b).
 
-  The shift is 2 ln(scale_min) at the clean end and 2 ln(scale_max) at the
-  noisy end, linear between.
+  The shift is 2 ln(scale_min) at the clean end, 2 ln(scale_max) at the noisy
+  end, and linear in between.
   """
   clean = np.linspace(1, 0, NUM_TRAIN_TIMESTEPS)
   angle_noisy, angle_clean = np.arctan(np.exp([7.5, -7.5]))
@@ -78,7 +78,7 @@ def logsnr_cosine_interp(
 
 
 def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
-  """Shifts and stretches alpha: first value kept, last one zero.
+  """Shifts and scales alpha: the first value is kept, the last becomes 0.
 
   Source: Lin et al. 2023, algorithm 1; public variant (c).
   """
@@ -88,10 +88,10 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def rescale_zero_terminal_snr_sigmas(schedule: NoiseSchedule) -> NoiseSchedule:
-  """Shifts and stretches sigma: first value kept, last one 1.
+  """Shifts and scales sigma: the first value is kept, the last becomes 1.
 
-  Source: public variant (b), whose schedule is stated in sigma. There it
-  only takes the signal of 1.4e-4 that the last timestep has left.
+  Source: public variant (b), which defines its schedule by sigma. There it
+  only removes the remaining signal of the last timestep, 1.4e-4.
   """
   first, last = schedule.sigmas[[0, -1]]
   stretch = (1 - first) / (last - first)
@@ -103,7 +103,15 @@ def rescale_zero_terminal_snr_sigmas(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def make_schedule(name: str, zero_terminal_snr: bool) -> NoiseSchedule:
-  """The schedule that a config names."""
+  """The noise schedule of a config.
+
+  Args:
+    name: linear_sd, cosine or logsnr_cosine_interp.
+    zero_terminal_snr: whether the last timestep is pure noise.
+
+  Raises:
+    InputError: there is no such schedule.
+  """
   match name:
     case "linear_sd":
       schedule, rescale = linear_sd(), rescale_zero_terminal_snr

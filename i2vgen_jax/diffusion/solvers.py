@@ -1,15 +1,16 @@
-"""Solvers as tables: every one of them is linear in what it remembers.
+"""Solvers as tables of coefficients.
 
-At each evaluation the network turns x into x0, and then
+Each evaluation of the network predicts x0 from x, and then
 
   x <- keep · x + denoised · x0 + previous · (last x0) + noise · n,
 
-n standard normal. DDIM, DPM-Solver++ 2M with its SDE form, and Heun are this
-line with different coefficients, computed here in float64 on the host.
+where n is standard normal. DDIM, DPM-Solver++ 2M and its SDE form, and Heun
+are this update with different coefficients, which are computed here in
+float64 on the host.
 
-x stays at the scale of training, alpha x0 + sigma eps. The usual variable
-x / alpha, of noise level sigma / alpha, is infinite where alpha is 0; its
-updates, rewritten for x, have finite coefficients there.
+x has the scale of training, alpha x0 + sigma eps. The usual variable
+x / alpha, of noise level sigma / alpha, is infinite where alpha is 0; the
+same updates written for x have finite coefficients there.
 """
 
 from typing import NamedTuple
@@ -27,8 +28,8 @@ class Solver(NamedTuple):
   """One entry per evaluation of the network.
 
   Attributes:
-    timesteps: what the network is told.
-    alphas, sigmas: levels that turn its output into x0.
+    timesteps: integer timesteps, the input of the network.
+    alphas, sigmas: levels that convert its output to x0.
     keep, denoised, previous, noise: coefficients of the update.
   """
 
@@ -76,11 +77,11 @@ def ddim(
 def ddim_inversion(
   schedule: NoiseSchedule, timesteps: Float64[np.ndarray, "n"]
 ) -> Solver:
-  """DDIM backwards, from timestep 0 up to timesteps[0].
+  """DDIM in reverse, from timestep 0 to timesteps[0].
 
   Args:
-    timesteps: descending, those of the `ddim` that then leads back; each
-      step is evaluated at its clean end, hence the round trip has an error.
+    timesteps: descending, as given to the `ddim` that inverts it. Each step is
+      evaluated at its clean end, so the round trip is not exact.
   """
   _check(schedule, timesteps)
   upwards = np.append(timesteps, 0.0)[::-1]
@@ -107,8 +108,8 @@ def dpmpp_2m(
   ratio = (alpha * next_sigma) / (sigma * next_alpha)  # e^-h
   with np.errstate(divide="ignore"):
     h = -np.log(ratio)
-  # Neither the first step, nor one after a start without signal (h infinite),
-  # nor the jump to clean looks back.
+  # The first step, one after a start without signal (h infinite) and the step
+  # to the clean end do not use the last x0.
   weight = np.zeros_like(h)
   weight[1:-1] = h[1:-1] / (2 * h[:-2])
   gain = next_alpha * (1 - ratio ** (1 + eta))
@@ -127,9 +128,9 @@ def heun(
 ) -> Solver:
   """Heun's method on the ODE of x / alpha (Karras et al. 2022); ends clean.
 
-  Two evaluations per step: an Euler step, then at its end the correction by
-  the mean of both slopes, which comes down to a multiple of the change in
-  x0. The last step, and one that starts without signal, is Euler alone.
+  Each step has two evaluations: an Euler step, and a correction at its end by
+  the mean of both slopes, which is a multiple of the change in x0. The last
+  step, and one that starts without signal, is an Euler step only.
 
   Args:
     timesteps: descending.
@@ -140,11 +141,11 @@ def heun(
   with np.errstate(divide="ignore"):
     level = sigma / alpha
   half = next_alpha[:-1] * (level[:-1] / level[1:] - 1) / 2
-  previous = _in_turn(0 * keep, -half)
+  previous = _interleave(0 * keep, -half)
   columns = (
     np.repeat(timesteps, 2)[1:],
-    _in_turn(keep, np.ones_like(half)),
-    _in_turn(next_alpha - keep * alpha, half),
+    _interleave(keep, np.ones_like(half)),
+    _interleave(next_alpha - keep * alpha, half),
     previous,
   )
   return _table(schedule, *(c[np.isfinite(previous)] for c in columns))
@@ -158,13 +159,12 @@ def sdedit_start(
   *,
   reference_scale: bool = False,
 ) -> Float[Array, "b ..."]:
-  """x0 noised to timestep t, where a solver takes over: timesteps[0].
+  """x0 noised to timestep t, from which a solver starts (SDEdit).
 
   Args:
-    reference_scale: parity option. Public variant (b) hands its solver a
-      start that is too small by sigma_t (0.972 at 599), as if it were pure
-      noise. Its weights were trained at the true scale, so that is the
-      default.
+    reference_scale: reproduce public variant (b), whose solver starts from a
+      sample that is too small by the factor sigma_t (0.972 at 599). Its
+      weights were trained at the true scale, which is the default.
   """
   (alpha,), (sigma,) = schedule.at(np.array([t], np.float64))
   xt = add_noise(x0, noise, float(alpha), float(sigma))
@@ -180,7 +180,7 @@ def _check(schedule: NoiseSchedule, timesteps, eta: float = 0.0) -> None:
     and np.all(np.diff(timesteps) < 0)
   ):
     raise InputError(
-      "timesteps are not a descending list within the noise schedule, in the "
+      "timesteps must be descending and within the noise schedule, in the "
       f"solver; use values from {last} to 0"
     )
   if not 0 <= eta <= 1:
@@ -198,7 +198,7 @@ def _steps(schedule: NoiseSchedule, timesteps, end=(1.0, 0.0)):
   )
 
 
-def _in_turn(steps, corrections):
+def _interleave(steps, corrections):
   entries = np.empty(len(steps) + len(corrections))
   entries[::2], entries[1::2] = steps, corrections
   return entries
@@ -207,12 +207,11 @@ def _in_turn(steps, corrections):
 def _table(
   schedule: NoiseSchedule, timesteps, keep, denoised, previous=0.0, noise=0.0
 ) -> Solver:
-  # Public variant (b) turns each level back into a timestep and rounds it:
-  # the network, and the reading of its output, see whole timesteps, while
-  # the update is exact for fractional ones.
-  whole = np.rint(timesteps)
-  columns = *schedule.at(whole), keep, denoised, previous, noise
+  # As in public variant (b), the network and the conversion of its output use
+  # rounded timesteps, while the update is exact for fractional ones.
+  rounded = np.rint(timesteps)
+  columns = *schedule.at(rounded), keep, denoised, previous, noise
   return Solver(
-    whole.astype(np.int32),
-    *(np.full(whole.shape, c, np.float32) for c in columns),
+    rounded.astype(np.int32),
+    *(np.full(rounded.shape, c, np.float32) for c in columns),
   )

@@ -1,4 +1,4 @@
-"""Which timesteps a solver visits, from noisy to clean."""
+"""The timesteps that a solver visits, from noisy to clean."""
 
 import numpy as np
 from jaxtyping import Float64
@@ -9,11 +9,11 @@ from i2vgen_jax.errors import InputError
 def ddim_timesteps(
   num_steps: int, t_max: int = 999
 ) -> Float64[np.ndarray, "n"]:
-  """1 + k·stride, whole: 981, 961, ..., 21, 1 for 50 of 1000.
+  """Integers 1 + k·stride: 981, 961, ..., 21, 1 for 50 of 1000.
 
-  Where num_steps does not divide the range, VGen visits more timesteps than
-  asked for; like diffusers we visit exactly num_steps, and start lower. Only
-  with as many steps as timesteps is there no room for the offset of 1.
+  If num_steps does not divide the range, VGen visits more timesteps than
+  num_steps; like diffusers we visit exactly num_steps and start lower. The
+  offset of 1 becomes 0 if there are as many steps as timesteps.
 
   Raises:
     InputError: num_steps outside 1 .. t_max + 1.
@@ -32,16 +32,20 @@ def spaced_timesteps(
   spacing: str = "trailing",
   drop_last: bool = False,
 ) -> Float64[np.ndarray, "n"]:
-  """The three discretisations of public variant (b), fractional.
+  """The three discretisations of public variant (b); fractional.
 
   Args:
+    num_steps: number of timesteps.
+    t_max: noisiest timestep.
+    t_min: cleanest timestep.
     spacing: "trailing" starts at t_max, "leading" ends at t_min, "linspace"
       does both.
-    drop_last: space one more and leave out the last, so that the final step
-      is longer; variant (b) does so for DPM-Solver++ SDE.
+    drop_last: space one timestep more and leave out the last, so that the
+      final step is longer, as variant (b) does for DPM-Solver++ SDE.
 
   Raises:
-    InputError: more steps than timesteps, fewer than one, unknown spacing.
+    InputError: more steps than timesteps, fewer than one, or an unknown
+      spacing.
   """
   span = t_max - t_min + 1
   _check(num_steps, span - drop_last)
@@ -64,6 +68,6 @@ def spaced_timesteps(
 def _check(num_steps: int, most: int) -> None:
   if not 1 <= num_steps <= most:
     raise InputError(
-      f"{num_steps} sampling steps are not possible, in the number of steps; "
-      f"use 1 to {most}"
+      f"cannot sample in {num_steps} sampling steps, in num_steps; use 1 to "
+      f"{most}"
     )

@@ -1,38 +1,24 @@
-"""What moves in a clip, measured from its pixels.
+"""The motion of an object in a clip, measured from its pixels.
 
 The object is found in every frame by its colour in the first one; its place,
-size and orientation are then followed through the clip. Lengths are in units
+size and orientation are then tracked through the clip. Lengths are in units
 of the frame's shorter side, x points right, y down, angles are in degrees
 clockwise as seen on screen.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from i2vgen_jax.errors import InputError
 
-# Each motion as (x, y, size ratio, turn) over the whole clip.
-MOTIONS = {
-  "moves left slowly": (-0.20, 0, 1, 0),
-  "moves left quickly": (-0.42, 0, 1, 0),
-  "moves right slowly": (0.20, 0, 1, 0),
-  "moves right quickly": (0.42, 0, 1, 0),
-  "moves up slowly": (0, -0.20, 1, 0),
-  "moves up quickly": (0, -0.42, 1, 0),
-  "moves down slowly": (0, 0.20, 1, 0),
-  "moves down quickly": (0, 0.42, 1, 0),
-  "grows": (0, 0, 1.7, 0),
-  "shrinks": (0, 0, 1 / 1.7, 0),
-  "turns clockwise": (0, 0, 1, 90),
-  "turns counterclockwise": (0, 0, 1, -90),
-}
 NONE = "none"
 
-# A frame shows the object if it has this share of its first area.
+# Fraction of its first area at which the object counts as visible in a frame.
 _VISIBLE = 0.15
-# Fit of the outlines that a turn must gain over no turn: round things fit
+# Improvement of the fit that a turn needs over no turn: round objects fit
 # equally well at every angle.
 _GAIN = 0.04
 # Fit below which it is not the same object: true clips reach 0.8 under heavy
@@ -48,11 +34,11 @@ class Motion:
   Attributes:
     x: travel to the right, in shorter sides.
     y: travel down, in shorter sides.
-    scale: last over first linear size.
-    turn: degrees clockwise.
-    visible: share of the frames in which the object was found.
-    fit: agreement of the later outlines with the first one, moved, scaled
-      and turned: intersection over union, 1 is perfect.
+    scale: ratio of the last to the first linear size.
+    turn: rotation in degrees clockwise.
+    visible: fraction of the frames in which the object was found.
+    fit: intersection over union of the later outlines and the first one after
+      it has been moved, scaled and turned; 1 is perfect.
   """
 
   x: float
@@ -66,23 +52,23 @@ class Motion:
 def measure(
   clip: UInt8[np.ndarray, "f h w 3"], mask: Bool[np.ndarray, "h w"]
 ) -> Motion:
-  """Follows the object that the mask shows in the first frame.
+  """Tracks the object that the mask selects in the first frame.
 
-  Change is taken to be even over time. Every frame of the later half gives
-  an estimate of the whole and the median counts, so that single bad frames
-  do not.
+  Change is assumed to be uniform over time. Every frame of the later half
+  gives an estimate of the whole change; their median is robust against single
+  bad frames.
 
   Args:
     clip: at least two frames.
     mask: the object's pixels in the first frame.
 
   Raises:
-    InputError: the mask shows no object, or nothing else.
+    InputError: the mask selects no pixel, or all of them.
   """
   if not mask.any() or mask.all():
     raise InputError(
-      f"the mask selects {mask.sum()} of {mask.size} pixels, which does not"
-      " tell object from ground; give the object's pixels in the first frame"
+      f"the mask selects {mask.sum()} of {mask.size} pixels, which does not "
+      "separate object and ground; give the object's pixels in the first frame"
     )
   cover = _coverage(clip, mask)
   rows, columns = np.nonzero(mask)
@@ -109,17 +95,23 @@ def measure(
   )
 
 
-def classify(motion: Motion) -> str:
-  """The nearest of MOTIONS, or "none" where standing still is nearer.
+def classify(
+  motion: Motion, motions: Mapping[str, tuple[float, float, float, float]]
+) -> str:
+  """Name of the nearest motion, or "none" if standing still is nearer.
 
-  One unit is a slow move, a growth by 1.7 or a quarter turn. A clip that
-  shows the object in less than half of its frames, or another outline than
-  the first one, has no motion.
+  Distances are Euclidean in units of 0.20 shorter sides, a growth by 1.7 and
+  a quarter turn. The result is "none" as well if the object is visible in less
+  than half of the frames, or if its outline does not stay the same.
+
+  Args:
+    motion: the measured motion.
+    motions: (x, y, scale, turn) of each motion by name, as in `Motion`.
   """
   if motion.visible < 0.5 or motion.fit < _SAME:
     return NONE
-  names = [*MOTIONS, NONE]
-  points = _units(np.array([*MOTIONS.values(), (0, 0, 1, 0)]))
+  names = [*motions, NONE]
+  points = _units(np.array([*motions.values(), (0, 0, 1, 0)]))
   here = _units(np.array([motion.x, motion.y, motion.scale, motion.turn]))
   return names[int(np.argmin(np.linalg.norm(points - here, axis=-1)))]
 
@@ -133,19 +125,19 @@ def _units(change: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
 def _coverage(
   clip: UInt8[np.ndarray, "f h w 3"], mask: Bool[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "f h w"]:
-  """How much of each pixel is the object, in [0, 1], judged by colour.
+  """Fraction of each pixel that the object covers, estimated from colours.
 
   Colours are projected on the line that separates object and ground best
-  (Fisher's discriminant), which ignores the ground's own light and dark.
+  (Fisher's discriminant), which ignores brightness changes of the ground.
   """
   first = clip[0].astype(np.float64)
-  # Pixels at the outline are mixtures; they count only if there are no others.
+  # Pixels at the outline are mixtures; they are used only without others.
   near = _box_blur(mask[None].astype(np.float64))[0]
   inside = near > 0.999 if (near > 0.999).any() else mask
   outside = near < 0.001 if (near < 0.001).any() else ~mask
   ground = first[outside]
   offset = first[inside].mean(0) - ground.mean(0)
-  # 8 levels of noise are expected of any generated frame.
+  # Generated frames have noise of about 8 levels.
   spread = np.cov(ground.T) + 8.0**2 * np.eye(3)
   axis = np.linalg.solve(spread, offset)
   separation = axis @ offset
@@ -156,7 +148,7 @@ def _coverage(
 
 
 def _box_blur(x: Float[np.ndarray, "f h w"]) -> Float[np.ndarray, "f h w"]:
-  """Mean of 3x3 pixels; the border repeats."""
+  """Mean of 3x3 pixels; the edge is replicated."""
   h, w = x.shape[1:]
   x = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
   return sum(x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
@@ -165,10 +157,10 @@ def _box_blur(x: Float[np.ndarray, "f h w"]) -> Float[np.ndarray, "f h w"]:
 def _locate(
   cover: Float[np.ndarray, "h w"], radius: float
 ) -> tuple[Float[np.ndarray, "2"], float]:
-  """Centre of mass (x, y) in pixels and area within the radius about it.
+  """Centre of mass (x, y) in pixels, and the area within the radius around it.
 
-  Stray pixels elsewhere would pull a plain mean, so it starts at the median
-  and looks only around itself.
+  Stray pixels would shift a plain mean, so the search starts at the median
+  and uses only pixels within the radius.
   """
   y, x = np.indices(cover.shape)
   centre = np.array([_middle(cover.sum(0)), _middle(cover.sum(1))])
@@ -181,7 +173,7 @@ def _locate(
 
 
 def _middle(weights: Float[np.ndarray, "n"]) -> float:
-  """Index that halves the weights."""
+  """Index of the median of the weights."""
   total = np.cumsum(weights)
   return float(np.searchsorted(total, total[-1] / 2))
 
@@ -189,8 +181,8 @@ def _middle(weights: Float[np.ndarray, "n"]) -> float:
 def _turn(cover, centres, radii, time) -> tuple[float, float]:
   """Turn in degrees at which the first outline fits the others, and the fit.
 
-  All frames decide together: at the end alone, a bar that has turned left
-  looks like one that has turned right.
+  All frames are fitted together: in the last frame alone, a bar that has
+  turned left looks like one that has turned right.
   """
   first, *others = (
     _polar(*frame) for frame in zip(cover, centres, radii, strict=True)

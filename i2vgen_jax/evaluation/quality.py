@@ -1,4 +1,4 @@
-"""How far pixels are from the true ones."""
+"""Pixel-wise quality."""
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -16,10 +16,10 @@ def psnr(
   Args:
     a: a picture, a clip or a batch of clips.
     b: the same shape.
-    mask: the pixels that count; all of them without it.
+    mask: the pixels to compare; None compares all.
 
   Raises:
-    InputError: the mask selects no pixel.
+    InputError: there is no pixel to compare.
   """
   if mask is not None:
     a, b = a[mask], b[mask]

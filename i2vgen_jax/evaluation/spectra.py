@@ -1,15 +1,14 @@
-"""The paper's frequency analysis: power over space and over time.
+"""The paper's frequency analysis: spatial and temporal power spectra.
 
 The paper compares generated with real video by their spatial and temporal
-spectra: base videos carry noise at high frequencies, refined ones move
-towards the real spectrum. Its exact computation is not public, so it is
-fixed here. Frames and time are weighted with a Hann window, because neither
-repeats itself and the jump at the seam would hide what is faint. Power is a
+spectra: base videos have noise at high frequencies, refined ones are closer
+to the real spectrum. How it computes them is not public; this is our
+definition. Frames and time are weighted with a Hann window, because neither is
+periodic and the jump at the border would hide weak frequencies. Power is a
 density: white noise of standard deviation s has the value s**2 in every band,
 whatever the size of the clip. Band 0, the mean, is left out.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import replacing
 
-# Rounding to 8 bits alone adds this much; fainter power means nothing.
+# Power of the rounding to 8 bits; weaker power is meaningless.
 _ROUNDING = 1 / 12
 
 Spectrum = Float[np.ndarray, "bands"]
@@ -28,11 +28,11 @@ def spatial_spectrum(clip: UInt8[np.ndarray, "f h w 3"]) -> Spectrum:
   """Power of the frames, averaged over directions, frames and channels.
 
   Returns:
-    One value for each whole number of cycles per shorter side, from 1 to half
-    of its pixels, in squared 8-bit levels.
+    One value for each integer number of cycles per shorter side, from 1 to
+    half of its pixels, in squared 8-bit levels.
 
   Raises:
-    InputError: a side has less than two pixels.
+    InputError: there is no frame, or a side has fewer than two pixels.
   """
   f, h, w, _ = clip.shape
   if f < 1 or min(h, w) < 2:
@@ -49,14 +49,14 @@ def spatial_spectrum(clip: UInt8[np.ndarray, "f h w 3"]) -> Spectrum:
 
 
 def temporal_spectrum(clip: UInt8[np.ndarray, "f h w 3"]) -> Spectrum:
-  """Power of each pixel's course over time, averaged over the pixels.
+  """Power of each pixel over time, averaged over the pixels.
 
   Returns:
-    One value for each whole number of cycles per clip, from 1 to half of its
+    One value for each integer number of cycles per clip, from 1 to half of its
     frames, in squared 8-bit levels.
 
   Raises:
-    InputError: the clip has less than two frames.
+    InputError: the clip has fewer than two frames.
   """
   f = len(clip)
   if f < 2:
@@ -79,16 +79,16 @@ def spectra_plot(
   temporal: Mapping[str, Float[np.ndarray, "steps"]],
   path: str | Path,
 ) -> None:
-  """Draws named spectra as curves, space on the left and time on the right.
+  """Plots named spectra as PNG, spatial on the left and temporal on the right.
 
   Raises:
-    InputError: matplotlib is not installed.
+    InputError: matplotlib is not installed, or the file cannot be written.
   """
   try:
     from matplotlib.figure import Figure
   except ImportError as e:
     raise InputError(
-      "cannot draw spectra, matplotlib is missing; install i2vgen-jax[data]"
+      "cannot plot spectra, matplotlib is missing; install i2vgen-jax[data]"
     ) from e
   figure = Figure(figsize=(10, 4), layout="constrained")
   panels = zip(
@@ -102,14 +102,12 @@ def spectra_plot(
       axes.loglog(np.arange(1, len(power) + 1), power + _ROUNDING, label=name)
     axes.set(xlabel=unit, ylabel="power, squared 8-bit levels")
     axes.legend()
-  path = Path(path)
-  part = path.with_name(path.name + ".part")
-  figure.savefig(part, format="png", dpi=120)
-  os.replace(part, path)
+  with replacing(Path(path)) as temporary:
+    figure.savefig(temporary, format="png", dpi=120)
 
 
 def _hann(n: int) -> Float[np.ndarray, "n"]:
-  """Zero just outside of the samples; its mean square is one."""
+  """Hann window that is zero just outside the samples; mean square 1."""
   window = np.hanning(n + 2)[1:-1]
   return window / np.sqrt(np.mean(window**2))
 

@@ -1,12 +1,15 @@
-"""The public weights, in and out.
+"""Public weights, read and written.
 
-`load_unet`, `load_vae`, `load_text_encoder` and `load_image_encoder` give
+`load_unet`, `load_vae`, `load_text_encoder` and `load_image_encoder` return
 `(module, params)`; `open_weights` finds out what a path holds before anything
-large is read; `initial_params` gives what a training starts from.
+large is read; `initial_params` returns the weights that a training starts from.
+
+A new weight form is a module in `formats` if its files are of a new kind, a
+table in the module of the network in `keys` if its keys are, and in both cases
+a signature in `recognise.py`; `stored.table_of` connects form and table.
 """
 
-from i2vgen_jax.interop.load import (
-  StoredNetwork,
+from i2vgen_jax.interop.opening import (
   StoredWeights,
   load_image_encoder,
   load_text_encoder,
@@ -15,6 +18,7 @@ from i2vgen_jax.interop.load import (
   open_weights,
 )
 from i2vgen_jax.interop.start import initial_params
+from i2vgen_jax.interop.stored import StoredNetwork
 
 __all__ = [
   "StoredNetwork",

@@ -10,72 +10,67 @@ import numpy as np
 from flax import traverse_util
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import convert, hub, stored
+from i2vgen_jax.interop import hub, mapping
 from i2vgen_jax.interop.formats import weight_files
-from i2vgen_jax.interop.keys.unet_image import stable_diffusion_table
+from i2vgen_jax.interop.keys.unet import stable_diffusion_table
+from i2vgen_jax.interop.opening import open_weights
 from i2vgen_jax.interop.recognise import Found, recognise
 from i2vgen_jax.models import build
 from i2vgen_jax.types import Params
 
-# Fields of a U-Net that its weights do not depend on, or not as they are:
-# those of training, and the gain, which they are rescaled to.
+# Fields that the weights of a U-Net do not depend on, or, like the gain, to
+# which they can be rescaled.
 _FREE = ("dropout", "remat", "dtype", "param_dtype", "concat_gain")
-_FREE += ("parent", "name")  # Of every flax module.
+_FREE += ("parent", "name")  # Fields of every Flax module.
 
 
 def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
-  """Parameters of a U-Net from weights of its own kind, or an image model.
+  """Parameters of a U-Net from weights of I2VGen-XL, or of an image model.
 
-  From the U-Net of Stable Diffusion 2.1 come all layers that look within one
-  frame, as in the paper; the temporal ones start as the identity, and the
-  channels of the local image at zero. Under text alone, a video then begins
-  as so many pictures of the image model.
+  From the U-Net of Stable Diffusion 2.1 come all layers that work within one
+  frame, as in the paper; the temporal layers start as the identity, and the
+  channels of the local image at zero. With text alone, the frames of a video
+  then are images of the image model.
 
   Args:
-    path: weights of I2VGen-XL in any form, or Stable Diffusion's: a folder of
-      diffusers or a checkpoint.
+    path: weights of I2VGen-XL in any form, or Stable Diffusion's: a diffusers
+      folder or a checkpoint.
     unet: I2VGenUNet to fill.
-    rng: of what the weights do not decide.
+    rng: key for parameters that the weights lack.
 
   Returns:
-    float32, in which all training keeps its weights.
+    float32 arrays, the dtype in which training keeps its weights.
 
   Raises:
-    InputError: no such weights, or they are not of this size.
+    InputError: there are no such weights, or they are of another size.
   """
   folder = hub.resolve(path)
   image = _image_unet(folder)
   if image is not None:
     return _from_image_model(image, unet, rng)
-  source = stored.one(folder, "unet")
-  _check_same(source.module, unet, path)
-  leaves = source.leaves(jnp.float32)
-  leaves = convert.with_gain(leaves, source.module, unet.concat_gain)
-  return convert.materialise(leaves, lambda _, array: jnp.asarray(array))
-
-
-def _check_same(theirs: Any, ours: Any, path: str | Path) -> None:
-  """Raises InputError for the first field that must agree and does not."""
-  for field in dataclasses.fields(ours):
-    have, want = getattr(theirs, field.name), getattr(ours, field.name)
-    if have != want and field.name not in _FREE:
+  stored = open_weights(folder).one("unet")
+  for field in dataclasses.fields(unet):
+    name = field.name
+    theirs, ours = getattr(stored.module, name), getattr(unet, name)
+    if theirs != ours and name not in _FREE:
       raise InputError(
-        f"weights of another U-Net, in {path}: {field.name} is {have} there "
-        f"and {want} in config.unet; make them agree"
+        f"weights of another U-Net, in {path}: {name} is {theirs} there and "
+        f"{ours} in config.unet; make them agree"
       )
+  leaves = stored.leaves(jnp.float32, unet.concat_gain)
+  return mapping.materialise(leaves, lambda _, array: jnp.asarray(array))
 
 
 def _image_unet(folder: Path) -> Found | None:
-  """None if what is there is no file, or holds a U-Net of ours."""
+  """The U-Net of an image model; None if there is one of ours, or no file."""
   for place in (folder / "unet", folder):
     config = place / "config.json"
     if not place.exists() or (place.is_dir() and not config.is_file()):
       continue
     if (place / "params").is_dir():
       return None
-    found = {
-      one.network: one for one in recognise(weight_files.open_tensors(place))
-    }
+    tensors = weight_files.open_tensors(place)
+    found = {one.network: one for one in recognise(tensors)}
     return found.get("image_unet") if "unet" not in found else None
   return None
 
@@ -86,13 +81,13 @@ def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
   )
   shapes = traverse_util.flatten_dict(build.abstract_params(unet), sep="/")
   spatial = {row.path: shapes[row.path] for row in table.rows}
-  mouth = spatial["conv_in/kernel"]
-  height, width, _, features = mouth.shape
+  conv_in = spatial["conv_in/kernel"]
+  height, width, channels, features = conv_in.shape
   spatial["conv_in/kernel"] = jax.ShapeDtypeStruct(
-    (height, width, unet.latent_channels, features), mouth.dtype
+    (height, width, unet.latent_channels, features), conv_in.dtype
   )
-  leaves = convert.to_flax(
-    weight_files.checked(image.tensors),
+  leaves = mapping.to_flax(
+    image.tensors.checked(),
     table,
     traverse_util.unflatten_dict(spatial, sep="/"),
   )
@@ -101,7 +96,7 @@ def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
   for path in leaves.shapes:
     array = leaves.read(path)
     if path == "conv_in/kernel":
-      extra = mouth.shape[2] - array.shape[2]
+      extra = channels - array.shape[2]
       array = np.pad(array, ((0, 0), (0, 0), (0, extra), (0, 0)))
     params[path] = jnp.asarray(array, params[path].dtype)
   return traverse_util.unflatten_dict(params, sep="/")

@@ -1,184 +1,173 @@
-"""Networks written in the forms of others, and in ours.
+"""Writes networks in the public forms, and in ours.
 
-Everything is read and written one tensor at a time. What is written appears
-under its name when it is whole, and not before.
+Everything is read and written one tensor at a time, except that a torch file
+is written from memory. A target appears under its name once it is complete.
 """
 
 import contextlib
 import dataclasses
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from i2vgen_jax import tokenizer
-from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import convert
+from i2vgen_jax.errors import InputError, writing
+from i2vgen_jax.files import check_absent, replacing_folder
+from i2vgen_jax.interop import mapping
 from i2vgen_jax.interop.choices import DEFAULTS
 from i2vgen_jax.interop.formats import diffusers_folder, native, torch_files
 from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.opening import StoredWeights
 from i2vgen_jax.interop.stored import StoredNetwork, table_of
 
-# The variants whose U-Net each form can hold.
-HOLDS = {
-  "diffusers": ("released",),
-  "vgen": ("released",),
-  "modelscope": ("image_to_video", "refine"),
-}
-_FORMS = {
+# Form of each part of a diffusers folder.
+_PARTS = {
+  "base": "diffusers",
   "vae": "diffusers",
   "text_encoder": "transformers",
   "image_encoder": "transformers",
 }
+# The variants whose U-Net each form can hold, and the fields that its code
+# fixes.
+_VARIANTS = {
+  "diffusers": ("released",),
+  "vgen": ("released",),
+  "modelscope": ("image_to_video", "refine"),
+}
+_FIXED = {
+  "diffusers": {"image_grid": 8, "input_heads": 8},
+  "vgen": {"image_grid": 8, "input_heads": 8, "norm_groups": 32},
+  "modelscope": {"input_heads": 8, "norm_groups": 32},
+}
 
 
-def check(found: dict[str, StoredNetwork], form: str) -> None:
-  """Raises InputError unless the form can hold the U-Net among the networks.
+def check(networks: Mapping[str, StoredNetwork], form: str) -> None:
+  """Raises InputError unless a form can hold the U-Net among the networks.
 
-  Only diffusers' form and ours hold anything else.
+  Args:
+    networks: what to write.
+    form: orbax, diffusers, vgen or modelscope.
   """
-  unets = [s for s in found.values() if s.name in ("base", "refine")]
+  unets = [n for name, n in networks.items() if name in ("base", "refine")]
   if form in ("vgen", "modelscope") and len(unets) != 1:
     raise InputError(
       f"a file of {form} holds one U-Net, and the source has {len(unets)}: "
-      "name one network of it"
+      "give one network of it"
     )
-  for source in unets if form in HOLDS else ():
-    if source.variant not in HOLDS[form]:
+  for network in unets if form in _VARIANTS else ():
+    where = network.tensors.where
+    if network.variant not in _VARIANTS[form]:
       raise InputError(
-        f"{form} has no U-Net like {source.name} in {source.tensors.where} "
-        f"({source.variant or 'of no public variant'}); it holds "
-        f"{' or '.join(HOLDS[form])}"
+        f"{form} has no U-Net like {network.name} in {where} "
+        f"({network.variant or 'of no public variant'}); it holds "
+        f"{' or '.join(_VARIANTS[form])}"
       )
-    _check_fixed(source, form)
+    for field, value in _FIXED[form].items():
+      if (actual := getattr(network.module, field)) != value:
+        raise InputError(
+          f"{form} has {field} {value} and the U-Net in {where} has {actual}; "
+          "only the form orbax can hold it"
+        )
 
 
-def write_orbax(
-  found: dict[str, StoredNetwork], folder: Path, words: Path | None, dtype: Any
+def write(
+  weights: StoredWeights, target: Path, form: str, dtype: Any = None
 ) -> None:
-  """A cascade folder of ours, or more networks for one that is there.
+  """Writes weights, which `check` has accepted.
+
+  Args:
+    weights: what to write; for vgen and modelscope one U-Net.
+    target: a folder, or a .pth file for vgen and modelscope. Only a cascade
+      folder of ours (orbax) may exist; it receives further networks.
+    form: orbax, diffusers, vgen or modelscope.
+    dtype: dtype to convert to; None keeps what is stored.
 
   Raises:
-    InputError: it has one of the networks, or cannot be written.
+    InputError: the target exists or cannot be written, or the weights are
+      damaged.
   """
-  for name in found:
-    if (folder / name).exists():
-      raise InputError(f"{folder / name} exists already; name another folder")
-  with _whole(folder) as partial:
-    for name, source in found.items():
-      params = convert.materialise(source.leaves(dtype))
-      native.save(partial / name, source.config, params)
-    if words and not (folder / "tokenizer").exists():
-      vocab, merges = tokenizer.read_vocabulary(words)
-      tokenizer.write_vocabulary(partial / "tokenizer", vocab, merges)
+  if form != "orbax":
+    check_absent(target)
+  with writing(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+  match form:
+    case "orbax":
+      _write_native(weights, target, dtype)
+    case "diffusers":
+      _write_diffusers(weights, target, dtype)
+    case _:
+      (network,) = weights.networks.values()
+      step = 0 if form == "vgen" else None
+      torch_files.write(target, _converted(network, "vgen", dtype), step)
 
 
-def write_diffusers(
-  found: dict[str, StoredNetwork], folder: Path, words: Path | None, dtype: Any
-) -> None:
-  """A repository folder; `I2VGenXLPipeline` opens it if all parts are there.
-
-  Raises:
-    InputError: the folder exists, or cannot be written.
-  """
-  if folder.exists():
-    raise InputError(f"{folder} exists already; name another folder")
-  with _whole(folder) as partial:
-    for name, source in found.items():
-      part = "unet" if name == "base" else name
-      tensors = _in_form(source, _FORMS.get(name, "diffusers"), dtype)
-      config = source.config | {"module": _fields(source.module)}
-      diffusers_folder.write_component(partial, part, config, tensors)
-    if _has_rest(found, words):
-      diffusers_folder.write_rest(
-        partial,
-        found["base"].config,
-        words,
-        found["text_encoder"].config.get("pad_token_id", 0),
-      )
-
-
-def missing_parts(
-  found: dict[str, StoredNetwork], words: Path | None
-) -> list[str]:
-  """What `I2VGenXLPipeline` wants beside what `write_diffusers` writes."""
-  missing = [n for n in ("base", *_FORMS) if n not in found]
+def missing_parts(weights: StoredWeights) -> list[str]:
+  """What `I2VGenXLPipeline` needs and a diffusers folder of these lacks."""
+  missing = [name for name in _PARTS if name not in weights.networks]
   missing = ["unet" if name == "base" else name for name in missing]
   rest = ("tokenizer", "scheduler", "model_index.json")
-  return missing if _has_rest(found, words) else [*missing, *rest]
+  return missing if _has_rest(weights) else [*missing, *rest]
 
 
-def write_torch(
-  source: StoredNetwork, path: Path, form: str, dtype: Any
-) -> None:
-  """The .pth file of a U-Net, as VGen or ModelScope write it.
-
-  Raises:
-    InputError: the file exists, or cannot be written.
-  """
-  if path.exists():
-    raise InputError(f"{path} exists already; name another file")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise InputError(
-      f"cannot write {path}: {e.strerror}; choose another place"
-    ) from e
-  step = 0 if form == "vgen" else None
-  torch_files.write(path, _in_form(source, "vgen", dtype), step)
+def _write_native(weights: StoredWeights, folder: Path, dtype: Any) -> None:
+  names = [*weights.networks]
+  for name in names:
+    check_absent(folder / name)
+  if weights.tokenizer and not (folder / "tokenizer").exists():
+    names.append("tokenizer")
+  with _new_parts(folder, names) as places:
+    for name, network in weights.networks.items():
+      params = mapping.materialise(network.leaves(dtype))
+      native.write(places[name], network.config, params)
+    if "tokenizer" in places:
+      vocab, merges = tokenizer.read_vocabulary(weights.tokenizer)
+      tokenizer.write_vocabulary(places["tokenizer"], vocab, merges)
 
 
-def _has_rest(found: dict[str, StoredNetwork], words: Path | None) -> bool:
-  return words is not None and {"base", "text_encoder"} <= found.keys()
-
-
-def _in_form(source: StoredNetwork, form: str, dtype: Any) -> Tensors:
-  leaves = source.leaves(dtype)
-  if source.name in ("base", "refine"):
-    gain = DEFAULTS[form].concat_gain
-    leaves = convert.with_gain(leaves, source.module, gain)
-  return convert.to_torch(leaves, table_of(source.module, form))
-
-
-def _fields(module: Any) -> dict[str, Any]:
-  """All of them; a config may leave out those that have their defaults."""
-  return {f.name: getattr(module, f.name) for f in dataclasses.fields(module)}
-
-
-def _check_fixed(source: StoredNetwork, form: str) -> None:
-  """What the code of others does not let one choose."""
-  fixed = {"image_grid": 8, "input_heads": 8}
-  if form != "diffusers":
-    fixed |= {"norm_groups": 32}
-  for field, value in fixed.items():
-    have = getattr(source.module, field)
-    if have != value and not (field == "image_grid" and form == "modelscope"):
-      raise InputError(
-        f"{form} has {field} {value} and the U-Net in {source.tensors.where} "
-        f"has {have}; it can be kept in our own form alone"
+def _write_diffusers(weights: StoredWeights, folder: Path, dtype: Any) -> None:
+  with replacing_folder(folder) as temporary:
+    for name, network in weights.networks.items():
+      # A config may leave out fields that have their default.
+      names = (field.name for field in dataclasses.fields(network.module))
+      fields = {field: getattr(network.module, field) for field in names}
+      diffusers_folder.write_component(
+        temporary,
+        "unet" if name == "base" else name,
+        network.config | {"module": fields},
+        _converted(network, _PARTS[name], dtype),
       )
+    if _has_rest(weights):
+      diffusers_folder.write_rest(
+        temporary,
+        weights.networks["base"].config,
+        weights.tokenizer,
+        weights.networks["text_encoder"].config.get("pad_token_id", 0),
+      )
+
+
+def _has_rest(weights: StoredWeights) -> bool:
+  """Whether scheduler, tokenizer and index of a repository can be written."""
+  needed = {"base", "text_encoder"}
+  return weights.tokenizer is not None and needed <= weights.networks.keys()
+
+
+def _converted(network: StoredNetwork, form: str, dtype: Any) -> Tensors:
+  gain = DEFAULTS[form].concat_gain if form in DEFAULTS else None
+  if network.name not in ("base", "refine"):
+    gain = None
+  leaves = network.leaves(dtype, gain)
+  return mapping.to_torch(leaves, table_of(network.module, form))
 
 
 @contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-  """A temporary folder whose contents move to their place at the end."""
-  partial = folder.with_name(f".{folder.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  try:
-    partial.mkdir(parents=True)
-    yield partial
-    if not folder.exists():
-      os.replace(partial, folder)
+def _new_parts(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Path]]:
+  """Yields temporary folders that become parts of `folder`, all or none."""
+  with contextlib.ExitStack() as stack:
+    if folder.exists():
+      new = {n: replacing_folder(folder / n) for n in names}
+      yield {name: stack.enter_context(new[name]) for name in names}
     else:
-      for child in partial.iterdir():
-        os.replace(child, folder / child.name)
-  except OSError as e:
-    raise InputError(
-      f"cannot write {folder}: {e.strerror or e}; choose another place"
-    ) from e
-  except InputError as e:
-    # Of one file in it, whose place will have been gone by then.
-    raise InputError(str(e).replace(str(partial), str(folder))) from e
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
+      whole = stack.enter_context(replacing_folder(folder))
+      for name in names:
+        (whole / name).mkdir()
+      yield {name: whole / name for name in names}

@@ -24,14 +24,6 @@ TYPES = {
 }
 
 
-# The tower's field, and the U-Net's that it must agree with.
-_SHARED_WIDTHS = {
-  "vae": ("latent_channels", "latent_channels"),
-  "text_encoder": ("width", "context_dim"),
-  "image_encoder": ("projection_dim", "context_dim"),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Network:
   """A module, its weights, and the rest of its `config.json`."""
@@ -81,25 +73,6 @@ def abstract_params(module: Any) -> Params:
   return jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
 
 
-def load(folder: Path, dtype: Any = None) -> Network:
-  """One network of a cascade folder; the folder's name says which.
-
-  Args:
-    folder: `CASCADE/vae` and the like.
-    dtype: of the weights; None keeps what is stored.
-
-  Raises:
-    InputError: missing, damaged, or of another variant.
-  """
-  # interop imports this package.
-  from i2vgen_jax.interop.formats import native
-
-  config = native.load_config(folder)
-  module = make_module(folder.name, config["module"], folder / "config.json")
-  abstract = abstract_params(module)
-  return Network(module, native.load_params(folder, abstract, dtype), config)
-
-
 def towers_of(unet: I2VGenUNet) -> tuple[str, ...]:
   """Names of the frozen networks that a U-Net needs beside it."""
   used = {
@@ -108,23 +81,6 @@ def towers_of(unet: I2VGenUNet) -> tuple[str, ...]:
     "image_encoder": unet.use_image_embeds,
   }
   return tuple(name for name, is_used in used.items() if is_used)
-
-
-def check_fit(unet: I2VGenUNet, towers: dict[str, Network]) -> None:
-  """Raises InputError unless the towers have the widths that the U-Net reads.
-
-  Args:
-    unet: of a stage.
-    towers: the frozen networks by name.
-  """
-  for name, tower in towers.items():
-    theirs, ours = _SHARED_WIDTHS[name]
-    have, need = getattr(tower.module, theirs), getattr(unet, ours)
-    if have != need:
-      raise InputError(
-        f"weights of another variant: {name} has {theirs} {have} where the "
-        f"U-Net has {ours} {need}; take both from one cascade"
-      )
 
 
 def _inputs(module: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

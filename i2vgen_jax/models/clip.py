@@ -1,7 +1,7 @@
 """The two CLIP towers that condition the denoiser: OpenCLIP ViT-H/14.
 
-Facts: `laion2b_s32b_b79k`, whose defaults these are. Pre-norm transformers
-with the erf form of GELU. Both towers are frozen wherever a denoiser trains.
+The defaults are those of `laion2b_s32b_b79k`. Pre-norm transformers with the
+exact (erf) GELU. Both towers are frozen when a denoiser is trained.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ small_normal = nn.initializers.normal(0.02)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TextOutput:
-  """What a caption becomes.
+  """Output of the text tower.
 
   Attributes:
-    context: `b n d`, all tokens after the last layer but one and the final
-      norm; what the denoiser attends to.
+    context: `b n d`, all tokens after the second-to-last layer and the final
+      norm; the context of the denoiser.
     pooled: `b d`, the end-of-text token after the last layer and the final
-      norm; what contrastive training compares.
+      norm; used by contrastive training.
   """
 
   # Any, because JAX rebuilds pytrees around leaves that are not arrays.
@@ -64,11 +64,11 @@ class CLIPLayer(Layer):
 class CLIPTextModel(Layer, kw_only=True):
   """Token ids to the context of the denoiser.
 
-  The mask is causal and knows no padding: padded positions have values and
-  the denoiser attends to them, so the padding id matters (0 at OpenCLIP).
+  The mask is causal and padding is not masked: the denoiser attends to padded
+  positions, so the padding id matters (0 in OpenCLIP).
 
   Attributes:
-    max_length: positions that the tower has an embedding for.
+    max_length: number of position embeddings.
     dtype: of the computation; norms and softmax stay float32.
     param_dtype: of the parameters.
   """
@@ -85,7 +85,7 @@ class CLIPTextModel(Layer, kw_only=True):
   def __call__(self, token_ids: Int[Array, "b n"]) -> TextOutput:
     """Runs the tower; outputs are float32.
 
-    The end of a text is the first place of its largest id, since the
+    The end of a text is the first position of its largest id, since the
     end-of-text token is the last of the vocabulary.
 
     Raises:
@@ -127,11 +127,11 @@ class CLIPTextModel(Layer, kw_only=True):
 
 
 class CLIPVisionModel(Layer, kw_only=True):
-  """The CLIP view of a picture to its projected embedding.
+  """Normalised pictures to their projected embeddings.
 
   Attributes:
-    image_size: side of the square that the tower takes, in pixels.
-    projection_dim: width of the embedding shared with the text side.
+    image_size: side of the square input, in pixels.
+    projection_dim: width of the embedding.
     dtype: of the computation; norms and softmax stay float32.
     param_dtype: of the parameters.
   """

@@ -1,4 +1,4 @@
-"""How the picture enters the U-Net: tokens, extra channels, content path."""
+"""Image conditioning of the U-Net: tokens, extra channels, content path."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,10 +16,9 @@ from i2vgen_jax.types import Array
 
 
 class ImageEmbedsTokens(Layer):
-  """CLIP image vector -> 4 context tokens (public variants (a) and (c)).
+  """CLIP image embedding -> 4 context tokens (public variants (a) and (c)).
 
-  A zero vector, the unconditional image, gives tokens of the biases, not
-  zeros.
+  A zero embedding, the unconditional image, gives the biases, not zeros.
   """
 
   context_dim: int
@@ -40,7 +39,7 @@ class ImageEmbedsTokens(Layer):
 
 
 class ImageLatentsTokens(Layer):
-  """Latents of the picture -> `grid` x `grid` context tokens, row by row.
+  """Image latents -> `grid` x `grid` context tokens, row by row.
 
   64 tokens from a pool of 32 x 32 in public variant (c).
   """
@@ -62,7 +61,7 @@ class ImageLatentsTokens(Layer):
 
 
 class LatentsProjection(Layer):
-  """Three 3x3 convolutions with SiLU between, c -> 4c -> 4c -> c."""
+  """Three 3x3 convolutions with SiLU in between, c -> 4c -> 4c -> c."""
 
   @nn.compact
   def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
@@ -73,7 +72,7 @@ class LatentsProjection(Layer):
 
 
 class LocalTemporalEncoder(Layer):
-  """One narrow attention block over frames; its MLP has no norm, no gate."""
+  """A narrow attention block over frames; its MLP has neither norm nor gate."""
 
   num_heads: int = 2
   dropout: float = 0.05
@@ -93,14 +92,14 @@ class LocalTemporalEncoder(Layer):
 
 
 class LocalImageChannels(Layer):
-  """Latents of the picture as extra input channels of every frame.
+  """Image latents as extra input channels of every frame.
 
-  Public variant (c). Frame 0 carries the latents; frame j > 0 carries the
-  constant j / (F - 1), a clock as much as a mask, through the same layers.
+  Public variant (c). The input of frame 0 is the latents; that of frame j > 0
+  is the constant j / (F - 1), which marks the time.
 
   Attributes:
-    gain: 2 in the original code, which adds the result twice; 1 in the
-      diffusers form. Weights trained with one need that one.
+    gain: factor on the result: 2 in the original code, which adds it twice, 1
+      in diffusers. Weights need the one that they were trained with.
   """
 
   gain: float
@@ -129,11 +128,10 @@ class LocalImageChannels(Layer):
 class ContentEncoder(Layer):
   """The paper's learnable content path: D.Enc and G.Enc (Fig. 2, Table 1).
 
-  The widths are not known from any public text; ours are decided here. D.Enc
-  is the frozen VAE encoder followed by a learned projection in latent space;
-  its features are added to the noise of the first frame only. G.Enc is the
-  token pyramid of variant (c), averaged to one vector of the shape of CLIP's,
-  which is summed with it.
+  The paper does not give the widths; these are our choice. D.Enc is the frozen
+  VAE encoder followed by a learned projection in latent space; its features
+  are added to the noise of the first frame only. G.Enc is the token pyramid of
+  variant (c), averaged to one vector, which is added to the CLIP embedding.
   """
 
   embed_dim: int

@@ -1,4 +1,4 @@
-"""Small layers that flax.linen lacks or whose defaults differ from ours."""
+"""Base class and small layers of all networks."""
 
 from typing import Any
 
@@ -97,7 +97,7 @@ class TokenNorm(Layer):
 
 
 class TemporalConv(Layer):
-  """Convolution of width 3 over frames, zero-padded, at each pixel alone.
+  """Convolution of width 3 over frames, zero-padded, at each pixel separately.
 
   The kernel is [3, in, out]; torch stores it as [out, in, 3, 1, 1].
   """
@@ -127,7 +127,7 @@ class TemporalConv(Layer):
 
 
 class FeedForward(Layer):
-  """Two linear layers with a GEGLU between: value times GELU(gate)."""
+  """Two linear layers with GEGLU in between: value times GELU(gate)."""
 
   @nn.compact
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
@@ -139,7 +139,7 @@ class FeedForward(Layer):
 
 
 class EmbeddingMLP(Layer):
-  """Linear, SiLU, linear: time, FPS and CLIP-vector embeddings."""
+  """Linear, SiLU, linear: embeddings of time, fps and CLIP vectors."""
 
   hidden: int
   features: int
@@ -155,7 +155,7 @@ class EmbeddingMLP(Layer):
 def sinusoidal_embedding(
   values: Num[Array, "b"], width: int
 ) -> Float[Array, "b {width}"]:
-  """Cosines, then sines, of `values` at `width`/2 falling frequencies.
+  """Cosines, then sines, of `values` at `width`/2 decreasing frequencies.
 
   Frequencies are 10000^(-i / (width/2)); no half-period shift.
   """
@@ -170,8 +170,8 @@ def adaptive_average_pool(
 ) -> Float[Array, "b {size} {size} c"]:
   """Average pooling to size x size; bin i is [floor(i n/s), ceil((i+1) n/s)).
 
-  Bins overlap where the input is not a multiple of `size`, and repeat pixels
-  where it is smaller. One matrix for each axis says it exactly.
+  Bins overlap if the input is not a multiple of `size`, and repeat pixels if it
+  is smaller. Each axis is pooled by one matrix.
   """
   rows = _pooling_matrix(x.shape[1], size)
   columns = _pooling_matrix(x.shape[2], size)

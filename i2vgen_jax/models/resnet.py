@@ -12,7 +12,8 @@ from i2vgen_jax.types import Array
 class ResnetBlock(Layer):
   """GN-SiLU-conv, plus the time embedding, GN-SiLU-dropout-conv, plus skip.
 
-  Each frame is normalised by itself. The second convolution starts at zero.
+  Each frame is normalised separately. The second convolution is initialised to
+  zero.
   """
 
   features: int
@@ -42,9 +43,10 @@ class ResnetBlock(Layer):
 
 
 class TemporalConvBlock(Layer):
-  """x plus four GN-SiLU-convolutions over frames; the last starts at zero.
+  """x plus four GN-SiLU-convolutions over frames; the last is initialised to 0.
 
-  Moments are taken over all frames jointly; dropout from the second layer on.
+  Moments are computed over all frames jointly; all layers but the first have
+  dropout.
   """
 
   norm_groups: int
@@ -90,8 +92,8 @@ class Downsample(Layer):
 class Upsample(Layer):
   """Nearest-neighbour doubling, cut to the size of the skip, convolution.
 
-  Undoes a `Downsample` of the same `height_padding`: the padding beyond 1 is
-  cut from the top; whatever else is too much goes from the bottom and right.
+  Inverts the sizes of a `Downsample` of the same `height_padding`: padding
+  beyond 1 is cut from the top, any other excess from the bottom and right.
   """
 
   height_padding: int

@@ -29,12 +29,12 @@ class SpatialTransformer(Layer):
 
 
 class TemporalTransformer(Layer):
-  """Self-attention over the frames, at each pixel by itself.
+  """Self-attention over the frames, at each pixel separately.
 
-  There is no position code along time: order is known from the zero padding
-  of the temporal convolutions and the mask frames of the local image path.
-  The inner width is `num_heads` * `head_dim`, which differs from the channels
-  in the transformer that follows the first convolution.
+  There is no position embedding in time: the order of frames follows from the
+  zero padding of the temporal convolutions and the mask frames of the local
+  image path. The inner width is `num_heads` * `head_dim`, which differs from
+  the channels in the transformer after the first convolution.
   """
 
   num_heads: int

@@ -35,9 +35,9 @@ from i2vgen_jax.types import Array
 
 
 class SpaceTimeBlock(Layer):
-  """ResNet block, temporal convolutions, and both transformers if any.
+  """ResNet block, temporal convolutions, spatial and temporal transformer.
 
-  `context` None leaves the transformers out, as at the lowest level.
+  With `context` None there are no transformers, as at the lowest level.
   """
 
   features: int
@@ -74,7 +74,7 @@ class SpaceTimeBlock(Layer):
 
 
 class I2VGenUNet(Layer):
-  """Denoiser of video latents; its fields select the member of the family.
+  """Denoiser of video latents; its fields select the model variant.
 
   | member | text | image_embeds | local_image | fps | height_padding |
   |---|---|---|---|---|---|
@@ -83,21 +83,22 @@ class I2VGenUNet(Layer):
   | released (variant c) | yes | yes | concat | yes | 1 |
   | image_to_video (variant a) | no | yes | none | yes | 1 |
 
-  The context of cross-attention is [text | picture's latents | CLIP vector].
+  The context of cross-attention is [text | image latents | CLIP embedding].
 
   Attributes:
     latent_channels: channels of the noisy latents and of the output.
-    block_channels: width of each level, finest first. Every level but the
-      lowest has transformers.
-    layers_per_block: residual blocks on the way down; one more on the way up.
+    block_channels: width of each level, finest first. All levels but the
+      lowest have transformers.
+    layers_per_block: number of residual blocks per level of the encoder; the
+      decoder has one more.
     head_dim: width of an attention head at every level.
-    input_heads: heads of the temporal transformer after the first
+    input_heads: number of heads of the temporal transformer after the first
       convolution.
-    context_dim: width of text tokens and CLIP vectors.
-    norm_groups: groups of every GroupNorm.
-    dropout: in residual blocks and temporal convolutions.
-    local_image: how the picture's latents enter. `concat`: extra channels and
-      context tokens, as released. `content`: the paper's D.Enc and G.Enc.
+    context_dim: width of text tokens and CLIP embeddings.
+    norm_groups: number of groups of every GroupNorm.
+    dropout: dropout rate in residual blocks and temporal convolutions.
+    local_image: how the image latents are used. `concat`: as extra channels and
+      context tokens, as released. `content`: by the paper's D.Enc and G.Enc.
     image_grid: side of the grid of context tokens of `concat`.
     concat_gain: factor on the extra channels, see `LocalImageChannels`.
     height_padding: see `Downsample`.
@@ -137,15 +138,15 @@ class I2VGenUNet(Layer):
 
     Args:
       latents: noisy, scaled latents.
-      timesteps: noise level, 0 to 999; fractions are allowed.
+      timesteps: noise level, 0 to 999; may be fractional.
       fps: frames per second of the clip.
       image_latents: scaled latents of the first frame.
-      image_embeds: projected CLIP vector of the first frame.
+      image_embeds: projected CLIP embedding of the first frame.
       text_context: CLIP text tokens.
-      deterministic: False switches dropout on and needs a `dropout` rng.
+      deterministic: False enables dropout and needs a `dropout` rng.
 
     Raises:
-      InputError: a condition that the member uses is missing, or one that it
+      InputError: a condition that the variant uses is missing, one that it
         does not use is given, or the size does not fit the levels.
     """
     self._check_conditions(fps, image_latents, image_embeds, text_context)
@@ -265,9 +266,9 @@ class I2VGenUNet(Layer):
         raise InputError(f"this U-Net has no input for {name}; leave it out")
 
   def check_size(self, width: int, height: int) -> None:
-    """Raises InputError unless latents of this size pass the levels.
+    """Raises InputError unless latents of this size fit all levels.
 
-    Only `height_padding` 2 constrains: its rows must come out even.
+    Only `height_padding` 2 restricts the size.
     """
     factor = 2 ** (len(self.block_channels) - 1)
     # Each level maps h to (h + 1) // 2 + 1, whose fixed point is 2.
@@ -277,7 +278,7 @@ class I2VGenUNet(Layer):
     near_width = max(round(width / factor), 1) * factor
     near_height = max(round(excess / factor), 0) * factor + 2
     raise InputError(
-      f"latents of {width}x{height} do not fit this refine U-Net: it takes "
-      f"widths of a multiple of {factor} and heights of such a multiple "
-      f"plus 2; the nearest is {near_width}x{near_height}"
+      f"latents of {width}x{height} do not fit this refine U-Net: its widths "
+      f"are multiples of {factor} and its heights are such multiples plus 2; "
+      f"the nearest is {near_width}x{near_height}"
     )

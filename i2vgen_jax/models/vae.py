@@ -1,8 +1,6 @@
-"""The autoencoder between pixels and latents: SD 2.1's, frame by frame.
+"""The autoencoder of Stable Diffusion 2.1, applied to each frame separately.
 
-Facts: the public weights of all variants share this network
-(`first_stage_model` of Stable Diffusion 2.1). A clip is a batch of frames
-here; nothing in it looks along time.
+The public weights of all variants share this network (`first_stage_model`).
 """
 
 import dataclasses
@@ -66,7 +64,7 @@ class VAELayer(Layer):
 
 
 class VAEResnetBlock(VAELayer):
-  """Two 3x3 convolutions, each after a norm and SiLU, and a skip."""
+  """Two 3x3 convolutions, each after a norm and SiLU, and a skip connection."""
 
   channels: int
 
@@ -93,13 +91,13 @@ class VAEAttention(VAELayer):
     n, _, _, c = x.shape
     tokens = self.norm("norm")(x).reshape(n, -1, c)
     attend = Attention(1, c, use_bias=True, **self.types)
-    # The public weights have the projections beside the norm.
+    # The projections have the same parent as the norm.
     nn.share_scope(self, attend)
     return x + attend(tokens, tokens).reshape(x.shape)
 
 
 class Coder(VAELayer):
-  """What encoder and decoder have in common.
+  """Base of encoder and decoder.
 
   Attributes:
     block_channels: width of each level, finest first.
@@ -169,9 +167,10 @@ class AutoencoderKL(Layer, kw_only=True):
 
   Attributes:
     block_channels: width of each level; n of them shrink by 2^(n-1).
-    layers_per_block: residual blocks of a level (the decoder has one more).
-    latent_channels: channels of the latents.
-    norm_groups: groups of every norm; divides all of `block_channels`.
+    layers_per_block: number of residual blocks per level of the encoder; the
+      decoder has one more.
+    latent_channels: number of channels of the latents.
+    norm_groups: number of groups of every norm; divides all block_channels.
     dtype: of the computation; norm moments and softmax stay float32.
     param_dtype: of the parameters.
   """
@@ -201,7 +200,7 @@ class AutoencoderKL(Layer, kw_only=True):
     self.post_quant_conv = self.conv(channels, "post_quant_conv", 1)
 
   def __call__(self, frames: Float[Array, "n H W 3"]) -> Array:
-    """Through the mean and back; what `init` runs to make all parameters."""
+    """Encodes to the mean and decodes; `init` creates all parameters by it."""
     return self.decode(self.encode(frames).mean)
 
   def encode(self, frames: Float[Array, "n H W 3"]) -> Posterior:
@@ -223,6 +222,6 @@ class AutoencoderKL(Layer, kw_only=True):
     return dataclasses.replace(posterior, logvar=logvar)
 
   def decode(self, latents: Float[Array, "n h w c"]) -> Float[Array, "n H W 3"]:
-    """Frames of unscaled latents, float32, about [-1, 1] and not clipped."""
+    """Frames of unscaled latents, float32, in about [-1, 1] but not clipped."""
     x = self.post_quant_conv(latents.astype(self.dtype))
     return self.decoder(x).astype(jnp.float32)

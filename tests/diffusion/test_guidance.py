@@ -58,7 +58,7 @@ def test_one_call_with_the_unconditional_rows_first():
   assert cond.image_embeds is None and cond.image_latents is None
 
 
-def test_scales_walk_the_line_from_unconditional_through_conditional():
+def test_guidance_interpolates_and_extrapolates_linearly():
   xt = inputs()
   uncond, cond = (Network()(xt, T, condition(v)) for v in (-0.2, 0.3))
 
@@ -102,7 +102,7 @@ def test_guidance_between_equal_branches_changes_nothing():
   np.testing.assert_allclose(guided(xt, T), Network()(xt, T, cond), rtol=1e-5)
 
 
-def test_full_rescale_has_the_spread_of_the_conditional_output():
+def test_full_rescale_has_the_deviation_of_the_conditional_output():
   xt = inputs()
   plain, half, full = (
     np.asarray(

@@ -65,7 +65,7 @@ def loss(
 
 
 @pytest.mark.parametrize("prediction_type", ["v", "eps", "x0"])
-def test_a_denoiser_that_knows_x0_has_no_loss(prediction_type):
+def test_perfect_denoiser_has_zero_loss(prediction_type):
   x0 = latents(16)
 
   def oracle(xt, t, cond):
@@ -101,12 +101,12 @@ def test_a_row_is_the_same_in_any_batch():
   assert not np.any(other_seed == together)
 
 
-def test_rows_weigh_the_same():
+def test_rows_have_equal_weight():
   mean, per_row, _ = loss(zero_fn, latents(5), np.arange(11, 16))
   np.testing.assert_allclose(mean, np.mean(per_row), rtol=1e-6)
 
 
-def test_a_zero_prediction_costs_the_variance_of_v():
+def test_loss_of_a_zero_prediction_is_the_variance_of_v():
   """alpha² (1 + 0.1²) + sigma² mean(x0²), t and xt as the network saw them."""
   rows = 256
   x0 = jnp.full((rows, *ROW), 0.5)
@@ -133,7 +133,7 @@ def test_timesteps_are_uniform_below_the_bound(max_timestep, last):
   # Odds of s : 1, 3 s : 1 and s : 3 at the quartiles of a uniform draw.
   [(4.0, (4 / 7, 4 / 5, 12 / 13)), (0.5, (1 / 7, 1 / 3, 3 / 5))],
 )
-def test_shift_moves_the_levels_to_one_end(shift, quartiles):
+def test_timestep_shift_favours_one_end(shift, quartiles):
   x0 = jnp.zeros((4000, 1, 1, 1, 1))
   *_, (_, t) = loss(
     zero_fn, x0, np.arange(4000), max_timestep=600, timestep_shift=shift
@@ -177,7 +177,7 @@ def test_offset_noise_is_constant_per_frame_and_channel():
   np.testing.assert_allclose(within.var() * 48 / 47, 1, rtol=0.01)
 
 
-def test_without_strength_there_is_no_offset():
+def test_zero_strength_has_no_offset():
   noise = np.asarray(
     losses.offset_noise(jax.random.key(1), (400, 1, 6, 8, 4), 0.0)
   )

@@ -14,7 +14,7 @@ def draw(seed):
 
 
 @pytest.mark.parametrize("prediction_type", ["eps", "v", "x0"])
-def test_a_perfect_prediction_gives_back_x0_and_eps(prediction_type):
+def test_perfect_prediction_recovers_x0_and_eps(prediction_type):
   x0, eps = draw(0), draw(1)
   angle = np.array([0.3, 0.8, 1.3], np.float32)  # one level per row
   alpha, sigma = np.cos(angle), np.sin(angle)
@@ -41,7 +41,7 @@ def test_v_is_the_velocity_along_the_circle():
   np.testing.assert_allclose(v, (ahead - behind) / (2 * step), atol=2e-4)
 
 
-def test_v_is_finite_where_no_signal_is_left():
+def test_v_is_finite_at_zero_terminal_snr():
   x0, eps = draw(4), draw(5)
   v = prediction.target(x0, eps, 0.0, 1.0, "v")
   np.testing.assert_array_equal(v, -x0)
@@ -49,7 +49,7 @@ def test_v_is_finite_where_no_signal_is_left():
   np.testing.assert_array_equal(prediction.to_x0(v, eps, 0.0, 1.0, "v"), x0)
 
 
-def test_an_unknown_type_is_answered_with_the_known_ones():
+def test_error_of_an_unknown_type_lists_the_known_types():
   x = draw(6)
   for convert in (prediction.to_x0, prediction.to_eps, prediction.target):
     with pytest.raises(InputError, match="use v, eps or x0"):

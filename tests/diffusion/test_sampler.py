@@ -55,7 +55,7 @@ def test_a_row_is_the_same_in_a_longer_batch():
   assert np.abs(same_start[0] - same_start[1]).max() > 0.1
 
 
-def test_one_seed_fixes_the_sample():
+def test_sample_is_determined_by_the_keys():
   xt = noise()
   np.testing.assert_array_equal(run(xt), run(xt))
   assert np.abs(run(xt, seed=2) - run(xt)).max() > 0.1
@@ -87,7 +87,7 @@ def test_the_state_stays_float32_around_a_bfloat16_network():
   assert not np.array_equal(x0, x0.astype(jnp.bfloat16).astype(jnp.float32))
 
 
-def test_progress_counts_the_evaluations_and_leaves_the_sample_alone():
+def test_progress_counts_evaluations_and_does_not_change_the_sample():
   done = []
   xt = noise()
   sampled = run(xt, progress=done.append)
@@ -96,7 +96,7 @@ def test_progress_counts_the_evaluations_and_leaves_the_sample_alone():
   np.testing.assert_array_equal(sampled, run(xt))
 
 
-def test_each_prediction_type_finds_the_picture_it_predicts():
+def test_each_prediction_type_converges_to_its_prediction():
   """A network that always knows x0 leads there, however it says so."""
   x0 = noise(seed=5)
   alphas, sigmas = (

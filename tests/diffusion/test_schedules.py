@@ -90,7 +90,7 @@ def test_refine_schedule_has_the_values_measured_in_float32():
     np.testing.assert_allclose(-2 * np.log(ratio), -2.853, atol=5e-4)
 
 
-def test_the_shift_moves_the_log_snr_by_its_two_ends():
+def test_log_snr_is_shifted_at_both_ends():
   plain = schedules.logsnr_cosine_interp(1.0, 1.0)
   shifted = schedules.logsnr_cosine_interp(2.0, 4.0)
 
@@ -129,7 +129,9 @@ def test_every_timestep_agrees_with_diffusers(
 
 
 @pytest.mark.parametrize(("name", "zero_terminal_snr"), ALL)
-def test_schedules_keep_variance_and_only_lose_signal(name, zero_terminal_snr):
+def test_schedules_preserve_variance_and_decrease_signal(
+  name, zero_terminal_snr
+):
   schedule = schedules.make_schedule(name, zero_terminal_snr)
   assert schedule.num_train_timesteps == 1000
   assert schedule.alphas.dtype == schedule.sigmas.dtype == np.float64
@@ -142,9 +144,7 @@ def test_schedules_keep_variance_and_only_lose_signal(name, zero_terminal_snr):
 
 
 @pytest.mark.parametrize(("name", "zero_terminal_snr"), ALL)
-def test_between_timesteps_the_level_is_the_geometric_mean(
-  name, zero_terminal_snr
-):
+def test_levels_between_timesteps_are_geometric_means(name, zero_terminal_snr):
   schedule = schedules.make_schedule(name, zero_terminal_snr)
   ratio = schedule.sigmas[:-1] / schedule.alphas[:-1]
   alphas, sigmas = schedule.at(np.arange(998) + 0.5)
@@ -159,6 +159,6 @@ def test_between_timesteps_the_level_is_the_geometric_mean(
     np.testing.assert_allclose(looked_up, stored, rtol=1e-12)
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones():
+def test_error_of_an_unknown_schedule_lists_the_known_schedules():
   with pytest.raises(InputError, match=r"linear_sd.*cosine.*logsnr_cosine"):
     schedules.make_schedule("sqrt", False)

@@ -225,7 +225,7 @@ def heun_by_hand(z, num_steps):
 
 @pytest.mark.parametrize("reference_scale", [False, True])
 @pytest.mark.parametrize("kind", ["dpm_sde", "heun"])
-def test_the_refine_trajectory_is_the_one_written_down(kind, reference_scale):
+def test_refine_trajectory_matches_the_reference(kind, reference_scale):
   schedule = make_schedule("logsnr_cosine_interp", True)
   if kind == "dpm_sde":
     timesteps = spaced_timesteps(30, 599, drop_last=True)
@@ -250,7 +250,7 @@ def test_the_refine_trajectory_is_the_one_written_down(kind, reference_scale):
   np.testing.assert_allclose(run(solver, xt), oracle, atol=5e-5)
 
 
-def test_the_network_is_told_rounded_timesteps():
+def test_network_gets_rounded_timesteps():
   schedule = make_schedule("logsnr_cosine_interp", True)
   timesteps = spaced_timesteps(30, 599, drop_last=True)
   solver = solvers.dpmpp_2m(schedule, timesteps, eta=1.0)

@@ -81,7 +81,7 @@ def test_solvers_converge_to_the_exact_path_at_their_order(make, order):
 
 
 @pytest.mark.parametrize("make", [solvers.ddim, solvers.dpmpp_2m, solvers.heun])
-def test_from_no_signal_at_all_solvers_find_the_distribution(make):
+def test_solvers_reach_the_distribution_from_pure_noise(make):
   solver = make(COSINE, spaced_timesteps(100, 999))
   assert solver.timesteps[0] == 999
   assert all(np.all(np.isfinite(column)) for column in solver)
@@ -115,7 +115,7 @@ def draws(shape=(16, 4, 16, 16, 4)):
     pytest.param(solvers.dpmpp_2m(COSINE, spaced_timesteps(50, 999)), id="ode"),
   ],
 )
-def test_noise_on_the_way_keeps_the_distribution(solver):
+def test_stochastic_solvers_preserve_the_distribution(solver):
   """Before the leap to clean, and after it, up to what the leap smooths."""
   for part, t in ((without_last(solver), solver.timesteps[-1]), (solver, 0)):
     place = quantile(COSINE, run(COSINE, part, draws()), t)
@@ -123,7 +123,7 @@ def test_noise_on_the_way_keeps_the_distribution(solver):
     np.testing.assert_allclose(place.std(), 1, atol=0.03)
 
 
-def test_the_sde_forgets_its_start_and_the_ode_does_not():
+def test_sde_forgets_its_start_and_ode_does_not():
   xt = draws(SMALL)
   timesteps = spaced_timesteps(50, 999)
 
@@ -146,7 +146,7 @@ def test_ddim_ends_at_timestep_zero_or_clean():
   assert 1e-4 < gap.max() < 3 * COSINE.sigmas[0]
 
 
-def test_inversion_leads_to_where_ddim_came_from():
+def test_inversion_recovers_the_start_of_ddim():
   xt = points(5)
   errors = []
   for num_steps in (25, 100):
@@ -171,7 +171,7 @@ def test_sdedit_starts_on_the_forward_process():
 
 
 @pytest.mark.parametrize("t_max", [50, 599])
-def test_refining_draws_anew_what_the_noise_has_hidden(t_max):
+def test_refining_resamples_what_the_noise_removed(t_max):
   """Input and result are two draws of what xt leaves open."""
   refine = make_schedule("logsnr_cosine_interp", True)
   solver = solvers.dpmpp_2m(refine, spaced_timesteps(30, t_max), eta=1.0)
@@ -207,7 +207,7 @@ def test_heun_has_99_evaluations_of_50_steps():
 @pytest.mark.parametrize(
   "timesteps", [[], [1.0, 2.0], [5.0, 5.0], [1000.0, 1.0], [3.0, -1.0]]
 )
-def test_lists_that_lead_nowhere_are_refused(timesteps):
+def test_invalid_timesteps_are_refused(timesteps):
   timesteps = np.array(timesteps, np.float64)
   for make in (
     solvers.ddim,
@@ -221,6 +221,6 @@ def test_lists_that_lead_nowhere_are_refused(timesteps):
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5])
 @pytest.mark.parametrize("make", [solvers.ddim, solvers.dpmpp_2m])
-def test_eta_is_between_ode_and_sde(make, eta):
+def test_eta_must_be_between_0_and_1(make, eta):
   with pytest.raises(InputError, match="use 0 to 1"):
     make(COSINE, ddim_timesteps(5), eta=eta)

@@ -16,22 +16,22 @@ def test_fifty_ddim_steps_are_the_published_list():
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 30, 50, 334, 600, 999])
-def test_ddim_visits_what_diffusers_visits(num_steps):
+def test_ddim_timesteps_equal_those_of_diffusers(num_steps):
   oracle = diffusers.DDIMScheduler(timestep_spacing="leading", steps_offset=1)
   oracle.set_timesteps(num_steps)
   assert ddim_timesteps(num_steps).tolist() == oracle.timesteps.tolist()
 
 
-def test_ddim_over_the_whole_range_stays_inside_it():
+def test_ddim_with_all_timesteps_stays_in_range():
   assert ddim_timesteps(1000).tolist() == list(range(999, -1, -1))
   assert ddim_timesteps(600, t_max=599).tolist() == list(range(599, -1, -1))
 
 
-def test_ddim_can_stay_in_the_low_part_of_the_range():
+def test_ddim_timesteps_below_a_bound():
   assert ddim_timesteps(4, t_max=599).tolist() == [451, 301, 151, 1]
 
 
-def test_refine_list_is_trailing_without_its_last():
+def test_refine_timesteps_are_trailing_without_the_last():
   timesteps = spaced_timesteps(30, 599, drop_last=True)
   assert len(timesteps) == 30
   np.testing.assert_allclose(
@@ -42,13 +42,13 @@ def test_refine_list_is_trailing_without_its_last():
   np.testing.assert_array_equal(one_more[:-1], timesteps)
 
 
-def test_heun_list_has_whole_timesteps():
+def test_heun_timesteps_are_integers():
   timesteps = spaced_timesteps(50, 599)
   assert len(timesteps) == 50
   assert timesteps[[0, 1, -1]].tolist() == [599, 587, 11]
 
 
-def test_the_three_spacings_differ_in_the_ends_they_visit():
+def test_spacings_differ_in_their_ends():
   by_hand = {
     "trailing": [599, 449, 299, 149],
     "leading": [450, 300, 150, 0],
@@ -66,7 +66,7 @@ def test_the_range_can_end_above_zero():
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("num_steps", [1, 2, 49, 599])
-def test_any_number_of_steps_descends_within_the_range(spacing, num_steps):
+def test_any_number_of_timesteps_descends_within_the_range(spacing, num_steps):
   for drop_last in (False, True):
     timesteps = spaced_timesteps(
       num_steps, 599, spacing=spacing, drop_last=drop_last
@@ -77,13 +77,13 @@ def test_any_number_of_steps_descends_within_the_range(spacing, num_steps):
 
 
 @pytest.mark.parametrize("num_steps", [0, -3, 601])
-def test_impossible_numbers_of_steps_say_what_is_possible(num_steps):
+def test_error_of_a_bad_number_of_steps_names_the_range(num_steps):
   with pytest.raises(InputError, match="use 1 to 600"):
     ddim_timesteps(num_steps, t_max=599)
   with pytest.raises(InputError, match="use 1 to 600"):
     spaced_timesteps(num_steps, 599)
 
 
-def test_an_unknown_spacing_is_answered_with_the_known_ones():
+def test_error_of_an_unknown_spacing_lists_the_known_spacings():
   with pytest.raises(InputError, match="trailing, leading or linspace"):
     spaced_timesteps(4, 599, spacing="karras")

@@ -1,6 +1,7 @@
-"""What the tests of key tables share: files of other forms, made in memory."""
+"""Shared by the tests of weight files and key tables."""
 
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def state_shapes():
 
 @pytest.fixture(scope="session")
 def draw_arrays():
-  """Arrays of the given shapes in which no two values are expected equal."""
+  """Random arrays of the given shapes."""
 
   def draw(shapes) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
@@ -31,7 +32,7 @@ def draw_arrays():
 
 @pytest.fixture(scope="session")
 def hollow_arrays():
-  """Arrays of the given shapes that take no memory, and little if copied."""
+  """Arrays of the given shapes that use no memory."""
 
   def hollow(shapes) -> dict[str, np.ndarray]:
     return {k: np.broadcast_to(np.int8(0), s) for k, s in shapes.items()}
@@ -41,7 +42,7 @@ def hollow_arrays():
 
 @pytest.fixture(scope="session")
 def rename():
-  """The arrays after all substitutions of (pattern, replacement), in turn."""
+  """The arrays with keys after all substitutions (pattern, replacement)."""
 
   def renamed(arrays, rules) -> dict[str, np.ndarray]:
     result = {}
@@ -57,7 +58,7 @@ def rename():
 
 @pytest.fixture(scope="session")
 def assert_same():
-  """Two flat or nested dicts of arrays agree bit for bit."""
+  """Two flat or nested dicts of arrays are equal."""
 
   def same(a, b) -> None:
     assert a.keys() == b.keys()
@@ -69,3 +70,12 @@ def assert_same():
         np.testing.assert_array_equal(value, b[key])
 
   return same
+
+
+@pytest.fixture
+def small_disk():
+  """Files of this process cannot grow beyond a megabyte."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+  yield
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,8 +1,8 @@
-"""Variant (c) at its real size, random: time and memory of using its weights.
+"""Time and memory of using weights of variant (c) at their real size.
 
     pytest -m slow -s tests/interop/test_full_size.py
 
-needs 15 GB of disk and of memory, and some minutes.
+needs 15 GB of disk and memory, and some minutes.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from i2vgen_jax.interop import convert
+from i2vgen_jax.interop import mapping
 from i2vgen_jax.interop.formats import safetensors_files
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.interop.keys import unet
@@ -70,7 +70,7 @@ print("peak", peak)
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-  """A diffusers file of 5.68 GB, drawn so that signals keep their size."""
+  """A random diffusers file of 5.68 GB; its scale preserves signals."""
   module, rng = I2VGenUNet(), np.random.default_rng(0)
   abstract = build.abstract_params(module)
   leaves = traverse_util.flatten_dict(abstract, sep="/")
@@ -92,14 +92,14 @@ def weights(tmp_path_factory):
   folder = tmp_path_factory.mktemp("full")
   path = folder / "unet" / "diffusion_pytorch_model.safetensors"
   path.parent.mkdir()
-  safetensors_files.write(path, convert.to_torch(tensors, table))
+  safetensors_files.write(path, mapping.to_torch(tensors, table))
   assert BYTES < path.stat().st_size < BYTES + 2**20
   yield path
   shutil.rmtree(folder)
 
 
 def figures(program, *args):
-  """What a program in a process of its own prints as `name number`."""
+  """The lines `name number` that a program prints, run in its own process."""
   done = subprocess.run(
     [sys.executable, "-c", program, *map(str, args)],
     capture_output=True,

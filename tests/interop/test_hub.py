@@ -1,4 +1,4 @@
-"""A path or the id of a repository, without a network: the Hub's cache."""
+"""Paths and ids of repositories, offline, with the Hub's cache."""
 
 import fnmatch
 import os
@@ -18,17 +18,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-  """An empty cache, and no way to the Hub."""
+  """An empty cache, offline."""
   monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
   monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-  # Else a folder of this name where the tests run would be taken.
+  # A folder of this name in the working directory would be used.
   (tmp_path / "here").mkdir()
   monkeypatch.chdir(tmp_path / "here")
   return tmp_path / "hub"
 
 
 def write_snapshot(cache):
-  """As the Hub's client leaves a repository behind."""
+  """A repository as the Hub's client stores it."""
   root = cache / f"models--{ID.replace('/', '--')}"
   folder = root / "snapshots" / COMMIT
   (folder / "unet").mkdir(parents=True)
@@ -45,7 +45,7 @@ def test_id_in_the_cache(cache, half):
   assert hub.resolve(ID, half) == folder
 
 
-def test_path_wins_over_an_id(cache, tmp_path):
+def test_path_takes_precedence_over_an_id(cache, tmp_path):
   write_snapshot(cache)
   (tmp_path / "here" / ID).mkdir(parents=True)
   found = hub.resolve(ID)
@@ -60,7 +60,7 @@ def test_path_of_a_file(cache, tmp_path):
   assert hub.resolve(str(file)) == file
 
 
-def test_home_is_understood(cache, tmp_path, monkeypatch):
+def test_home_is_expanded(cache, tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   (tmp_path / "weights").mkdir()
   assert hub.resolve("~/weights") == tmp_path / "weights"
@@ -71,7 +71,7 @@ def test_absent_id(cache):
     hub.resolve(ID)
   assert str(raised.value) == (
     f"{ID} is neither a path nor in the Hub's cache, and the Hub cannot be "
-    "reached; connect, or name a folder"
+    "reached; connect, or give a folder"
   )
 
 
@@ -93,15 +93,15 @@ def test_path_that_does_not_exist(cache, name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../weights", "-a/b", "a--b/c", "a/b..c"])
 def test_path_that_looks_like_an_id(cache, name):
-  """One line whatever the Hub's client makes of it."""
+  """One line, whatever the Hub's client reports."""
   with pytest.raises(InputError) as raised:
     hub.resolve(name)
   assert "\n" not in str(raised.value)
   assert name in str(raised.value)
 
 
-def test_only_what_is_needed_is_asked_for(cache, monkeypatch, tmp_path):
-  """The same repository holds the original files, as large again."""
+def test_only_needed_files_are_requested(cache, monkeypatch, tmp_path):
+  """The same repository holds the original files, which double its size."""
   asked = {}
 
   def download(name, allow_patterns):
@@ -147,10 +147,10 @@ def test_only_what_is_needed_is_asked_for(cache, monkeypatch, tmp_path):
     ("pytorch_model.bin", True, "pytorch_model.bin"),
   ],
 )
-def test_what_the_repository_lacks(
+def test_other_files_if_the_preferred_ones_are_missing(
   cache, monkeypatch, tmp_path, there, half, taken
 ):
-  """Other files are asked for, until every part has some."""
+  """Other files are requested until every part has weights."""
   part = tmp_path / "text_encoder"
   part.mkdir()
   (part / "config.json").write_text("{}")
@@ -165,8 +165,8 @@ def test_what_the_repository_lacks(
   assert weight_files.weights_in(part) == part / taken
 
 
-def test_environment_alone(tmp_path):
-  """As a user sets it: before anything is imported."""
+def test_environment_variables(tmp_path):
+  """As a user sets them, before anything is imported."""
   folder = write_snapshot(tmp_path / "hub")
   script = f"from i2vgen_jax.interop import hub; print(hub.resolve({ID!r}))"
   environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

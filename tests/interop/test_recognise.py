@@ -8,7 +8,8 @@ import numpy as np
 import public_standin
 import pytest
 import torch
-from public_standin import TEXT, VAE, VISION, file_shapes, hollow
+from public_standin import TEXT, VAE, VISION, file_shapes
+from weight_helpers import unreadable
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.recognise import recognise
@@ -83,7 +84,7 @@ def only(tensors):
 
 
 def modelscope_shapes(released, variant):
-  """What (a) and (b) lack of the released variant's file."""
+  """The released variant's file without what (a) and (b) lack."""
   lacks = "local_"
   if variant == "refine":
     lacks += "|fps_embedding|context_embedding"
@@ -111,7 +112,7 @@ def test_unet(variant, form, size):
   shapes = file_shapes(module, form)
   if variant != "released":
     shapes = modelscope_shapes(shapes, variant)
-  found = only(hollow(shapes))
+  found = only(unreadable(shapes))
   assert (found.network, found.form) == ("unet", form)
   assert found.variant == variant
   assert found.fields == picked(module, UNET_FIELDS)
@@ -124,7 +125,7 @@ def test_unet(variant, form, size):
 )
 def test_tower(kind, network, fields, form, size):
   module = kind() if size == "public" else SMALL[kind]
-  found = only(hollow(file_shapes(module, form)))
+  found = only(unreadable(file_shapes(module, form)))
   assert (found.network, found.form) == (network, form)
   assert found.variant is None
   assert found.fields == picked(module, fields)
@@ -132,7 +133,7 @@ def test_tower(kind, network, fields, form, size):
 
 @pytest.mark.parametrize("form", ["diffusers", "ldm"])
 def test_autoencoder_of_another_shape(form):
-  found = only(hollow(file_shapes(OTHER_VAE, form)))
+  found = only(unreadable(file_shapes(OTHER_VAE, form)))
   assert found.fields == picked(OTHER_VAE, VAE_FIELDS)
 
 
@@ -141,7 +142,7 @@ def test_text_tower_without_its_prefix():
   shapes = file_shapes(TEXT, "transformers")
   assert all(key.startswith("text_model.") for key in shapes)
   bare = renamed(shapes, r"^text_model\.", "")
-  found = only(hollow(bare))
+  found = only(unreadable(bare))
   assert found.fields == picked(TEXT, TEXT_FIELDS)
   assert found.tensors.shapes == bare
 
@@ -149,13 +150,13 @@ def test_text_tower_without_its_prefix():
 def openclip():
   unused = {"text_projection": (64, 64), "logit_scale": ()}
   text = file_shapes(TEXT, "openclip")
-  picture = file_shapes(VISION, "openclip")
-  return text, picture, text | prefixed("visual.", picture) | unused
+  image = file_shapes(VISION, "openclip")
+  return text, image, text | prefixed("visual.", image) | unused
 
 
 def test_both_towers_in_one_file():
-  text, picture, shapes = openclip()
-  found = {one.network: one for one in recognise(hollow(shapes))}
+  text, image, shapes = openclip()
+  found = {one.network: one for one in recognise(unreadable(shapes))}
   assert set(found) == {"text_encoder", "image_encoder"}
   assert {one.form for one in found.values()} == {"openclip"}
   assert found["text_encoder"].fields == picked(TEXT, TEXT_FIELDS)
@@ -163,24 +164,24 @@ def test_both_towers_in_one_file():
   own = found["text_encoder"].tensors
   assert set(own.shapes) == {*text, "text_projection", "logit_scale"}
   assert set(own.dtypes) == set(own.shapes)
-  assert found["image_encoder"].tensors.shapes == picture
+  assert found["image_encoder"].tensors.shapes == image
 
 
-def test_tensors_without_the_prefix_read_those_with_it():
+def test_keys_without_prefix_read_those_with_it():
   shapes = prefixed("first_stage_model.", file_shapes(VAE, "ldm"))
   read = []
 
-  def note(key):
+  def record(key):
     read.append(key)
     return np.zeros(shapes[key])
 
-  tensors = dataclasses.replace(hollow(shapes), read=note)
+  tensors = dataclasses.replace(unreadable(shapes), read=record)
   only(tensors).tensors.read("encoder.conv_in.weight")
   assert read == ["first_stage_model.encoder.conv_in.weight"]
 
 
 def test_autoencoder_within_a_checkpoint():
-  """Stable Diffusion 2.1's, whose U-Net and text tower lie beside it."""
+  """Stable Diffusion 2.1's, next to its U-Net and text tower."""
   vae = file_shapes(VAE, "ldm")
   shapes = {
     **prefixed("model.diffusion_model.", as_ldm(lambda: image_unet(sd21=True))),
@@ -189,7 +190,7 @@ def test_autoencoder_within_a_checkpoint():
     "betas": (1000,),
     "model_ema.decay": (),
   }
-  found = {one.network: one for one in recognise(hollow(shapes))}
+  found = {one.network: one for one in recognise(unreadable(shapes))}
   assert set(found) == {"image_unet", "vae"}
   assert (found["vae"].form, found["image_unet"].form) == ("ldm", "ldm")
   assert found["vae"].tensors.shapes == vae
@@ -198,9 +199,9 @@ def test_autoencoder_within_a_checkpoint():
   assert found["image_unet"].fields == channels
 
 
-# ---- Files with a mistake, which a later comparison is to name ----
+# ---- Files with an error, which a later comparison names ----
 
-# One tensor alone tells these, or is what the network is known by.
+# Only one tensor has these sizes, or it identifies the network.
 DECISIVE = (
   r"(text_model\.embeddings\.)?token_embedding|position(_embedding|al_emb)"
   r"|vision_model\.embeddings\.|visual_projection|conv1\.weight|^proj$"
@@ -221,47 +222,49 @@ MODULES = [
 
 
 def some_keys(shapes):
-  """A few hundred alternatives say no more than these."""
+  """A sample, as all keys would take too long."""
   keys = [key for key in shapes if not re.search(DECISIVE, key)]
   assert len(keys) > 0.8 * len(shapes)
   return keys[:: max(len(keys) // 12, 1)]
 
 
 @pytest.mark.parametrize(("module", "form"), MODULES)
-def test_one_key_is_missing(module, form):
+def test_missing_key_changes_no_field(module, form):
   shapes = file_shapes(module, form)
-  whole = only(hollow(shapes))
+  whole = only(unreadable(shapes))
   for key in some_keys(shapes):
-    found = only(hollow({k: s for k, s in shapes.items() if k != key}))
+    found = only(unreadable({k: s for k, s in shapes.items() if k != key}))
     assert (found.network, found.form) == (whole.network, form), key
     assert (found.variant, found.fields) == (whole.variant, whole.fields), key
 
 
 @pytest.mark.parametrize(("module", "form"), MODULES)
-def test_one_shape_is_wrong(module, form):
+def test_wrong_shape_changes_no_field(module, form):
   shapes = file_shapes(module, form)
-  whole = only(hollow(shapes))
+  whole = only(unreadable(shapes))
   for key in some_keys(shapes):
     for wrong in ((), tuple(n + 3 for n in shapes[key])):
-      found = only(hollow({**shapes, key: wrong}))
+      found = only(unreadable({**shapes, key: wrong}))
       assert (found.network, found.form) == (whole.network, form), key
       assert (found.variant, found.fields) == (whole.variant, whole.fields), key
 
 
 @pytest.mark.parametrize(("module", "form"), MODULES)
-def test_a_key_too_many(module, form):
+def test_extra_key(module, form):
   shapes = file_shapes(module, form)
-  whole = only(hollow(shapes))
-  found = only(hollow({"optimizer.step": (), **shapes, "zzz.weight": (9, 9)}))
+  whole = only(unreadable(shapes))
+  found = only(
+    unreadable({"optimizer.step": (), **shapes, "zzz.weight": (9, 9)})
+  )
   assert (found.variant, found.fields) == (whole.variant, whole.fields)
   assert "zzz.weight" in found.tensors.shapes
 
 
-# ---- Models of others ----
+# ---- Other models ----
 
 
 def image_unet(sd21):
-  """Small, but with all that tells Stable Diffusion's two apart."""
+  """Small, with everything that distinguishes versions 1 and 2."""
   return diffusers.UNet2DConditionModel(
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -280,7 +283,7 @@ def shapes_of(build):
 
 
 def as_ldm(build):
-  """The few of Stable Diffusion's own names that tell it."""
+  """The names of Stable Diffusion's own file that identify it."""
   rules = [
     (r"^time_embedding\.linear_([12])", lambda m: f"time_embed.{m[1]}"),
     (r"^conv_in\.", "input_blocks.0.0."),
@@ -309,7 +312,7 @@ def test_image_unet_of_stable_diffusion(sd21, prefix):
   shapes = shapes_of(build)
   if prefix is not None:
     shapes = prefixed(prefix, as_ldm(build))
-  found = only(hollow(shapes))
+  found = only(unreadable(shapes))
   assert found.network == "image_unet"
   assert found.form == ("diffusers" if prefix is None else "ldm")
   assert found.variant is None
@@ -373,7 +376,7 @@ def motion_modules():
   )
 
 
-STRANGERS = [
+OTHER_MODELS = [
   (svd, "Stable Video Diffusion"),
   (xl, "Stable Diffusion XL"),
   (animate, "AnimateDiff"),
@@ -382,10 +385,10 @@ STRANGERS = [
 ]
 
 
-@pytest.mark.parametrize(("build", "name"), STRANGERS)
-def test_stranger_is_called_by_name(build, name):
+@pytest.mark.parametrize(("build", "name"), OTHER_MODELS)
+def test_other_models_are_named(build, name):
   with pytest.raises(InputError) as raised:
-    recognise(hollow(shapes_of(build), "models/theirs.safetensors"))
+    recognise(unreadable(shapes_of(build), "models/theirs.safetensors"))
   assert str(raised.value) == (
     f"these are weights of {name}, in models/theirs.safetensors; use those of "
     "I2VGen-XL"
@@ -393,41 +396,41 @@ def test_stranger_is_called_by_name(build, name):
 
 
 def test_checkpoint_of_stable_diffusion_xl():
-  """Its autoencoder is not to pass for ours."""
+  """Its autoencoder must not be taken for ours."""
   shapes = {
     **prefixed("model.diffusion_model.", as_ldm(xl)),
     **prefixed("first_stage_model.", file_shapes(VAE, "ldm")),
   }
   with pytest.raises(InputError, match="Stable Diffusion XL"):
-    recognise(hollow(shapes))
+    recognise(unreadable(shapes))
 
 
 @pytest.mark.parametrize(
   "shapes",
   [{}, {"layer.weight": (3, 4)}, {f"h.{i}.attn": (2,) for i in range(9)}],
 )
-def test_anything_else(shapes):
+def test_unknown_keys(shapes):
   with pytest.raises(InputError, match="no network of I2VGen-XL in file"):
-    recognise(hollow(shapes))
+    recognise(unreadable(shapes))
 
 
 @pytest.mark.parametrize(
   ("form", "without", "has"),
   [
-    ("vgen", r"fps_embedding", "CLIP tokens and the local image path alone"),
-    ("vgen", r"context_embedding", "fps and the local image path alone"),
-    ("vgen", r"fps_embedding|context_embedding", "the local image path alone"),
-    ("vgen", r"context_embedding|local_", "it has fps alone"),
-    ("vgen", r"fps_embedding|local_", "it has CLIP tokens alone"),
+    ("vgen", r"fps_embedding", "only CLIP tokens and the local image path"),
+    ("vgen", r"context_embedding", "only fps and the local image path"),
+    ("vgen", r"fps_embedding|context_embedding", "only the local image path"),
+    ("vgen", r"context_embedding|local_", "it has only fps"),
+    ("vgen", r"fps_embedding|local_", "it has only CLIP tokens"),
     ("diffusers", r"fps_embedding", "CLIP tokens and the local image path"),
   ],
 )
-def test_half_a_variant(form, without, has):
+def test_incomplete_variant(form, without, has):
   shapes = file_shapes(public_standin.unet(), form)
   some = {k: s for k, s in shapes.items() if not re.match(without, k)}
   assert len(some) < len(shapes)
   with pytest.raises(InputError, match="of no public variant") as raised:
-    recognise(hollow(some))
+    recognise(unreadable(some))
   assert has in str(raised.value)
 
 
@@ -444,14 +447,16 @@ def test_half_a_variant(form, without, has):
   ],
   ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_one_wrong_shape_changes_no_size(module, form, only_one):
-  """So that the comparison names that key and not all others."""
+def test_wrong_side_changes_no_size(module, form, only_one):
+  """So the comparison names that key and not all others."""
   shapes = file_shapes(module, form)
   if isinstance(module, CLIPVisionModel):
     shapes = prefixed("visual.", shapes)
 
   def sizes(some):
-    return [(found.variant, found.fields) for found in recognise(hollow(some))]
+    return [
+      (found.variant, found.fields) for found in recognise(unreadable(some))
+    ]
 
   expected, misled = sizes(shapes), set()
   for key, shape in shapes.items():
@@ -459,6 +464,6 @@ def test_one_wrong_shape_changes_no_size(module, form, only_one):
       wrong = (*shape[:axis], side + 1, *shape[axis + 1 :])
       if sizes(shapes | {key: wrong}) != expected:
         misled.add(key)
-  # The only tensors with these sizes; the config.json that lies beside the
-  # weights of transformers tells them.
+  # The only tensors with these sizes; the config.json next to the
+  # weights of transformers has them.
   assert misled == set(only_one)

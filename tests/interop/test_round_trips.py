@@ -1,5 +1,6 @@
-"""From form to form and back: nothing may change by a single bit."""
+"""Conversions from form to form and back are exact to the bit."""
 
+import dataclasses
 import json
 
 import diffusers
@@ -10,62 +11,42 @@ import public_standin
 import pytest
 import torch
 from public_standin import TOWERS, draw, file_shapes, unet
-from torch_dicts import arrays_of
+from weight_helpers import arrays_of, save_torch
 
-from i2vgen_jax.interop import stored, write
+from i2vgen_jax.interop import open_weights, write
 from i2vgen_jax.interop.formats import native, safetensors_files, torch_files
 
 LOCAL = "input_blocks.0.0.weight"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-  with public_standin.traced_once():
-    yield
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-  return public_standin.write_repository(tmp_path_factory.mktemp("hub") / "c")
-
-
 @pytest.fixture(scope="module")
 def ours(repository, tmp_path_factory):
-  """The repository as a cascade of ours."""
+  """The repository as a native cascade."""
   folder = tmp_path_factory.mktemp("ours") / "cascade"
   to_orbax(repository, folder)
   return folder
 
 
 def to_orbax(source, folder, dtype=None, choices=None):
-  write.write_orbax(
-    stored.find(source, choices),
-    folder,
-    stored.tokenizer_folder(source),
-    dtype,
-  )
+  write.write(open_weights(source, choices=choices), folder, "orbax", dtype)
 
 
 def to_diffusers(source, folder, dtype=None):
-  found = stored.find(source)
-  write.check(found, "diffusers")
-  words = stored.tokenizer_folder(source)
-  write.write_diffusers(found, folder, words, dtype)
+  weights = open_weights(source)
+  write.check(weights.networks, "diffusers")
+  write.write(weights, folder, "diffusers", dtype)
 
 
 def to_torch(source, path, form, dtype=None):
-  base = stored.one(source, "unet")
-  write.check({base.name: base}, form)
-  write.write_torch(base, path, form, dtype)
-
-
-def save(path, arrays, step=None):
-  state = {key: torch.from_numpy(x) for key, x in arrays.items()}
-  torch.save({"state_dict": state, "step": step}, path)
+  weights = open_weights(source)
+  unet = weights.one("unet")
+  weights = dataclasses.replace(weights, networks={unet.name: unet})
+  write.check(weights.networks, form)
+  write.write(weights, path, form, dtype)
 
 
 def bits(array):
-  """NaN-proof, and it tells -0 from 0."""
+  """Compares NaN as equal, and -0 as different from 0."""
   return array.dtype, array.shape, array.tobytes()
 
 
@@ -133,7 +114,7 @@ def test_diffusers_opens_the_result(repository, ours, tmp_path):
 )
 def test_original_unet_and_back(variant, form, tmp_path):
   arrays = draw(unet(variant), "vgen")
-  save(tmp_path / "a.pth", arrays, step=7)
+  save_torch(tmp_path / "a.pth", arrays, step=7)
   to_orbax(tmp_path / "a.pth", tmp_path / "ours")
   name = "refine" if variant == "refine" else "base"
   assert [path.name for path in (tmp_path / "ours").iterdir()] == [name]
@@ -145,10 +126,10 @@ def test_original_unet_and_back(variant, form, tmp_path):
 
 
 def test_original_towers_become_those_of_diffusers(tmp_path):
-  """And lose nothing: what is stacked there lies apart here."""
+  """Without loss: arrays that are stacked there are separate here."""
   arrays = draw(TOWERS["vae"], "ldm")
   arrays = {f"first_stage_model.{key}": x for key, x in arrays.items()}
-  save(tmp_path / "a.ckpt", arrays)
+  save_torch(tmp_path / "a.ckpt", arrays)
   to_orbax(tmp_path / "a.ckpt", tmp_path / "ours")
   to_diffusers(tmp_path / "ours", tmp_path / "theirs")
   vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "theirs" / "vae")
@@ -183,14 +164,14 @@ def test_diffusers_to_vgen_and_back(repository, tmp_path):
   assert np.abs(theirs[:, 4:]).min() > 0
 
 
-def test_both_files_give_one_prediction(repository, tmp_path):
+def test_both_files_give_the_same_prediction(repository, tmp_path):
   to_torch(repository, tmp_path / "unet.pth", "vgen")
   rng = np.random.default_rng(0)
-  latents, picture = rng.standard_normal((2, 1, 2, 8, 8, 4), "f")
+  latents, image = rng.standard_normal((2, 1, 2, 8, 8, 4), "f")
   words = rng.standard_normal((1, 5, public_standin.WIDTH), "f")
   answers, gains = [], []
   for path in (repository, tmp_path / "unet.pth"):
-    network = stored.one(path, "unet").load()
+    network = open_weights(path).one("unet").load()
     gains.append(network.module.concat_gain)
     with jax.disable_jit():
       answers.append(
@@ -199,7 +180,7 @@ def test_both_files_give_one_prediction(repository, tmp_path):
           latents,
           np.array([300.0]),
           fps=np.array([16.0]),
-          image_latents=picture[:, 0],
+          image_latents=image[:, 0],
           image_embeds=words[:, 0],
           text_context=words,
         )
@@ -209,7 +190,7 @@ def test_both_files_give_one_prediction(repository, tmp_path):
   np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
 
 
-def test_config_says_the_choices(ours, repository, tmp_path):
+def test_config_contains_the_choices(ours, repository, tmp_path):
   base = native.load_config(ours / "base")
   assert base["module"]["concat_gain"] == 1.0
   assert base["sampling"]["to_clean"] is True
@@ -249,14 +230,14 @@ def test_dtype(name, repository, ours, tmp_path):
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_files_of_half_precision(name, repository, tmp_path):
-  """They keep their precision, and every bit of it."""
+  """Half precision is kept, to the bit."""
   dtype = jnp.dtype(name)
   to_torch(repository, tmp_path / "a.pth", "vgen", name)
   arrays = arrays_of(torch_files.read(tmp_path / "a.pth"))
   assert {x.dtype for x in arrays.values()} == {dtype}
   to_orbax(tmp_path / "a.pth", tmp_path / "ours")
-  types = native.load_types(tmp_path / "ours" / "base")
-  assert {x.dtype for x in types.values()} == {dtype}
+  stored = native.read(tmp_path / "ours" / "base")
+  assert set(stored.dtypes.values()) == {dtype}
   to_torch(tmp_path / "ours", tmp_path / "b.pth", "vgen")
   assert_equal_bits(arrays, arrays_of(torch_files.read(tmp_path / "b.pth")))
   to_diffusers(tmp_path / "ours", tmp_path / "theirs")
@@ -264,10 +245,9 @@ def test_files_of_half_precision(name, repository, tmp_path):
   assert {x.dtype for x in theirs.values()} == {dtype}
 
 
-def test_towers_alone_and_a_unet_added(repository, tmp_path):
-  """A cascade folder grows by one network after another."""
+def test_networks_are_added_to_a_cascade(repository, tmp_path):
+  """Networks are added to a cascade folder one after another."""
   for part in ("vae", "text_encoder", "unet"):
     to_orbax(repository / part, tmp_path / "ours")
   names = {path.name for path in (tmp_path / "ours").iterdir()}
-  assert {"vae", "text_encoder", "base"} <= names
-  assert not [name for name in names if name.startswith(".")]
+  assert names == {"vae", "text_encoder", "base"}

@@ -1,4 +1,4 @@
-"""A U-Net that starts as an image model, or as one of its own kind."""
+"""Initial weights from an image model, or from another video U-Net."""
 
 import diffusers
 import jax
@@ -56,7 +56,7 @@ def params(folder):
   return interop.initial_params(folder, TEXT_ONLY, jax.random.key(0))
 
 
-def test_a_video_begins_as_pictures_of_the_image_model(image_model, params):
+def test_initial_video_equals_images_of_the_image_model(image_model, params):
   rng = np.random.default_rng(0)
   latents = rng.normal(size=(1, 3, 8, 12, 4)).astype("f")
   text = rng.normal(size=(1, 7, 20)).astype("f")
@@ -73,7 +73,7 @@ def test_a_video_begins_as_pictures_of_the_image_model(image_model, params):
     assert error <= 1e-4 * np.abs(expected.numpy()).max()
 
 
-def test_a_torch_file_of_it_does_as_well(image_model, params, tmp_path):
+def test_torch_file_of_the_image_model(image_model, params, tmp_path):
   path = tmp_path / "unet.bin"
   torch.save(image_model.state_dict(), path)
   other = interop.initial_params(path, TEXT_ONLY, jax.random.key(0))
@@ -89,7 +89,7 @@ def test_channels_of_the_local_image_start_at_zero(folder):
   np.testing.assert_array_equal(kernel[:, :, 4:], 0)
 
 
-def test_another_size_is_named(folder):
+def test_another_size_is_refused(folder):
   unet = TEXT_ONLY.clone(context_dim=24)
   with pytest.raises(InputError, match=r"attn2\.to_k\.weight is"):
     interop.initial_params(folder, unet, jax.random.key(0))
@@ -97,7 +97,7 @@ def test_another_size_is_named(folder):
 
 @pytest.fixture
 def with_gain(tmp_path):
-  """Weights of a U-Net whose picture counts twice, and its first kernel."""
+  """Weights of a U-Net with a gain of 2, and its first kernel."""
   shapes = build.abstract_params(I2VGenUNet(**SIZES))
   params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   kernel = np.arange(3 * 3 * 8 * 16, dtype="f").reshape(3, 3, 8, 16)
@@ -107,7 +107,7 @@ def with_gain(tmp_path):
   return tmp_path / "base", kernel
 
 
-def test_another_gain_goes_into_the_weights(with_gain):
+def test_another_gain_rescales_the_weights(with_gain):
   path, kernel = with_gain
   found = interop.initial_params(
     path, I2VGenUNet(**SIZES, concat_gain=1.0), KEY
@@ -118,12 +118,12 @@ def test_another_gain_goes_into_the_weights(with_gain):
 
 
 @pytest.mark.parametrize("change", [{"norm_groups": 8}, {"image_grid": 4}])
-def test_a_field_that_no_shape_shows(with_gain, change):
+def test_field_that_shapes_do_not_determine(with_gain, change):
   with pytest.raises(InputError, match=rf"{next(iter(change))} is .* there"):
     interop.initial_params(with_gain[0], I2VGenUNet(**SIZES | change), KEY)
 
 
-def test_weights_of_its_own_kind(params, tmp_path):
+def test_weights_of_a_video_unet(params, tmp_path):
   module = {**SIZES, "use_image_embeds": False, "use_fps": False}
   config = {"module": {**module, "local_image": "none"}}
   halves = jax.tree.map(lambda x: np.asarray(x, np.float16), params)

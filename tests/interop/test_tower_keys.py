@@ -4,11 +4,10 @@ import diffusers
 import numpy as np
 import pytest
 import transformers
-from torch_dicts import arrays_of, from_torch, leaves_of
+from weight_helpers import arrays_of, check_fit, leaves_of, load
 
-from i2vgen_jax.interop.convert import compare, to_torch
-from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.interop.keys import clip, vae
+from i2vgen_jax.interop.mapping import to_torch
 from i2vgen_jax.models import build
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.vae import AutoencoderKL
@@ -39,7 +38,7 @@ TEXT = {
   "mlp_width": 40,
   "max_length": 11,
 }
-# The projection is square, so that its shape tells nothing of its transpose.
+# The projection is square, so its shape does not reveal a transpose.
 VISION = {
   "width": 24,
   "num_layers": 3,
@@ -49,18 +48,6 @@ VISION = {
   "image_size": 12,
   "projection_dim": 24,
 }
-
-
-abstract = build.abstract_params
-
-
-def load(arrays, table, abstract_params):
-  return from_torch(Tensors.of(arrays), table, abstract_params)
-
-
-def fits(arrays, table, abstract_params):
-  """Raises unless the file and the network are of each other."""
-  compare(Tensors.of(arrays), table, abstract_params).check()
 
 
 def vae_reference(channels, layers, groups):
@@ -189,7 +176,7 @@ def test_ldm_autoencoder(
     state_shapes(lambda: vae_reference(channels, layers, groups=4))
   )
   file = as_ldm(theirs, len(channels))
-  target = abstract(
+  target = build.abstract_params(
     AutoencoderKL(
       block_channels=channels, layers_per_block=layers, norm_groups=4
     )
@@ -208,7 +195,9 @@ def test_full_size_autoencoder(state_shapes, hollow_arrays, as_ldm):
   )
   assert len(file) == 248
   assert sum(x.size for x in file.values()) == 83_653_863
-  fits(file, vae.ldm_table(*PUBLIC_VAE), abstract(AutoencoderKL()))
+  check_fit(
+    file, vae.ldm_table(*PUBLIC_VAE), build.abstract_params(AutoencoderKL())
+  )
 
 
 def test_openclip_text(state_shapes, draw_arrays, as_openclip, assert_same):
@@ -217,7 +206,7 @@ def test_openclip_text(state_shapes, draw_arrays, as_openclip, assert_same):
   unused = draw_arrays(
     {"text_projection": (24, 24), "logit_scale": (), "attn_mask": (11, 11)}
   )
-  target = abstract(CLIPTextModel(**TEXT))
+  target = build.abstract_params(CLIPTextModel(**TEXT))
   table = clip.openclip_text_table(TEXT["num_layers"])
   params = load(file | unused, table, target)
   listed = clip.transformers_text_table(TEXT["num_layers"])
@@ -228,7 +217,7 @@ def test_openclip_text(state_shapes, draw_arrays, as_openclip, assert_same):
 def test_openclip_vision(state_shapes, draw_arrays, as_openclip, assert_same):
   theirs = draw_arrays(state_shapes(lambda: vision_reference(**VISION)))
   file = as_openclip(theirs, VISION_RULES, VISION["num_layers"])
-  target = abstract(CLIPVisionModel(**VISION))
+  target = build.abstract_params(CLIPVisionModel(**VISION))
   table = clip.openclip_vision_table(VISION["num_layers"])
   params = load(file, table, target)
   listed = clip.transformers_vision_table(VISION["num_layers"])
@@ -240,11 +229,17 @@ def test_full_size_openclip(state_shapes, hollow_arrays, as_openclip):
   theirs = hollow_arrays(state_shapes(lambda: text_reference(**PUBLIC_TEXT)))
   file = as_openclip(theirs, TEXT_RULES, num_layers=24)
   assert sum(x.size for x in file.values()) == 352_984_064
-  fits(file, clip.openclip_text_table(24), abstract(CLIPTextModel()))
+  check_fit(
+    file, clip.openclip_text_table(24), build.abstract_params(CLIPTextModel())
+  )
 
   theirs = hollow_arrays(
     state_shapes(lambda: vision_reference(**PUBLIC_VISION))
   )
   file = as_openclip(theirs, VISION_RULES, num_layers=32)
   assert sum(x.size for x in file.values()) == 632_076_800
-  fits(file, clip.openclip_vision_table(32), abstract(CLIPVisionModel()))
+  check_fit(
+    file,
+    clip.openclip_vision_table(32),
+    build.abstract_params(CLIPVisionModel()),
+  )

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from flax import traverse_util
-from torch_dicts import arrays_of, from_torch, leaves_of
+from weight_helpers import arrays_of, check_fit, leaves_of, load
 
-from i2vgen_jax.interop.convert import compare, to_torch
-from i2vgen_jax.interop.formats.tensors import Tensors
-from i2vgen_jax.interop.keys.unet import diffusers_table
-from i2vgen_jax.interop.keys.unet_image import stable_diffusion_table
-from i2vgen_jax.interop.keys.unet_vgen import vgen_table
+from i2vgen_jax.interop.keys.unet import (
+  diffusers_table,
+  stable_diffusion_table,
+  vgen_table,
+)
+from i2vgen_jax.interop.mapping import to_torch
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
@@ -39,18 +40,6 @@ def unet(channels, layers, fps, image_embeds, local_image, **widths):
     local_image="concat" if local_image else "none",
     **widths,
   )
-
-
-abstract = build.abstract_params
-
-
-def load(arrays, table, abstract_params):
-  return from_torch(Tensors.of(arrays), table, abstract_params)
-
-
-def fits(arrays, table, abstract_params):
-  """Raises unless the file and the network are of each other."""
-  compare(Tensors.of(arrays), table, abstract_params).check()
 
 
 def keys(table):
@@ -165,7 +154,7 @@ def ldm_rules(layers, video):
 
 @pytest.fixture
 def as_vgen(rename):
-  """The file of VGen that holds what the given one of diffusers does."""
+  """A file of VGen with the content of one of diffusers."""
 
   def convert(arrays, layers):
     arrays = {
@@ -185,7 +174,7 @@ def as_vgen(rename):
 
 
 def as_modelscope(arrays, features):
-  """A file of VGen without what ModelScope's variants lack."""
+  """A file of VGen without the layers that ModelScope's variants lack."""
   left_out = LOCAL_IMAGE + (() if features["fps"] else EMBEDDINGS)
   result = {k: x for k, x in arrays.items() if not k.startswith(left_out)}
   result["input_blocks.0.0.weight"] = arrays["input_blocks.0.0.weight"][:, :4]
@@ -200,7 +189,7 @@ def test_vgen_holds_the_same_parameters(
     state_shapes(lambda: video_reference(channels, layers, **WIDTHS))
   )
   file = as_vgen(theirs, layers)
-  target = abstract(unet(channels, layers, **C, **WIDTHS))
+  target = build.abstract_params(unet(channels, layers, **C, **WIDTHS))
   table = vgen_table(channels, layers, **C)
   params = load(file, table, target)
   assert_same(params, load(theirs, diffusers_table(channels, layers), target))
@@ -216,7 +205,7 @@ def test_modelscope_holds_the_same_parameters(
     state_shapes(lambda: video_reference(channels, layers, **WIDTHS))
   )
   file = as_modelscope(as_vgen(theirs, layers), features)
-  target = abstract(unet(channels, layers, **features, **WIDTHS))
+  target = build.abstract_params(unet(channels, layers, **features, **WIDTHS))
   table = vgen_table(channels, layers, **features)
   params = load(file, table, target)
   assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
@@ -253,7 +242,11 @@ def test_full_size_video(
     file = as_modelscope(file, features)
   assert len(file) == tensors
   assert sum(x.size for x in file.values()) == parameters
-  fits(file, vgen_table(*FULL, **features), abstract(unet(*FULL, **features)))
+  check_fit(
+    file,
+    vgen_table(*FULL, **features),
+    build.abstract_params(unet(*FULL, **features)),
+  )
 
 
 def test_differences_between_the_variants():
@@ -269,7 +262,7 @@ def test_differences_between_the_variants():
   assert embeddings == ["context_embedding"] * 4 + ["fps_embedding"] * 4
 
 
-def test_public_places_of_the_resampling_convolutions():
+def test_public_keys_of_the_resampling_convolutions():
   vgen = keys(vgen_table(*FULL, **C))
   stable = keys(stable_diffusion_table(*FULL, "ldm"))
   for name in ("input_blocks.3.op", "input_blocks.6.op", "input_blocks.9.op"):
@@ -281,7 +274,7 @@ def test_public_places_of_the_resampling_convolutions():
 
 
 def spatial(target, table):
-  """Those of the parameters that the table knows."""
+  """The parameters that the table contains."""
   leaves = traverse_util.flatten_dict(target, sep="/")
   some = {row.path: leaves[row.path] for row in table.rows}
   return traverse_util.unflatten_dict(some, sep="/")
@@ -297,7 +290,9 @@ def test_stable_diffusion_in_both_forms(
   file = rename(theirs, ldm_rules(layers, video=False))
   listed = stable_diffusion_table(channels, layers, "diffusers")
   numbered = stable_diffusion_table(channels, layers, "ldm")
-  target = spatial(abstract(unet(channels, layers, **B, **WIDTHS)), listed)
+  target = spatial(
+    build.abstract_params(unet(channels, layers, **B, **WIDTHS)), listed
+  )
   params = load(file, numbered, target)
   assert_same(params, load(theirs, listed, target))
   assert_same(arrays_of(to_torch(leaves_of(params), listed)), theirs)
@@ -311,7 +306,7 @@ def test_stable_diffusion_draws_the_same_image():
   theirs = image_reference(channels, layers, **WIDTHS).eval()
   table = stable_diffusion_table(channels, layers, "diffusers")
   model = unet(channels, layers, **B, **WIDTHS)
-  target = abstract(model)
+  target = build.abstract_params(model)
   params = load(
     {key: x.numpy() for key, x in theirs.state_dict().items()},
     table,
@@ -353,7 +348,7 @@ def test_full_size_stable_diffusion(state_shapes, hollow_arrays, rename):
   assert len(theirs) == 686
   assert sum(x.size for x in theirs.values()) == 865_910_724
   table = stable_diffusion_table(*FULL, "diffusers")
-  target = spatial(abstract(unet(*FULL, **B)), table)
-  fits(theirs, table, target)
+  target = spatial(build.abstract_params(unet(*FULL, **B)), table)
+  check_fit(theirs, table, target)
   file = rename(theirs, ldm_rules(layers=2, video=False))
-  fits(file, stable_diffusion_table(*FULL, "ldm"), target)
+  check_fit(file, stable_diffusion_table(*FULL, "ldm"), target)

@@ -12,9 +12,9 @@ import public_standin
 import pytest
 import torch
 from public_standin import draw, file_shapes, unet
-from torch_dicts import arrays_of
+from weight_helpers import arrays_of, save_torch
 
-from i2vgen_jax.interop import stored
+from i2vgen_jax.interop import open_weights
 from i2vgen_jax.interop.formats import safetensors_files
 from i2vgen_jax.interop.formats.tensors import Tensors
 from launch import cli
@@ -22,15 +22,7 @@ from launch import cli
 UNET = "diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once(quick_compiler):
-  with public_standin.traced_once():
-    yield
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-  return public_standin.write_repository(tmp_path_factory.mktemp("hub") / "c")
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +30,7 @@ def files(tmp_path_factory):
   """A file for each public U-Net of the original code."""
   folder = tmp_path_factory.mktemp("files")
   for variant in ("released", "image_to_video", "refine"):
-    save(folder / f"{variant}.pth", draw(unet(variant), "vgen"))
+    save_torch(folder / f"{variant}.pth", draw(unet(variant), "vgen"))
   return folder
 
 
@@ -49,15 +41,15 @@ def convert(capsys):
   def convert(*argv):
     capsys.readouterr()
     status = cli.main(["convert", *map(str, argv)])
-    said = capsys.readouterr()
-    return status, said.out.splitlines(), said.err.splitlines()
+    output = capsys.readouterr()
+    return status, output.out.splitlines(), output.err.splitlines()
 
   return convert
 
 
 @pytest.fixture
 def refuses(convert, tmp_path):
-  """The one line that says why; nothing may appear anywhere."""
+  """The error line; no file may have been written."""
 
   def refuses(*argv):
     before = sorted(tmp_path.rglob("*"))
@@ -72,11 +64,6 @@ def refuses(convert, tmp_path):
   return refuses
 
 
-def save(path, arrays):
-  state = {key: torch.from_numpy(x) for key, x in arrays.items()}
-  torch.save({"state_dict": state}, path)
-
-
 @pytest.fixture
 def spoiled(files, tmp_path):
   """The released U-Net after a change to its tensors."""
@@ -85,39 +72,40 @@ def spoiled(files, tmp_path):
     arrays = torch.load(files / "released.pth")["state_dict"]
     arrays = {key: x.numpy() for key, x in arrays.items()}
     change(arrays)
-    save(tmp_path / "unet.pth", arrays)
+    save_torch(tmp_path / "unet.pth", arrays)
     return tmp_path / "unet.pth"
 
   return spoiled
 
 
-# ---- What it does ----
+# ---- Conversions ----
 
 
 def test_report(convert, repository, tmp_path):
   status, out, lines = convert(repository, tmp_path / "o", "--to", "orbax")
   assert status == 0
-  said = sorted(tuple(line.split()[:3]) for line in out)
+  printed = sorted(tuple(line.split()[:3]) for line in out)
   keys = {
     name: source.tensors.shapes
-    for name, source in stored.find(repository).items()
+    for name, source in open_weights(repository).networks.items()
   }
-  assert said == sorted(
+  assert printed == sorted(
     (name, "mapped", key) for name, some in keys.items() for key in some
   )
   summary = f"i2vgen: base (diffusers, released): {len(keys['base'])} mapped, "
-  assert f"{summary}0 missing, 0 unexpected, 0 of a wrong shape, 0 ignored" in (
-    lines
+  assert (
+    f"{summary}0 missing, 0 unexpected, 0 with a wrong shape, 0 ignored"
+    in (lines)
   )
   assert any(
     line.startswith("i2vgen: text_encoder (transformers)") for line in lines
   )
-  (taken,) = [line for line in lines if line.startswith("i2vgen: takes ")]
+  (taken,) = [line for line in lines if line.startswith("i2vgen: choices: ")]
   assert "scaling_factor 0.18125" in taken and "to_clean True" in taken
   assert lines[-1] == f"i2vgen: wrote {tmp_path / 'o'}"
 
 
-def test_every_fate_is_said(convert, spoiled, tmp_path):
+def test_all_problems_are_reported(convert, spoiled, tmp_path):
   def change(arrays):
     arrays["extra.weight"] = arrays.pop("out.0.bias")
     arrays["time_embed.0.bias"] = np.zeros(3, "f")
@@ -130,9 +118,9 @@ def test_every_fate_is_said(convert, spoiled, tmp_path):
   assert "base  wrong shape time_embed.0.bias: (3,), expected (128,)" in out
   total = len(file_shapes(unet(), "vgen"))
   assert len(out) == total + 1
-  # The error comes at once: nothing has been begun.
+  # Nothing has been started.
   assert len(lines) == 2
-  assert "1 missing, 1 unexpected, 1 of a wrong shape, 0 ignored" in lines[0]
+  assert "1 missing, 1 unexpected, 1 with a wrong shape, 0 ignored" in lines[0]
   for part in ("1 missing: out.0.bias", "1 unexpected: extra.weight"):
     assert part in lines[-1]
 
@@ -148,7 +136,7 @@ def test_orbax(convert, repository, tmp_path):
     "tokenizer",
     "vae",
   ]
-  found = stored.find(target)
+  found = open_weights(target).networks
   for source in found.values():
     assert set(map(str, source.tensors.dtypes.values())) == {"bfloat16"}
 
@@ -165,13 +153,15 @@ def test_diffusers(convert, files, tmp_path):
   assert written.shapes == file_shapes(unet(), "diffusers")
 
 
-def test_what_a_whole_repository_lacks_is_said(convert, repository, tmp_path):
+def test_missing_parts_of_a_repository_are_reported(
+  convert, repository, tmp_path
+):
   shutil.copytree(repository, tmp_path / "src")
   shutil.rmtree(tmp_path / "src" / "tokenizer")
   status, _, lines = convert(tmp_path / "src", tmp_path / "o", "--to=diffusers")
   assert status == 0
   assert lines[-1] == (
-    "i2vgen: no whole repository: it lacks tokenizer, scheduler, "
+    "i2vgen: this is not a whole repository: it lacks tokenizer, scheduler, "
     "model_index.json"
   )
   (tmp_path / "o" / "vae").rename(tmp_path / "vae")
@@ -185,8 +175,8 @@ def test_what_a_whole_repository_lacks_is_said(convert, repository, tmp_path):
   }
 
 
-def test_reader_that_has_seen_enough(files, tmp_path):
-  """As `i2vgen convert ... | head -1`: the conversion goes on."""
+def test_closed_pipe(files, tmp_path):
+  """As with `i2vgen convert ... | head -1`: the conversion continues."""
   read, write = os.pipe()
   os.close(read)
   argv = ["convert", files / "released.pth", tmp_path / "o.pth", "--to=vgen"]
@@ -201,13 +191,13 @@ def test_reader_that_has_seen_enough(files, tmp_path):
   assert (tmp_path / "o.pth").exists()
 
 
-def test_vgen_takes_the_unet_alone(convert, repository, tmp_path):
+def test_vgen_holds_only_the_unet(convert, repository, tmp_path):
   target = tmp_path / "unet.pth"
   status, out, lines = convert(repository, target, "--to=vgen")
   assert status == 0
   assert lines[0] == (
-    "i2vgen: vgen holds a U-Net alone: image_encoder, text_encoder, vae stay "
-    "out"
+    "i2vgen: vgen holds only a U-Net: image_encoder, text_encoder, vae are "
+    "left out"
   )
   assert all(line.startswith("base  ") for line in out)
   state = torch.load(target)["state_dict"]
@@ -237,7 +227,7 @@ def test_choose(convert, files, tmp_path):
   assert config["sampling"]["to_clean"] is True
 
 
-# ---- What it refuses ----
+# ---- Refusals ----
 
 
 @pytest.mark.parametrize("form", ["orbax", "diffusers", "vgen"])
@@ -256,7 +246,7 @@ def test_choose(convert, files, tmp_path):
     ),
   ],
 )
-def test_weights_that_are_not_whole(
+def test_weights_that_do_not_fit(
   refuses, spoiled, tmp_path, form, change, part
 ):
   file = spoiled(change)
@@ -282,7 +272,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickle_that_runs_something(refuses, tmp_path, zipped):
+def test_hostile_pickle(refuses, tmp_path, zipped):
   file, trace = tmp_path / "unet.pth", tmp_path / "ran"
   torch.save(
     {"state_dict": Evil(str(trace))},
@@ -299,7 +289,7 @@ def test_stable_diffusion(refuses, tmp_path):
     "model.diffusion_model.input_blocks.0.0.weight": np.zeros((8, 4, 3, 3)),
     "model.diffusion_model.input_blocks.1.1.proj_in.weight": np.zeros((8, 8)),
   }
-  save(tmp_path / "v1-5.ckpt", arrays)
+  save_torch(tmp_path / "v1-5.ckpt", arrays)
   line = refuses(tmp_path / "v1-5.ckpt", tmp_path / "out", "--to=orbax")
   assert "image U-Net of Stable Diffusion alone" in line
 
@@ -321,7 +311,7 @@ def test_existing_target(refuses, files, tmp_path, form):
     ("released", "modelscope", "modelscope has no U-Net like base"),
   ],
 )
-def test_form_that_lacks_the_variant(
+def test_variant_that_the_form_lacks(
   refuses, files, tmp_path, variant, form, part
 ):
   line = refuses(files / f"{variant}.pth", tmp_path / "o", f"--to={form}")
@@ -334,7 +324,7 @@ def test_no_unet(refuses, repository, tmp_path, form):
   assert f"a file of {form} holds one U-Net, and the source has 0" in line
 
 
-def test_values_that_a_dtype_cannot_hold(refuses, spoiled, tmp_path):
+def test_overflow_of_the_dtype(refuses, spoiled, tmp_path):
   def change(arrays):
     arrays["out.2.bias"][1] = 1e6
 
@@ -344,7 +334,7 @@ def test_values_that_a_dtype_cannot_hold(refuses, spoiled, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.bool_])
-def test_weights_that_are_quantised(refuses, spoiled, tmp_path, dtype):
+def test_quantised_weights(refuses, spoiled, tmp_path, dtype):
   def change(arrays):
     arrays["out.2.bias"] = arrays["out.2.bias"].astype(dtype)
 
@@ -352,13 +342,13 @@ def test_weights_that_are_quantised(refuses, spoiled, tmp_path, dtype):
   assert "'out.2.bias' is" in line
 
 
-def test_padding_that_the_tokenizer_lacks(refuses, repository, tmp_path):
+def test_padding_outside_of_the_vocabulary(refuses, repository, tmp_path):
   options = ["--to=diffusers", "--choose=pad_token_id=99999"]
   line = refuses(repository, tmp_path / "o", *options)
-  assert "pad_token_id 99999 is none of the" in line
+  assert "pad_token_id 99999 is not one of the" in line
 
 
-def test_groups_that_vgen_has_not(refuses, repository, tmp_path):
+def test_groups_that_vgen_lacks(refuses, repository, tmp_path):
   copied = shutil.copytree(repository / "unet", tmp_path / "unet")
   public_standin.rewrite_json(
     copied / "config.json", lambda c: c.update(norm_num_groups=16)
@@ -402,7 +392,7 @@ def test_target_below_a_file(refuses, files, tmp_path, form):
 
 @pytest.mark.parametrize("form", ["orbax", "diffusers", "vgen"])
 def test_full_disk(refuses, files, tmp_path, form):
-  """Stands for it: no file may grow beyond 100 kB."""
+  """Simulated: no file may grow beyond 100 kB."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
   try:
@@ -417,7 +407,7 @@ def test_full_disk(refuses, files, tmp_path, form):
 # ---- `i2vgen sample` over such weights ----
 
 
-def test_sample_says_the_choices(run, convert, repository, photos, tmp_path):
+def test_sample_reports_the_choices(run, convert, repository, photos, tmp_path):
   converted = tmp_path / "ours"
   status, *_ = convert(
     repository, converted, "--to=orbax", "--choose=pad_token_id=0"
@@ -446,7 +436,7 @@ def test_sample_says_the_choices(run, convert, repository, photos, tmp_path):
     assert report["weights"]["folder"] == str(weights)
 
 
-def test_sample_refuses_weights_that_are_not_whole(
+def test_sample_refuses_incomplete_weights(
   refused, repository, photos, tmp_path
 ):
   copied = shutil.copytree(repository, tmp_path / "copied")

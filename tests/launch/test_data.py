@@ -1,6 +1,10 @@
 """`i2vgen data`: small builds and their messages."""
 
+import dataclasses
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from PIL import Image
 from data_pipelines.media import video
 from data_pipelines.procedural import world
 from i2vgen_jax.tokenizer import Tokenizer
+from launch import arguments, data, encode, sample
 
 PLACE = ["--output=out"]
 
@@ -71,6 +76,43 @@ def test_shard_size(run, tmp_path):
   assert len(list(output.rglob("*.tfrecord-?????-of-00002"))) == 2
 
 
+@pytest.mark.parametrize(
+  ("source", "name"),
+  [
+    ("manifest", "identity.json"),
+    ("manifest", "list-000000.jsonl"),
+    ("manifest", "candidates.jsonl"),
+    ("manifest", "shard.tfrecord"),
+    ("manifest", "text_image-train.tfrecord-00000-of-00001"),
+    ("manifest", "quarantine.jsonl"),
+    ("procedural", "text_video-train.tfrecord-00000-of-00001"),
+  ],
+)
+def test_full_disk(run, tmp_path, monkeypatch, source, name):
+  """One line each time; with space, the same command finishes."""
+  Image.fromarray(skimage.data.coffee()).save(tmp_path / "a.png")
+  (tmp_path / "a.txt").write_text("coffee")
+  given = {"manifest": [tmp_path], "procedural": ["--num-clips=1"]}[source]
+  argv = ["data", "build", source, *given, "--output", tmp_path / "out"]
+  replace = os.replace
+
+  def fail(old, new, **options):
+    if Path(new).name == name:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    replace(old, new, **options)
+
+  with monkeypatch.context() as full:
+    full.setattr(os, "replace", fail)
+    for _ in range(2):
+      status, lines = run(*argv)
+      errors = [s for s in lines if not s.startswith(("scan:", "text_image"))]
+      assert status == 2
+      assert len(errors) == 1, errors
+      assert errors[0].startswith("i2vgen: error: cannot write ")
+      assert ": No space left on device; " in errors[0]
+  assert run(*argv)[0] == 0
+
+
 def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
   output = tmp_path / "tokenizer"
   status, _ = run("data", "vocabulary", "--output", output)
@@ -106,6 +148,23 @@ def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
     (["build", "procedural", *PLACE, "--num-clips=1", "--a=3"], "--a=3"),
     (["build", "manifest"], "MANIFEST"),
     (["build", "manifest", "absent.jsonl", *PLACE], "absent.jsonl"),
+    (
+      ["build", "manifest", "a.csv", *PLACE, "--", "--runer=FlinkRunner"],
+      "unknown --runer=FlinkRunner, did you mean --runner?",
+    ),
+    (
+      ["build", "manifest", "a.csv", *PLACE, "--", "runner=FlinkRunner", "-x"],
+      "unknown runner=FlinkRunner -x",
+    ),
+    (
+      ["build", "manifest", "a.csv", *PLACE, "--", "--direct_num_workers=x"],
+      "--direct_num_workers: invalid int value",
+    ),
+    (["inspect", "a", "--", "--runner=FlinkRunner"], "does not use Beam"),
+    (
+      ["build", "procedural", *PLACE, "--num-clips=1", "--", "--runner=A"],
+      "does not use Beam",
+    ),
     (["build", "manifest", "absent.txt", *PLACE], "absent.txt"),
   ],
 )
@@ -127,3 +186,35 @@ def test_an_existing_folder_is_rejected(refused, tmp_path):
   (tmp_path / "mine.txt").touch()
   argv = ["build", "procedural", f"--output={tmp_path}", "--num-clips=1"]
   assert "exists already" in refused("data", *argv)
+
+
+@pytest.mark.parametrize(
+  ("kind", "required"),
+  [
+    (data.Procedural, ["--output=o", "--num-clips=1"]),
+    (data.Manifest, ["m", "--output=o"]),
+    (data.Inspect, ["d"]),
+    (data.Benchmark, ["d"]),
+    (
+      encode.Encode,
+      ["d", "--output=o", "--weights=w", "--size=8x8"],
+    ),
+    (sample.Arguments, ["--image=i", "--output=o", "--prompt=p"]),
+  ],
+)
+def test_every_numeric_default_is_accepted_by_its_flag(kind, required):
+  argv = list(required)
+  for field in dataclasses.fields(kind):
+    if type(field.default) in (int, float):
+      argv.append(f"--{field.name.replace('_', '-')}={field.default}")
+  assert arguments.parse(kind, argv, "i2vgen") == arguments.parse(
+    kind, required, "i2vgen"
+  )
+
+
+@pytest.mark.parametrize("seconds", ["241", "3600", "86400.5", "1e6"])
+def test_durations_may_be_long(seconds):
+  argv = ["m", "--output=o", f"--stall-seconds={seconds}"]
+  argv.append(f"--max-seconds={seconds}")
+  args = arguments.parse(data.Manifest, argv, "i2vgen")
+  assert args.stall_seconds == args.max_seconds == float(seconds)

@@ -31,7 +31,7 @@ def noisy(clips, amplitude):
   return np.clip(np.rint(clips + noise), 0, 255).astype(np.uint8)
 
 
-def test_true_clips_move_as_asked_and_reversed_ones_do_not(cases):
+def test_true_clips_have_the_prompted_motion_and_reversed_clips_do_not(cases):
   clips = np.stack([case.small for case in cases])
   forwards = evaluate.motions(cases, clips, small=True)
   assert evaluate.accuracy(cases, forwards) == 1
@@ -46,7 +46,7 @@ def test_true_clips_move_as_asked_and_reversed_ones_do_not(cases):
   assert hits == evaluate.accuracy(cases, backwards) * len(cases)
 
 
-def test_a_refined_clip_that_is_nearly_true_beats_the_enlarged_one(cases):
+def test_nearly_true_refined_clips_are_better_than_bilinear(cases):
   base = noisy([case.small for case in cases], 2)
   refined = noisy([case.large for case in cases], 2)
   figures = evaluate.measure(cases, base, refined)
@@ -78,7 +78,7 @@ def test_command(run, weights, tmp_path, capsys):
     assert min(Image.open(tmp_path / "made" / name).size) > 100
 
 
-def test_bad_output_is_refused_before_any_work(refused, weights, tmp_path):
+def test_bad_output_is_refused_first(refused, weights, tmp_path):
   (tmp_path / "file").write_text("")
   line = refused(
     *("evaluate", "--weights", weights, "--output", tmp_path / "file")

@@ -1,15 +1,21 @@
-"""What the tests of single networks share."""
+"""Fixtures of the tests of single networks."""
+
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+# For model_testing.
+sys.path.insert(0, str(Path(__file__).parent))
+
 
 @pytest.fixture(scope="session")
 def random_params():
-  """Parameters of a module, none at its initial value.
+  """Random parameters of a module, which keep activations near 1.
 
-  Activations stay near 1; drawn by numpy because `init` compiles for long.
+  They are drawn by numpy, because compiling `init` takes long.
   """
 
   def fill(module, *args, **kwargs):

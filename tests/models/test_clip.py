@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_testing import count
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
@@ -33,33 +34,19 @@ IDS = jnp.array(
 )
 
 
-def filled(model, x):
-  """Random parameters; init of many arrays compiles long."""
-  rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
-  return jax.tree.map(
-    lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.3, leaf.dtype),
-    shapes,
-  )
+@pytest.fixture(scope="module")
+def text_params(random_params):
+  return random_params(TEXT, IDS)
 
 
 @pytest.fixture(scope="module")
-def text_params():
-  return filled(TEXT, IDS)
-
-
-@pytest.fixture(scope="module")
-def vision_params():
-  return filled(VISION, jnp.zeros((1, 12, 12, 3)))
+def vision_params(random_params):
+  return random_params(VISION, jnp.zeros((1, 12, 12, 3)))
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def text(params, ids, dtype=jnp.float32):
   return TEXT.clone(dtype=dtype).apply({"params": params}, ids)
-
-
-def count(tree):
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def test_parameter_counts_at_full_size():
@@ -72,7 +59,7 @@ def test_parameter_counts_at_full_size():
 
 
 @pytest.mark.parametrize("place", [1, 3, 8])
-def test_a_token_reaches_only_its_own_and_later_places(text_params, place):
+def test_text_attention_is_causal(text_params, place):
   before = text(text_params, IDS).context
   after = text(text_params, IDS.at[:, place].set(11)).context
   moved = np.abs(after - before).max(axis=(0, 2)) > 1e-4
@@ -86,7 +73,7 @@ def test_padding_id_changes_the_context_but_not_the_pooled_text(text_params):
   assert np.abs(zero.context - end.context).max() > 1e-2
 
 
-def test_context_leaves_out_the_last_layer(text_params):
+def test_context_does_not_use_the_last_layer(text_params):
   def reach(member):
     def total(params):
       # Squares, since the mean of a normalised token is constant.
@@ -102,14 +89,14 @@ def test_context_leaves_out_the_last_layer(text_params):
   assert reach("pooled") == [True, True, True]
 
 
-def test_shorter_texts_take_the_first_positions(text_params):
+def test_short_texts_use_the_first_positions(text_params):
   short = text(text_params, IDS[:, :5]).context
   np.testing.assert_allclose(
     short, text(text_params, IDS).context[:, :5], atol=1e-5
   )
 
 
-def test_patches_matter_by_place(vision_params):
+def test_embedding_depends_on_patch_positions(vision_params):
   image = jax.random.normal(jax.random.key(1), (1, 12, 12, 3))
   swapped = jnp.concatenate([image[:, 4:8], image[:, :4], image[:, 8:]], axis=1)
   both = jnp.concatenate([image, swapped])

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from model_testing import draw
 
 from i2vgen_jax.models.conditioning import (
   ContentEncoder,
@@ -11,20 +12,16 @@ from i2vgen_jax.models.conditioning import (
 )
 
 
-def draw(*shape, seed=0):
-  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 @pytest.mark.parametrize("size", [(1, 1), (9, 13), (88, 160)])
 @pytest.mark.parametrize("grid", [8, 4])
-def test_pictures_of_any_size_give_equally_many_tokens(size, grid):
+def test_number_of_tokens_is_independent_of_the_picture_size(size, grid):
   tokens = ImageLatentsTokens(context_dim=12, grid=grid)
   x = np.zeros((2, *size, 4), np.float32)
   y, _ = jax.eval_shape(tokens.init_with_output, jax.random.key(0), x)
   assert y.shape == (2, grid**2, 12)
 
 
-def test_vector_is_cut_into_tokens(random_params):
+def test_embedding_vector_is_split_into_tokens(random_params):
   """Token k is the k-th quarter; no picture is a vector of zeros."""
   x = np.stack([np.zeros(6, np.float32), draw(6)])
   tokens = ImageEmbedsTokens(context_dim=3, hidden=5)
@@ -39,7 +36,7 @@ def test_vector_is_cut_into_tokens(random_params):
   np.testing.assert_array_equal(moved[:, [0, 2, 3]], 0)
 
 
-def test_content_encoder_gives_details_and_a_vector():
+def test_content_encoder_returns_details_and_a_vector():
   encoder = ContentEncoder(embed_dim=12)
   x = np.zeros((2, 9, 13, 4), np.float32)
   (details, content), _ = jax.eval_shape(

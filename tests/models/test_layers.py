@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from model_testing import draw
 from torch.nn import functional
 
 from i2vgen_jax.models.layers import (
@@ -16,10 +17,6 @@ from i2vgen_jax.models.layers import (
   adaptive_average_pool,
   sinusoidal_embedding,
 )
-
-
-def draw(*shape, seed=0):
-  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def torch_group_norm(x, groups, epsilon, per_frame):
@@ -90,7 +87,7 @@ def test_temporal_conv(random_params, frames):
   )
 
 
-def test_feed_forward_gates_the_first_half_by_the_second():
+def test_feed_forward_is_geglu():
   """Values of 1 leave the gate, which must be the exact GELU."""
   x = np.linspace(-4, 4, 99, dtype=np.float32)[:, None]
   values, gates = np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)
@@ -117,7 +114,7 @@ def test_embedding_that_starts_at_zero():
   assert (np.abs(y) > 0).all()
 
 
-def test_sinusoids_are_rotations_at_falling_rates():
+def test_sinusoids_are_rotations_at_decreasing_rates():
   """As complex numbers they turn sums into products; one period is one."""
   width, half = 20, 10
 
@@ -137,7 +134,7 @@ def test_sinusoids_are_rotations_at_falling_rates():
   np.testing.assert_allclose(ratio**half, 1e-4, rtol=1e-4)
 
 
-def test_whole_timesteps_embed_like_their_floats():
+def test_integer_and_float_timesteps_have_equal_embeddings():
   np.testing.assert_array_equal(
     sinusoidal_embedding(np.array([0, 981]), 8),
     sinusoidal_embedding(np.float32([0, 981]), 8),

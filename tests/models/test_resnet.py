@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from model_testing import draw
 from torch.nn import functional
 
 from i2vgen_jax.models.resnet import (
@@ -12,10 +13,6 @@ from i2vgen_jax.models.resnet import (
   TemporalConvBlock,
   Upsample,
 )
-
-
-def draw(*shape, seed=0):
-  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def channels_first(x):
@@ -35,7 +32,7 @@ def changed_frames(apply, x, frame):
   return [i for i, d in enumerate(difference) if d > 0]
 
 
-def test_resnet_keeps_frames_apart(random_params):
+def test_resnet_frames_are_independent(random_params):
   x, temb = draw(2, 4, 5, 6, 8), draw(2, 3)
   block = ResnetBlock(12, norm_groups=4, dropout=0.0)
   params = random_params(block, x, temb, True)
@@ -43,7 +40,7 @@ def test_resnet_keeps_frames_apart(random_params):
   assert changed_frames(apply, x, 2) == [2]
 
 
-def test_temporal_norms_reach_frames_that_convolutions_do_not(random_params):
+def test_temporal_norms_cover_all_frames(random_params):
   """Four convolutions of width 3 reach 4 frames far; the moments, all."""
   x = draw(1, 8, 3, 4, 8)
   block = TemporalConvBlock(norm_groups=4, dropout=0.0)
@@ -59,7 +56,7 @@ def fresh(module, *args):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_fresh_blocks_pass_their_input_through(frames):
+def test_blocks_are_the_identity_at_initialisation(frames):
   x, temb = draw(2, frames, 4, 5, 8), draw(2, 3)
   y, _ = fresh(ResnetBlock(8, 4, 0.0), x, temb)
   np.testing.assert_array_equal(y, x)
@@ -67,14 +64,14 @@ def test_fresh_blocks_pass_their_input_through(frames):
   np.testing.assert_array_equal(y, x)
 
 
-def test_fresh_resnet_of_another_width_is_its_skip():
+def test_resnet_of_other_width_equals_its_skip_at_initialisation():
   x, temb = draw(2, 3, 4, 5, 8), draw(2, 3)
   y, variables = fresh(ResnetBlock(6, 2, 0.0), x, temb)
   skip = variables["params"]["skip"]
   np.testing.assert_allclose(y, x @ skip["kernel"][0, 0], atol=1e-5)
 
 
-def test_dropout_follows_its_key(random_params):
+def test_dropout_depends_on_its_key(random_params):
   x, temb = draw(1, 2, 4, 5, 8), draw(1, 3)
   block = ResnetBlock(8, norm_groups=4, dropout=0.5)
   params = random_params(block, x, temb, True)

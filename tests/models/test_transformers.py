@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from model_testing import draw
 
 from i2vgen_jax.models.attention import Attention, TransformerBlock
 from i2vgen_jax.models.transformers import (
@@ -11,10 +12,6 @@ from i2vgen_jax.models.transformers import (
 
 TEMPORAL = TemporalTransformer(num_heads=3, head_dim=4, norm_groups=4)
 SPATIAL = SpatialTransformer(head_dim=4, norm_groups=4)
-
-
-def draw(*shape, seed=0):
-  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def jitted(module, params):
@@ -42,7 +39,7 @@ def test_frames_of_a_sample_share_its_context(random_params):
   assert np.abs(swapped - alone).max(axis=(1, 2)).min() > 1e-2
 
 
-def test_spatial_transformer_keeps_frames_apart(random_params):
+def test_spatial_transformer_frames_are_independent(random_params):
   x, context = draw(1, 4, 3, 5, 8), draw(1, 3, 6, seed=1)
   apply = jitted(SPATIAL, random_params(SPATIAL, x, context))
   other = x.copy()
@@ -53,7 +50,7 @@ def test_spatial_transformer_keeps_frames_apart(random_params):
   np.testing.assert_array_equal(difference[:, [0, 1, 3]], 0)
 
 
-def test_temporal_transformer_has_no_order_of_frames(random_params):
+def test_temporal_transformer_is_permutation_equivariant(random_params):
   x = draw(2, 5, 3, 4, 8)
   apply = jitted(TEMPORAL, random_params(TEMPORAL, x))
   order = [3, 0, 4, 1, 2]
@@ -68,7 +65,7 @@ def test_temporal_transformer_mixes_frames(random_params):
   assert np.abs(apply(other) - apply(x)).max((0, 2, 3, 4)).min() > 1e-3
 
 
-def test_fresh_transformers_pass_their_input_through():
+def test_transformers_are_the_identity_at_initialisation():
   x, context = draw(2, 3, 3, 4, 8), draw(2, 3, 6, seed=1)
 
   @jax.jit

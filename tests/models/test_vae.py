@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_testing import count, operand_dtypes
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.vae import AutoencoderKL, Posterior
@@ -18,18 +19,8 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def params():
-  """Random, of the size that keeps activations near 1; init compiles long."""
-  rng = np.random.default_rng(0)
-
-  def fill(leaf):
-    fan_in = np.prod(leaf.shape[:-1])
-    return jnp.asarray(rng.normal(size=leaf.shape) / fan_in**0.5, leaf.dtype)
-
-  model = AutoencoderKL(**SMALL)
-  x = jnp.zeros((1, 8, 8, 3))
-  shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-  return jax.tree.map(fill, shapes["params"])
+def params(random_params):
+  return random_params(AutoencoderKL(**SMALL), jnp.zeros((1, 8, 8, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +28,6 @@ def frames():
   return jax.random.uniform(
     jax.random.key(1), (3, 12, 20, 3), minval=-1, maxval=1
   )
-
-
-def count(tree):
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "dtype"))
@@ -78,7 +65,7 @@ def test_full_size_shapes_of_a_frame():
   assert decoded.shape == frame.shape
 
 
-def test_each_frame_is_coded_by_itself(params, frames):
+def test_frames_are_encoded_and_decoded_independently(params, frames):
   posterior = run(params, frames, "encode")
   alone = run(params, frames[1:2], "encode")
   np.testing.assert_allclose(posterior.mean[1:2], alone.mean, atol=1e-5)
@@ -93,7 +80,7 @@ def test_each_frame_is_coded_by_itself(params, frames):
 
 def test_mean_and_variance_are_separate_channels(params, frames):
   before = run(params, frames, "encode")
-  bias = params["quant_conv"]["bias"]
+  bias = jnp.asarray(params["quant_conv"]["bias"])
   quant = {**params["quant_conv"], "bias": bias.at[4].add(0.5)}
   after = run({**params, "quant_conv": quant}, frames, "encode")
   np.testing.assert_array_equal(after.mean, before.mean)
@@ -118,18 +105,11 @@ def test_samples_have_the_moments_of_the_posterior():
   assert abs(float(draw.std()) - 0.5) < 0.02
 
 
-def test_posterior_travels_through_transformations():
+def test_posterior_is_a_pytree():
   posterior = Posterior(jnp.ones((2, 1, 1, 4)), jnp.zeros((2, 1, 1, 4)))
   again = jax.jit(jax.vmap(lambda p: p))(posterior)
   assert isinstance(again, Posterior)
   assert jax.eval_shape(lambda p: p, posterior).mean.shape == (2, 1, 1, 4)
-
-
-def equations(jaxpr):
-  for equation in jaxpr.eqns:
-    yield equation
-    for inner in jax.core.jaxprs_in_params(equation.params):
-      yield from equations(inner)
 
 
 @pytest.mark.parametrize("method", ["encode", "decode"])
@@ -139,11 +119,7 @@ def test_bfloat16_leaves_sums_and_softmax_in_float32(params, frames, method):
   def apply(params):
     return run(params, x, method, dtype=jnp.bfloat16)
 
-  found = {}
-  for equation in equations(jax.make_jaxpr(apply)(params).jaxpr):
-    found.setdefault(equation.primitive.name, set()).add(
-      equation.invars[0].aval.dtype.name
-    )
+  found = operand_dtypes(apply, params)
   assert found["conv_general_dilated"] == {"bfloat16"}
   assert found["reduce_sum"] == found["exp"] == {"float32"}
   assert {leaf.dtype.name for leaf in jax.tree.leaves(apply(params))} == {
@@ -158,7 +134,7 @@ def test_bfloat16_stays_near_float32(params, frames):
 
 
 @pytest.mark.parametrize("size", [(12, 18), (10, 16)])
-def test_sizes_that_do_not_shrink_are_refused(params, size):
+def test_sizes_that_are_not_multiples_of_the_factor_are_refused(params, size):
   with pytest.raises(InputError, match="multiples of 4"):
     run(params, jnp.zeros((1, *size, 3)), "encode")
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch_dicts import arrays_of, from_torch, leaves_of
+from weight_helpers import arrays_of, leaves_of, load
 
-from i2vgen_jax.interop.convert import compare, to_torch
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.interop.keys.clip import (
   transformers_text_table,
   transformers_vision_table,
 )
+from i2vgen_jax.interop.mapping import compare, to_torch
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 
 TOLERANCE = 1e-4
@@ -81,7 +81,7 @@ def text(randomised, state_arrays):
     text_reference(**sizes, layers=LAYERS, heads=6, mlp=80, end=END)
   )
   ours = CLIPTextModel(**sizes, num_layers=LAYERS, num_heads=6, mlp_width=80)
-  params = from_torch(
+  params = load(
     Tensors.of(state_arrays(theirs)),
     transformers_text_table(LAYERS),
     abstract(ours, captions(1, 77)),
@@ -134,7 +134,7 @@ def test_vision(randomised, state_arrays, relative_error, patch, image, batch):
   )
   rng = np.random.default_rng(0)
   x = rng.normal(size=(batch, image, image, 3)).astype(np.float32)
-  params = from_torch(
+  params = load(
     Tensors.of(state_arrays(theirs)),
     transformers_vision_table(3),
     abstract(ours, x),
@@ -152,9 +152,7 @@ def test_text_keys_with_and_without_prefix(text, state_arrays, prefix):
     for key, value in state_arrays(theirs).items()
   }
   tensors = {prefix + key: value for key, value in bare.items()}
-  again = from_torch(
-    Tensors.of(tensors), transformers_text_table(LAYERS), params
-  )
+  again = load(Tensors.of(tensors), transformers_text_table(LAYERS), params)
   jax.tree.map(np.testing.assert_array_equal, again, params)
   returned = arrays_of(
     to_torch(leaves_of(params), transformers_text_table(LAYERS))

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 import torch
-from torch_dicts import arrays_of, from_torch, leaves_of
+from weight_helpers import arrays_of, leaves_of, load
 
-from i2vgen_jax.interop import convert
-from i2vgen_jax.interop.convert import to_torch
+from i2vgen_jax.interop import mapping
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.interop.keys.unet import diffusers_table
+from i2vgen_jax.interop.mapping import to_torch
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 
@@ -27,6 +27,8 @@ SMALL = {
   "context_dim": 20,
   "head_dim": 4,
 }
+# Where the number of levels does not matter.
+TWO_LEVELS = {**SMALL, "block_channels": (16, 24)}
 FULL = {
   "block_channels": (320, 640, 1280, 1280),
   "layers_per_block": 2,
@@ -44,7 +46,10 @@ BEFORE_NORMS = re.compile(
 def reference(
   block_channels, layers_per_block, norm_groups, context_dim, head_dim
 ):
+  others = len(block_channels) - 1
   return diffusers.I2VGenXLUNet(
+    down_block_types=("CrossAttnDownBlock3D",) * others + ("DownBlock3D",),
+    up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * others,
     block_out_channels=block_channels,
     layers_per_block=layers_per_block,
     norm_num_groups=norm_groups,
@@ -104,45 +109,43 @@ def channels_second(x):
 @pytest.fixture(scope="module")
 def compare(state_arrays, relative_error):
   """The relative error between a module of theirs and its copy of ours."""
-  shapes = abstract(SMALL)
 
   # LLVM's later passes take most of the time and change nothing here.
   @functools.partial(
     jax.jit,
+    static_argnums=0,
     compiler_options={
       "xla_backend_optimization_level": 0,
       "xla_llvm_disable_expensive_passes": True,
     },
   )
-  def run(params, inputs):
-    return I2VGenUNet(**SMALL).apply({"params": params}, **inputs)
+  def run(module, params, inputs):
+    return module.apply({"params": params}, **inputs)
 
-  def error(theirs, inputs):
-    params = from_torch(Tensors.of(state_arrays(theirs)), table(SMALL), shapes)
-    return relative_error(run(params, inputs), their_output(theirs, **inputs))
+  def error(theirs, inputs, sizes=SMALL):
+    arrays = Tensors.of(state_arrays(theirs))
+    params = load(arrays, table(sizes), abstract(sizes))
+    ours = run(I2VGenUNet(**sizes), params, inputs)
+    return relative_error(ours, their_output(theirs, **inputs))
 
   return error
-
-
-@pytest.fixture(scope="module")
-def theirs(randomised):
-  return randomised(reference(**SMALL))
 
 
 # Halves that are odd; sides below and above the 32 of the pool, whose bins
 # repeat pixels and overlap.
 @pytest.mark.parametrize(
-  ("batch", "frames", "height", "width"),
+  ("sizes", "batch", "frames", "height", "width"),
   [
-    (2, 1, 11, 20),
-    (2, 2, 9, 13),
-    (1, 5, 22, 40),
-    (1, 16, 16, 12),
+    (SMALL, 2, 1, 11, 20),
+    (SMALL, 2, 2, 9, 13),
+    (TWO_LEVELS, 1, 5, 22, 40),
+    (TWO_LEVELS, 1, 16, 16, 12),
   ],
 )
-def test_forward(theirs, compare, batch, frames, height, width):
+def test_forward(randomised, compare, sizes, batch, frames, height, width):
+  theirs = randomised(reference(**sizes))
   inputs = draw_inputs(batch, frames, height, width)
-  assert compare(theirs, inputs) <= TOLERANCE
+  assert compare(theirs, inputs, sizes) <= TOLERANCE
 
 
 def test_forward_of_faint_features(randomised, compare):
@@ -159,7 +162,7 @@ def test_forward_of_faint_features(randomised, compare):
 def test_weights_go_back_unchanged(randomised, state_arrays):
   sizes = {**SMALL, "layers_per_block": 2}
   expected = state_arrays(randomised(reference(**sizes)))
-  params = from_torch(Tensors.of(expected), table(sizes), abstract(sizes))
+  params = load(expected, table(sizes), abstract(sizes))
   returned = arrays_of(to_torch(leaves_of(params), table(sizes)))
   assert returned.keys() == expected.keys()
   for key, value in expected.items():
@@ -170,4 +173,4 @@ def test_full_size_has_the_same_tensors(meta_arrays):
   tensors = meta_arrays(lambda: reference(**FULL))
   assert len(tensors) == len(table(FULL).rows) == 1511
   assert sum(x.size for x in tensors.values()) == 1_420_469_224
-  convert.compare(Tensors.of(tensors), table(FULL), abstract(FULL)).check()
+  mapping.compare(Tensors.of(tensors), table(FULL), abstract(FULL)).check()

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch_dicts import arrays_of, from_torch, leaves_of
+from weight_helpers import arrays_of, leaves_of, load
 
-from i2vgen_jax.interop.convert import compare, to_torch
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.interop.keys.vae import diffusers_table
+from i2vgen_jax.interop.mapping import compare, to_torch
 from i2vgen_jax.models.vae import AutoencoderKL
 
 TOLERANCE = 1e-4
@@ -53,7 +53,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def params(theirs, table, state_arrays):
-  return from_torch(
+  return load(
     Tensors.of(state_arrays(theirs)), table, abstract(AutoencoderKL(**SMALL))
   )
 

@@ -1,15 +1,19 @@
-"""The files beside the weights of a diffusers repository, read and written."""
+"""The files next to the weights in a diffusers repository."""
 
 import json
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import read_json
 from i2vgen_jax.interop.formats import safetensors_files
 from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.preprocessing import CLIP_MEAN, CLIP_STD
 
-# What the libraries call the classes, by the name of the component.
+# The parts with weights, and the classes of all parts.
+PARTS = ("unet", "vae", "text_encoder", "image_encoder")
 _CLASSES = {
   "unet": ("diffusers", "I2VGenXLUNet"),
   "vae": ("diffusers", "AutoencoderKL"),
@@ -19,11 +23,42 @@ _CLASSES = {
   "feature_extractor": ("transformers", "CLIPImageProcessor"),
   "scheduler": ("diffusers", "DDIMScheduler"),
 }
+
+# Names in config.json -> fields of our modules.
+_FIELDS = {
+  "block_out_channels": "block_channels",
+  "layers_per_block": "layers_per_block",
+  "norm_num_groups": "norm_groups",
+  "cross_attention_dim": "context_dim",
+  "attention_head_dim": "head_dim",
+  "hidden_size": "width",
+  "num_hidden_layers": "num_layers",
+  "num_attention_heads": "num_heads",
+  "intermediate_size": "mlp_width",
+  "vocab_size": "vocab_size",
+  "max_position_embeddings": "max_length",
+  "patch_size": "patch_size",
+  "image_size": "image_size",
+  "projection_dim": "projection_dim",
+}
+# Fields that no shape shows, or that of one tensor only.
+_READ = {
+  "norm_groups",
+  "head_dim",
+  "num_heads",
+  "vocab_size",
+  "max_length",
+  "patch_size",
+  "image_size",
+  "projection_dim",
+}
+_CLIP = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
+
 _SCHEDULES = {"squaredcos_cap_v2": "cosine", "scaled_linear": "linear_sd"}
 _PREDICTIONS = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
 _SPACINGS = {"leading": "ddim", "trailing": "trailing"}
-# What the scheduler must say, and what diffusers takes if it says nothing.
-_FIXED = {
+# Required values of the scheduler, and the defaults of diffusers.
+_SCHEDULER = {
   "_class_name": ("DDIMScheduler", "DDIMScheduler"),
   "num_train_timesteps": (1000, 1000),
   "trained_betas": (None, None),
@@ -37,23 +72,41 @@ _LINEAR_SD = {"beta_start": (0.00085, 0.0001), "beta_end": (0.012, 0.02)}
 # ---- Reading ----
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """A JSON object.
+def read_fields(
+  config: Mapping[str, Any], known: Container[str], where: str
+) -> dict[str, int]:
+  """Fields of our module that the config.json of a part decides.
+
+  Args:
+    config: content of the config.json.
+    known: names of the module's fields.
+    where: the weights next to it, for messages.
 
   Raises:
-    InputError: it is missing, damaged or something else.
+    InputError: a value is impossible, or not that of I2VGen-XL.
   """
-  try:
-    value = json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError) as e:
-    raise InputError(f"cannot read {path}: {e}; copy it anew") from e
-  if not isinstance(value, dict):
-    raise InputError(f"{path} is no JSON object; copy it anew")
-  return value
+  for name, value in _CLIP.items():
+    if config.get(name, value) != value:
+      raise InputError(
+        f"a CLIP tower with {name} {config[name]}, in {where}; I2VGen-XL uses "
+        f"OpenCLIP ViT-H/14, which has {value}"
+      )
+  fields = {
+    ours: config[theirs]
+    for theirs, ours in _FIELDS.items()
+    if ours in _READ and ours in known and type(config.get(theirs)) is int
+  }
+  for name, value in fields.items():
+    if value < 1:
+      raise InputError(
+        f"{name} cannot be {value}, in the config.json of {where}; copy it "
+        "again"
+      )
+  return fields
 
 
 def read_choices(folder: Path) -> dict[str, Any]:
-  """What the folder decides of `Choices`: the padding and the last step."""
+  """The `Choices` that a repository decides: padding and last step."""
   choices: dict[str, Any] = {}
   scheduler = folder / "scheduler" / "scheduler_config.json"
   if scheduler.is_file():
@@ -65,59 +118,56 @@ def read_choices(folder: Path) -> dict[str, Any]:
     pad = _pad_token(words)
     if pad not in vocab:
       raise InputError(
-        f"the padding {pad!r} is no token of {words}; copy the folder anew"
+        f"the padding {pad!r} is not a token of {words}; copy the folder again"
       )
     choices["pad_token_id"] = vocab[pad]
   return choices
 
 
 def read_scheduler(folder: Path) -> dict[str, dict[str, Any]]:
-  """What the scheduler says, as parts of a U-Net's config.
+  """The scheduler's settings as parts of a U-Net's config.
 
   Returns:
-    `diffusion`, which the weights were trained to, and the part of `sampling`
+    `diffusion`, for which the weights were trained, and the part of `sampling`
     that is not among `Choices`.
 
   Raises:
-    InputError: it says what we do not have.
+    InputError: a setting is not available here.
   """
   path = folder / "scheduler" / "scheduler_config.json"
   config = read_json(path)
 
-  def one_of(known: dict[str, str], name: str, default: str) -> str:
-    value = config.get(name, default)
-    if not isinstance(value, str) or value not in known:
-      raise _none_of_ours(path, name, value, " or ".join(known))
-    return known[value]
+  def check(name: str, value: Any, allowed: tuple) -> None:
+    if value not in allowed:
+      raise InputError(
+        f"{name} {value!r} is not a setting of I2VGen-XL, in {path}; it can be "
+        f"{' or '.join(map(str, allowed))}, use the scheduler that came with "
+        "the weights"
+      )
 
-  schedule = one_of(_SCHEDULES, "beta_schedule", "linear")
-  spacing = one_of(_SPACINGS, "timestep_spacing", "leading")
-  fixed = _FIXED | (_LEADING if spacing == "ddim" else {})
-  for name, (ours, default) in (
-    fixed | (_LINEAR_SD if schedule == "linear_sd" else {})
-  ).items():
-    if (value := config.get(name, default)) != ours:
-      raise _none_of_ours(path, name, value, ours)
-  prediction = one_of(_PREDICTIONS, "prediction_type", "epsilon")
+  def ours(name: str, names: dict[str, str], default: str) -> str:
+    value = config.get(name, default)
+    check(name, value, tuple(names))
+    return names[value]
+
+  schedule = ours("beta_schedule", _SCHEDULES, "linear")
+  spacing = ours("timestep_spacing", _SPACINGS, "leading")
+  required = _SCHEDULER | (_LEADING if spacing == "ddim" else {})
+  required |= _LINEAR_SD if schedule == "linear_sd" else {}
+  for name, (value, default) in required.items():
+    check(name, config.get(name, default), (value,))
   return {
     "diffusion": {
       "schedule": schedule,
       "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
-      "prediction_type": prediction,
+      "prediction_type": ours("prediction_type", _PREDICTIONS, "epsilon"),
     },
     "sampling": {"spacing": spacing},
   }
 
 
-def _none_of_ours(path: Path, name: str, value: Any, ours: Any) -> InputError:
-  return InputError(
-    f"{name} {value!r} is none of I2VGen-XL, in {path}; it can be {ours}, use "
-    "the scheduler that came with the weights"
-  )
-
-
 def _pad_token(folder: Path) -> str:
-  """As a text, or as the dict that transformers makes of it."""
+  """The padding token, which transformers stores as a text or as a dict."""
   for name in ("special_tokens_map.json", "tokenizer_config.json"):
     if (folder / name).is_file():
       pad = read_json(folder / name).get("pad_token")
@@ -131,44 +181,42 @@ def _pad_token(folder: Path) -> str:
 
 
 def write_component(
-  folder: Path, name: str, config: dict[str, Any], tensors: Tensors
+  folder: Path, part: str, config: Mapping[str, Any], tensors: Tensors
 ) -> None:
-  """One network: `NAME/config.json` and its weights.
+  """One network: `PART/config.json` and its weights.
 
   Args:
-    folder: of the repository.
-    name: unet, vae, text_encoder or image_encoder.
-    config: as a cascade of ours holds it.
-    tensors: in the form of diffusers or transformers.
+    folder: folder of the repository.
+    part: one of `PARTS`.
+    config: config of the network in a cascade of ours, with all fields.
+    tensors: weights in the form of diffusers or transformers.
   """
-  library, class_name = _CLASSES[name]
-  describe = {
-    "unet": _unet,
-    "vae": _vae,
-    "text_encoder": _text_encoder,
-    "image_encoder": _image_encoder,
-  }[name]
-  values = describe(config["module"], config)
+  library, class_name = _CLASSES[part]
+  fields = config["module"]
+  values = {t: fields[ours] for t, ours in _FIELDS.items() if ours in fields}
+  values |= _other_values(part, fields, config)
+  stem = "model"
   if library == "diffusers":
-    values = {"_class_name": class_name, **values}
-    file = "diffusion_pytorch_model.safetensors"
+    values["_class_name"] = class_name
+    stem = "diffusion_pytorch_model"
   else:
-    values = {"architectures": [class_name], **values}
-    file = "model.safetensors"
-  _write_json(folder / name / "config.json", values)
-  safetensors_files.write(folder / name / file, tensors, {"format": "pt"})
+    values["architectures"] = [class_name]
+  _write_json(folder / part / "config.json", values)
+  safetensors_files.write(
+    folder / part / f"{stem}.safetensors", tensors, {"format": "pt"}
+  )
 
 
 def write_rest(
-  folder: Path, config: dict[str, Any], words: Path, pad_token_id: int
+  folder: Path, config: Mapping[str, Any], words: Path, pad_token_id: int
 ) -> None:
   """Scheduler, tokenizer, feature extractor and `model_index.json`.
 
   Args:
-    folder: of the repository.
-    config: of the U-Net, as a cascade of ours holds it.
-    words: the folder of a tokenizer.
-    pad_token_id: what fills a short text.
+    folder: folder of the repository.
+    config: config of the U-Net in a cascade of ours.
+    words: folder of a tokenizer.
+    pad_token_id: token that fills a short text.
   """
   _write_json(
     folder / "scheduler" / "scheduler_config.json", _scheduler(config)
@@ -177,7 +225,7 @@ def write_rest(
   pad = next((t for t, i in vocab.items() if i == pad_token_id), None)
   if pad is None:
     raise InputError(
-      f"pad_token_id {pad_token_id} is no token of {words}; choose another"
+      f"pad_token_id {pad_token_id} is not a token of {words}; choose another"
     )
   tokenizer.write_vocabulary(folder / "tokenizer", vocab, merges, pad)
   _write_json(
@@ -186,8 +234,8 @@ def write_rest(
       "image_processor_type": "CLIPImageProcessor",
       "crop_size": 224,
       "size": {"shortest_edge": 224},
-      "image_mean": [0.48145466, 0.4578275, 0.40821073],
-      "image_std": [0.26862954, 0.26130258, 0.27577711],
+      "image_mean": list(CLIP_MEAN),
+      "image_std": list(CLIP_STD),
     },
   )
   index = {name: list(kind) for name, kind in _CLASSES.items()}
@@ -196,80 +244,51 @@ def write_rest(
   )
 
 
-def _unet(module: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-  lowest = len(module["block_channels"]) - 1
-  return {
-    "in_channels": module["latent_channels"],
-    "out_channels": module["latent_channels"],
-    "down_block_types": ["CrossAttnDownBlock3D"] * lowest + ["DownBlock3D"],
-    "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * lowest,
-    "block_out_channels": list(module["block_channels"]),
-    "layers_per_block": module["layers_per_block"],
-    "norm_num_groups": module["norm_groups"],
-    "cross_attention_dim": module["context_dim"],
-    # Both mean the width of a head: older versions read the second.
-    "attention_head_dim": module["head_dim"],
-    "num_attention_heads": module["head_dim"],
-    "sample_size": 32,
-  }
+def _other_values(
+  part: str, fields: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Values in config.json that do not correspond to one field of ours."""
+  levels = len(fields.get("block_channels", ()))
+  match part:
+    case "unet":
+      lowest = levels - 1
+      return {
+        "in_channels": fields["latent_channels"],
+        "out_channels": fields["latent_channels"],
+        "down_block_types": ["CrossAttnDownBlock3D"] * lowest + ["DownBlock3D"],
+        "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * lowest,
+        # The width of a head, which older versions read under another name.
+        "num_attention_heads": fields["head_dim"],
+        "sample_size": 32,
+      }
+    case "vae":
+      return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": fields["latent_channels"],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "scaling_factor": config["scaling_factor"],
+        "act_fn": "silu",
+        "force_upcast": True,
+      }
+    case "text_encoder":
+      return _CLIP | {
+        "model_type": "clip_text_model",
+        "projection_dim": fields["width"],
+        "bos_token_id": fields["vocab_size"] - 2,
+        "eos_token_id": fields["vocab_size"] - 1,
+        "pad_token_id": config.get("pad_token_id", 0),
+      }
+  return _CLIP | {"model_type": "clip_vision_model"}
 
 
-def _vae(module: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-  levels = len(module["block_channels"])
-  return {
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": module["latent_channels"],
-    "down_block_types": ["DownEncoderBlock2D"] * levels,
-    "up_block_types": ["UpDecoderBlock2D"] * levels,
-    "block_out_channels": list(module["block_channels"]),
-    "layers_per_block": module["layers_per_block"],
-    "norm_num_groups": module["norm_groups"],
-    "scaling_factor": config["scaling_factor"],
-    "act_fn": "silu",
-    "force_upcast": True,
-  }
-
-
-def _text_encoder(module, config) -> dict[str, Any]:
-  return {
-    "model_type": "clip_text_model",
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-    "vocab_size": module["vocab_size"],
-    "hidden_size": module["width"],
-    "projection_dim": module["width"],
-    "num_hidden_layers": module["num_layers"],
-    "num_attention_heads": module["num_heads"],
-    "intermediate_size": module["mlp_width"],
-    "max_position_embeddings": module["max_length"],
-    "bos_token_id": module["vocab_size"] - 2,
-    "eos_token_id": module["vocab_size"] - 1,
-    "pad_token_id": config.get("pad_token_id", 0),
-  }
-
-
-def _image_encoder(module, config) -> dict[str, Any]:
-  return {
-    "model_type": "clip_vision_model",
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-    "hidden_size": module["width"],
-    "projection_dim": module["projection_dim"],
-    "num_hidden_layers": module["num_layers"],
-    "num_attention_heads": module["num_heads"],
-    "intermediate_size": module["mlp_width"],
-    "patch_size": module["patch_size"],
-    "image_size": module["image_size"],
-  }
-
-
-def _scheduler(config: dict[str, Any]) -> dict[str, Any]:
-  def theirs(names: dict[str, str], ours: str) -> str:
-    for name, value in names.items():
-      if value == ours:
+def _scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
+  def theirs(names: dict[str, str], value: str) -> str:
+    for name, ours in names.items():
+      if ours == value:
         return name
-    raise InputError(f"diffusers has no {ours!r} for this pipeline")
+    raise InputError(f"diffusers has no {value!r} for this pipeline")
 
   diffusion, sampling = config["diffusion"], config["sampling"]
   return {

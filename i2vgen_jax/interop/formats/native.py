@@ -1,4 +1,4 @@
-"""Weights on disk: one folder per network of a cascade.
+"""Our own form of weights: one folder per network of a cascade.
 
     CASCADE/vae/            config.json  params/
     CASCADE/text_encoder/   config.json  params/
@@ -8,15 +8,13 @@
     CASCADE/refine/         config.json  params/
 
 `params/` is an Orbax checkpoint. `config.json` has the fields of the module
-under `module`, and beside it what the network needs to be used rightly.
+under `module`, and next to it the settings that belong to the weights.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,52 +24,55 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from i2vgen_jax.errors import InputError
+from i2vgen_jax import files
+from i2vgen_jax.errors import InputError, writing
+from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.types import Params
 
-# Up to so many bytes all arrays of a network share one store (OCDBT). Such a
-# store is held in memory until it is whole; a large network gets a file for
-# each array instead.
-_ONE_STORE = 2**28
+# Up to this many bytes all arrays of a network share one store (OCDBT). Such
+# a store is held in memory until it is complete; the arrays of a large
+# network get a file each instead.
+_MAX_SHARED_BYTES = 2**28
 
 
 def save(folder: Path, config: dict[str, Any], params: Params) -> None:
-  """Writes one network under a temporary name, then renames.
+  """Writes one network; the folder appears once it is complete.
 
   Raises:
-    InputError: the folder exists already, or cannot be written.
+    InputError: the folder exists, or cannot be written.
   """
   folder = folder.absolute()
-  if folder.exists():
-    raise InputError(f"{folder} exists already; remove it or name another")
-  partial = folder.with_name(f".{folder.name}.partial")
+  files.check_absent(folder)
+  with writing(folder):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+  with files.replacing_folder(folder) as temporary:
+    write(temporary, config, params)
+
+
+def write(folder: Path, config: dict[str, Any], params: Params) -> None:
+  """Writes one network into an empty folder.
+
+  Raises:
+    OSError: the file system refuses.
+  """
+  text = json.dumps(config, indent=2, sort_keys=True)
+  (folder / "config.json").write_text(text + "\n")
   try:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (partial / "config.json").write_text(text + "\n")
     with ocp.Checkpointer(_handler(params)) as writer:
-      writer.save(partial / "params", args=ocp.args.PyTreeSave(params))
-    # It says on which path of this machine the files were written.
-    (partial / "params" / "commit_success.txt").unlink(missing_ok=True)
-    os.replace(partial, folder)
-  except (OSError, ValueError) as e:
-    # Orbax's writer reports a full disk as a ValueError.
-    of_system = re.search(r": ([^:]+) \[os_error_code=", str(e))
-    if isinstance(e, ValueError) and not of_system:
-      raise
-    reason = of_system[1] if of_system else e.strerror
-    raise InputError(
-      f"cannot write {folder}: {reason}; choose another place"
-    ) from e
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
+      writer.save(folder / "params", args=ocp.args.PyTreeSave(params))
+  except ValueError as e:
+    # This is how Orbax reports a full disk.
+    if reason := re.search(r": ([^:]+) \[os_error_code=", str(e)):
+      raise OSError(reason[1]) from e
+    raise
+  # It names the path at which the files were written.
+  (folder / "params" / "commit_success.txt").unlink(missing_ok=True)
 
 
 def _handler(params: Params) -> ocp.PyTreeCheckpointHandler:
-  """Writes arrays as they are, where Orbax would first copy them all.
+  """A handler that writes arrays in place; by default Orbax copies them first.
 
-  The copies are for those who change them before the writing is done.
+  The copies serve callers that change arrays before the writing is done.
   """
   handlers = ocp.type_handlers
   registry = handlers.create_type_handler_registry(
@@ -81,13 +82,13 @@ def _handler(params: Params) -> ocp.PyTreeCheckpointHandler:
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   return ocp.PyTreeCheckpointHandler(
     type_handler_registry=registry,
-    use_ocdbt=size <= _ONE_STORE,
+    use_ocdbt=size <= _MAX_SHARED_BYTES,
     save_concurrent_gb=1,
   )
 
 
 def digest(params: Params) -> str:
-  """32 hexadecimal digits that any change of a value or a name changes."""
+  """32 hexadecimal digits that change with any value or name."""
   whole = hashlib.blake2b(digest_size=16)
   for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
     array = np.asarray(leaf)
@@ -100,85 +101,67 @@ def load_config(folder: Path) -> dict[str, Any]:
   """The config of one network.
 
   Raises:
-    InputError: there is none, or it is no JSON object.
+    InputError: it is missing, damaged, or not the config of a network.
   """
   path = folder / "config.json"
-  try:
-    config = json.loads(path.read_text())
-  except FileNotFoundError as e:
-    raise InputError(
-      f"no {folder.name} in {folder.parent}; it needs {path}"
-    ) from e
-  except (OSError, ValueError) as e:
-    raise InputError(f"cannot read {path}: {e}; copy it anew") from e
-  if not isinstance(config, dict) or not isinstance(config.get("module"), dict):
+  if not path.exists():
+    raise InputError(f"no {folder.name} in {folder.parent}; it needs {path}")
+  config = files.read_json(path)
+  if not isinstance(config.get("module"), dict):
     raise InputError(
       f"{path} is not the config of a network; it lacks `module`"
     )
   return config
 
 
-def load_types(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and types of the stored arrays, by path ("a/b/kernel").
+def read(folder: Path) -> Tensors:
+  """The arrays of one network by path, for example "mlp/in/kernel".
+
+  The first call of `Tensors.read` reads all of them; each array is released
+  once it has been returned.
 
   Raises:
-    InputError: damaged files.
+    InputError: the files are damaged.
   """
-  with _reading(folder) as (reader, path):
-    tree = reader.metadata(path).item_metadata.tree
-  leaves = traverse_util.flatten_dict(tree, sep="/")
-  return {
-    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    for name, leaf in leaves.items()
-  }
+  held: dict[str, np.ndarray] = {}
+
+  def read(path: str) -> np.ndarray:
+    if not held:
+      held.update(traverse_util.flatten_dict(_restore(folder), sep="/"))
+    return held.pop(path)
+
+  with _checkpointer(folder) as (checkpointer, path):
+    tree = checkpointer.metadata(path).item_metadata.tree
+    leaves = traverse_util.flatten_dict(tree, sep="/")
+  return Tensors(
+    where=str(folder),
+    shapes={path: leaf.shape for path, leaf in leaves.items()},
+    dtypes={path: leaf.dtype for path, leaf in leaves.items()},
+    read=read,
+  )
 
 
-def load_params(
-  folder: Path, abstract_params: Params, dtype: Any = None
-) -> Params:
-  """The arrays of one network, checked against what its module expects.
-
-  Args:
-    folder: of the network.
-    abstract_params: shapes that the module's init gives.
-    dtype: to convert to; None keeps what is stored.
-
-  Raises:
-    InputError: damaged files, or another network's weights.
-  """
-  with _reading(folder) as (reader, path):
-    tree = reader.metadata(path).item_metadata.tree
+def _restore(folder: Path) -> Params:
+  """All arrays as NumPy arrays."""
+  with _checkpointer(folder) as (checkpointer, path):
+    tree = checkpointer.metadata(path).item_metadata.tree
     as_numpy = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
     )
-    params = reader.restore(path, restore_args=as_numpy)
-  _check_shapes(params, abstract_params, folder / "params")
-  if dtype is not None:
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-  return params
+    return checkpointer.restore(path, restore_args=as_numpy)
 
 
 @contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[tuple[ocp.PyTreeCheckpointer, Path]]:
-  """A reader and the path of the arrays; damage becomes an InputError."""
+def _checkpointer(
+  folder: Path,
+) -> Iterator[tuple[ocp.PyTreeCheckpointer, Path]]:
+  """A checkpointer and the path of the arrays; damage becomes an InputError."""
   path = (folder / "params").absolute()
   try:
-    with ocp.PyTreeCheckpointer() as reader:
-      yield reader, path
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      yield checkpointer, path
   except (OSError, ValueError, KeyError, AttributeError) as e:
+    # The messages of Orbax are pages long.
     raise InputError(
-      f"weights missing or damaged, in {path}; copy them anew"
+      f"weights missing or damaged, in {path}; copy the folder again"
     ) from e
-
-
-def _check_shapes(params: Params, abstract: Params, where: Path) -> None:
-  stored = traverse_util.flatten_dict(params, sep="/")
-  wanted = traverse_util.flatten_dict(abstract, sep="/")
-  for path in sorted(stored.keys() | wanted.keys()):
-    have = stored[path].shape if path in stored else "absent"
-    need = wanted[path].shape if path in wanted else "absent"
-    if have != need:
-      raise InputError(
-        f"weights of another variant: {path} is {have} there and {need} in "
-        f"its config, in {where}; use weights and config of one model"
-      )

@@ -1,22 +1,18 @@
-"""Weights as safetensors: one file or many, read and written by the tensor.
+"""Safetensors files, one or several shards with an index."""
 
-A file is 8 bytes with the length of the header, the header (JSON: for every
-key its dtype, shape and place), then the bytes of the tensors, without holes.
-Reading it ourselves leaves nothing in memory that nobody asked for.
-"""
-
+import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.formats.disk import read_at, replacing
+from i2vgen_jax import files
+from i2vgen_jax.errors import InputError, reading
 from i2vgen_jax.interop.formats.tensors import Tensors
 
 DTYPES = {
@@ -31,36 +27,35 @@ DTYPES = {
   "U8": np.dtype(np.uint8),
   "BOOL": np.dtype(np.bool_),
 }
-# The limit of the safetensors library, against headers that fill the memory.
-_LONGEST_HEADER = 100_000_000
-
-
-class _Field(NamedTuple):
-  dtype: np.dtype
-  shape: tuple[int, ...]
-  begin: int
-  end: int
+_SAME_DOWNLOAD = "use shards and index of one download"
 
 
 def read(path: Path) -> Tensors:
   """The tensors of one file.
 
   Raises:
-    InputError: the file is missing, truncated, or no safetensors file.
+    InputError: the file is missing, truncated, or not a safetensors file.
   """
-  header, start = _header(path)
-  header.pop("__metadata__", None)
-  fields = {key: _field(path, key, entry) for key, entry in header.items()}
-  _check_places(path, fields.values(), path.stat().st_size - start)
+  with _reading(path):
+    # Unlike a memory map, "pread" leaves no page of the file resident.
+    file = safe_open(path, framework="numpy", backend="pread")
+  keys = file.keys()
+  entries = {key: file.get_slice(key) for key in keys}
+  for key, entry in entries.items():
+    if entry.get_dtype() not in DTYPES:
+      raise InputError(
+        f"{key!r} has dtype {entry.get_dtype()!r}, in {path}; use a file of "
+        f"{', '.join(DTYPES)}"
+      )
 
   def read(key: str) -> np.ndarray:
-    dtype, shape, begin, _ = fields[key]
-    return read_at(path, start + begin, dtype, shape)
+    with _reading(path):
+      return file.get_tensor(key)
 
   return Tensors(
     where=str(path),
-    shapes={key: field.shape for key, field in fields.items()},
-    dtypes={key: field.dtype for key, field in fields.items()},
+    shapes={key: tuple(entry.get_shape()) for key, entry in entries.items()},
+    dtypes={key: DTYPES[entry.get_dtype()] for key, entry in entries.items()},
     read=read,
   )
 
@@ -69,43 +64,39 @@ def read_index(path: Path, read: Callable[[Path], Tensors] = read) -> Tensors:
   """The tensors of all shards that a `*.index.json` names.
 
   Args:
-    path: of the index.
+    path: index file.
     read: opens one shard.
 
   Raises:
-    InputError: no index, or index and shards do not fit each other.
+    InputError: it is not an index, or index and shards do not agree.
   """
-  names = _weight_map(path)
-  shards = {
-    name: read(_shard(path, name)) for name in sorted(set(names.values()))
-  }
-  for key, name in names.items():
+  shard_of = _weight_map(path)
+  shards = {name: read(_shard(path, name)) for name in set(shard_of.values())}
+  for key, name in shard_of.items():
     if key not in shards[name].shapes:
       raise InputError(
-        f"{key!r} should be in {name} and is not, by {path}; use shards and "
-        "index of one download"
+        f"{key!r} is in the index {path} and not in shard {name}; "
+        f"{_SAME_DOWNLOAD}"
       )
   for name, shard in shards.items():
-    for key in shard.shapes:
-      if key not in names:
-        raise InputError(
-          f"{key!r} of {name} is not in the index {path}; use shards and "
-          "index of one download"
-        )
+    if extra := sorted(shard.shapes.keys() - shard_of.keys()):
+      raise InputError(
+        f"{extra[0]!r} is in shard {name} and not in the index {path}; "
+        f"{_SAME_DOWNLOAD}"
+      )
   return Tensors(
     where=str(path),
-    shapes={key: shards[name].shapes[key] for key, name in names.items()},
-    dtypes={key: shards[name].dtypes[key] for key, name in names.items()},
-    read=lambda key: shards[names[key]].read(key),
+    shapes={key: shards[name].shapes[key] for key, name in shard_of.items()},
+    dtypes={key: shards[name].dtypes[key] for key, name in shard_of.items()},
+    read=lambda key: shards[shard_of[key]].read(key),
   )
 
 
-def is_whole(path: Path) -> bool:
-  """Whether all shards are there, if it is an index; else True."""
+def has_all_shards(path: Path) -> bool:
+  """Whether all shards of an index exist; True for any other file."""
   if path.suffix != ".json":
     return True
-  names = set(_weight_map(path).values())
-  return all((path.parent / name).is_file() for name in names)
+  return all((path.parent / n).is_file() for n in _weight_map(path).values())
 
 
 def write(
@@ -113,23 +104,28 @@ def write(
 ) -> None:
   """Writes one file, reading one tensor at a time.
 
+  The library's own writer needs all tensors in memory at once, which for a
+  U-Net are 5.7 GB.
+
   Args:
-    path: of the file, which is replaced only once all is written.
-    tensors: see `DTYPES` for what they may be.
-    metadata: texts to carry beside them.
+    path: file to write; it is replaced only once everything is written.
+    tensors: see `DTYPES` for the dtypes they may have.
+    metadata: texts to store beside them.
 
   Raises:
-    InputError: no room, or no file can be made there.
-    ValueError: a dtype that the format lacks, or an array that is not of the
-      shape and dtype that `tensors` tells.
+    InputError: the file cannot be written.
+    ValueError: a dtype that the format lacks, or an array whose shape or
+      dtype is not as `tensors` lists it.
   """
   names = {dtype: name for name, dtype in DTYPES.items()}
   unknown = {str(d) for d in tensors.dtypes.values() if d not in names}
   if unknown:
     raise ValueError(f"safetensors has no dtype {', '.join(sorted(unknown))}")
-  # The widest first, so that each tensor starts at a multiple of its width.
+  # The widest first, so that each tensor is aligned to its width.
   keys = sorted(tensors.shapes, key=lambda k: (-tensors.dtypes[k].itemsize, k))
-  header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+  header: dict[str, object] = {}
+  if metadata:
+    header["__metadata__"] = dict(metadata)
   end = 0
   for key in keys:
     dtype, shape = tensors.dtypes[key], tensors.shapes[key]
@@ -141,98 +137,41 @@ def write(
     }
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)
-  with replacing(path) as file:
+  with files.replacing(path) as temporary, temporary.open("wb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
     for key in keys:
       file.write(tensors.read_checked(key).reshape(-1).view(np.uint8).data)
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-  """The JSON of the header, and where the bytes of the tensors start."""
-  try:
-    with path.open("rb") as file:
-      size = os.fstat(file.fileno()).st_size
-      length = int.from_bytes(file.read(8), "little")
-      text = file.read(length) if length <= _LONGEST_HEADER else b""
-  except OSError as e:
-    raise InputError(f"cannot read {path}: {e.strerror}; name another") from e
-  if not 2 <= length <= size - 8 or len(text) < length:
-    raise _broken(path, f"it tells a header of {length} bytes and has {size}")
-  return _json_dict(path, text), 8 + length
-
-
-def _json_dict(path: Path, text: bytes) -> dict[str, Any]:
-  try:
-    value = json.loads(text)
-  except (ValueError, RecursionError):
-    value = None
-  if not isinstance(value, dict):
-    raise _broken(path, "its JSON is damaged")
-  return value
-
-
-def _field(path: Path, key: str, entry: Any) -> _Field:
-  """One entry of the header, checked by itself."""
-  try:
-    dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-  except (KeyError, TypeError, ValueError) as e:
-    raise _broken(path, f"the header's entry for {key!r} is damaged") from e
-  if dtype is None:
-    raise InputError(
-      f"{key!r} is of dtype {entry['dtype']!r}, in {path}; use a file of "
-      f"{', '.join(DTYPES)}"
-    )
-  if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-    raise _broken(path, f"shape or place of {key!r} is no list of counts")
-  if end - begin != math.prod(shape) * dtype.itemsize:
-    raise _broken(
-      path, f"{key!r} has {end - begin} bytes, too few or many for {shape}"
-    )
-  return _Field(dtype, shape, begin, end)
-
-
-def _check_places(path: Path, fields: Iterable[_Field], size: int) -> None:
-  """Tensors fill the `size` bytes after the header without hole or overlap."""
-  place = 0
-  for field in sorted(fields, key=lambda field: (field.begin, field.end)):
-    if field.begin != place:
-      raise _broken(path, f"tensors overlap or leave a hole at byte {place}")
-    place = field.end
-  if place != size:
-    raise _broken(path, f"tensors need {place} bytes and have {size}")
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+  with reading(path, "download it again"):
+    try:
+      yield
+    except SafetensorError as e:
+      raise ValueError(f"truncated or not a safetensors file: {e}") from e
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-  try:
-    text = path.read_bytes()
-  except OSError as e:
-    raise InputError(f"cannot read {path}: {e.strerror}; name another") from e
-  names = _json_dict(path, text).get("weight_map")
+  names = files.read_json(path, advice="download it again").get("weight_map")
   if not isinstance(names, dict) or not all(
     isinstance(name, str) for name in names.values()
   ):
     raise InputError(
-      f"no index of shards: {path} has no `weight_map` of file names; name "
-      "the weights themselves"
+      f"{path} is not an index of shards: it has no `weight_map` of file "
+      "names; give the weight file itself"
     )
   return names
 
 
 def _shard(path: Path, name: str) -> Path:
-  """Where a shard is; by its name, as the Hub's cache is made of links."""
+  """The path of a shard. Links are not resolved: the Hub's cache uses them."""
   if Path(name).is_absolute() or ".." in Path(name).parts:
     raise InputError(
       f"shard {name!r} lies outside of the folder of {path}; nothing was "
       "read, use an index that you trust"
     )
   shard = path.parent / name
-  if not os.path.isfile(shard):  # Unlike Path's, it never raises.
+  if not os.path.isfile(shard):  # Unlike Path.is_file, it never raises.
     raise InputError(f"no shard {name!r}, which {path} names; copy it there")
   return shard
-
-
-def _broken(path: Path, what: str) -> InputError:
-  return InputError(
-    f"{path} is truncated or no safetensors file: {what}; copy it anew"
-  )

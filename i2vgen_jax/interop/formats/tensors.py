@@ -9,6 +9,8 @@ import numpy as np
 
 from i2vgen_jax.errors import InputError
 
+_WEIGHT_DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16")))
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
@@ -16,8 +18,8 @@ class Tensors:
 
   Attributes:
     where: the file or folder, for messages.
-    shapes: of every tensor, by key.
-    dtypes: numpy's, bfloat16 being that of ml_dtypes.
+    shapes: shape of every tensor, by key.
+    dtypes: NumPy dtype of every tensor; bfloat16 is that of ml_dtypes.
     read: key -> array; each call reads the file again.
   """
 
@@ -30,7 +32,7 @@ class Tensors:
   def of(
     cls, arrays: Mapping[str, np.ndarray], where: str = "memory"
   ) -> "Tensors":
-    """Arrays that are in memory already."""
+    """Arrays that are in memory."""
     return cls(
       where=where,
       shapes={key: tuple(x.shape) for key, x in arrays.items()},
@@ -39,34 +41,60 @@ class Tensors:
     )
 
   def read_checked(self, key: str) -> np.ndarray:
-    """One of them, in C order; ValueError if it is not as it was told."""
+    """One array in C order; ValueError if its shape or dtype is not as listed.
+
+    Writers use this, so that a file always agrees with its header.
+    """
     array = self.read(key)
-    told = (self.shapes[key], self.dtypes[key])
-    if (array.shape, array.dtype) != told:
-      raise ValueError(f"{key} is {array.shape} {array.dtype}, not {told}")
+    listed = (self.shapes[key], self.dtypes[key])
+    if (array.shape, array.dtype) != listed:
+      raise ValueError(f"{key} is {array.shape} {array.dtype}, not {listed}")
     return np.asarray(array, order="C")
 
   def cast(self, dtype: np.dtype) -> "Tensors":
-    """The same, those of floating point in another type."""
+    """The same tensors with floating-point arrays in another dtype."""
     dtypes = {
       key: dtype if jnp.issubdtype(d, jnp.floating) else d
       for key, d in self.dtypes.items()
     }
 
     def read(key: str) -> np.ndarray:
-      # What is too large becomes infinity; who minds says so himself.
+      # Values out of range become infinite; `checked` refuses them.
       with np.errstate(over="ignore"):
         return self.read(key).astype(dtypes[key], copy=False)
 
     return dataclasses.replace(self, dtypes=dtypes, read=read)
 
-  def under(self, prefix: str) -> "Tensors":
-    """Those whose key starts with the prefix, which is taken away."""
+  def checked(self) -> "Tensors":
+    """The same tensors; reading one that cannot be a weight is refused.
 
-    def cut(some: Mapping) -> dict:
+    Integers, NaN and infinity raise InputError.
+    """
+
+    def read(key: str) -> np.ndarray:
+      array = self.read(key)
+      if array.dtype.kind in "iub":
+        raise InputError(
+          f"{key!r} is {array.dtype} and weights are floating point, in "
+          f"{self.where}; use weights that are not quantised"
+        )
+      count = array.size - np.count_nonzero(np.isfinite(array))
+      if count:
+        raise InputError(
+          f"{count} of {array.size} values of {key!r} are NaN or infinite as "
+          f"{array.dtype}, in {self.where}; use intact weights or another dtype"
+        )
+      return array
+
+    return dataclasses.replace(self, read=read)
+
+  def under(self, prefix: str) -> "Tensors":
+    """The tensors whose key starts with `prefix`, which is removed."""
+
+    def cut(values: Mapping[str, Any]) -> dict[str, Any]:
       return {
         key.removeprefix(prefix): value
-        for key, value in some.items()
+        for key, value in values.items()
         if key.startswith(prefix)
       }
 
@@ -79,10 +107,10 @@ class Tensors:
 
 
 def weight_dtype(dtype: Any) -> np.dtype | None:
-  """Numpy's name for a dtype that weights may have; None stays None.
+  """The NumPy dtype of weights; None stays None.
 
   Raises:
-    InputError: any other.
+    InputError: weights cannot have this dtype.
   """
   if dtype is None:
     return None
@@ -91,9 +119,6 @@ def weight_dtype(dtype: Any) -> np.dtype | None:
   except TypeError:
     known = None
   if known not in _WEIGHT_DTYPES:
-    names = ", ".join(str(d) for d in _WEIGHT_DTYPES)
-    raise InputError(f"dtype {dtype!r} is none of weights; use {names}")
+    names = ", ".join(map(str, _WEIGHT_DTYPES))
+    raise InputError(f"weights cannot have dtype {dtype!r}; use {names}")
   return known
-
-
-_WEIGHT_DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16")))

@@ -1,61 +1,53 @@
 """Weights as `torch.save` writes them: .pth, .pt, .bin, .ckpt.
 
-Such a file is a program that builds objects. Only programs that build plain
-tensors are run, by `torch.load(weights_only=True)`; any other is refused.
-
-A file of torch 1.6 or later is a zip without compression. Loaded to torch's
-"meta" device, its tensors tell where in the zip their bytes are, so that each
-can be read alone. An older file is loaded whole.
+Such a file is a pickle, a program that builds objects. It is opened only with
+`torch.load(weights_only=True)`, which builds plain tensors and refuses the
+rest. A zip file, which torch has written since 1.6, is mapped into memory and
+its tensors are copied one at a time; an older file is loaded at once.
 """
 
 import re
-import types
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.formats.disk import read_at, replacing
+from i2vgen_jax.errors import InputError, reading
+from i2vgen_jax.files import replacing
 from i2vgen_jax.interop.formats.safetensors_files import DTYPES
 from i2vgen_jax.interop.formats.tensors import Tensors
 
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80\x02"
-# Torch and numpy call these the same.
+_ADVICE = "download it again"
+# torch and NumPy use the same names.
 _DTYPES = {dtype.name: dtype for dtype in DTYPES.values()}
-
-
-class _Place(NamedTuple):
-  """Where a tensor lies in the file; strides count values, not bytes."""
-
-  offset: int
-  dtype: np.dtype
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
 
 
 def read(path: Path) -> Tensors:
   """The tensors of the file's `state_dict`, or of the whole if it has none.
 
   Raises:
-    InputError: the file is missing, damaged, holds anything but tensors there
-      or any program anywhere; or torch is not installed.
+    InputError: the file is missing or damaged, holds anything but tensors
+      there or a program anywhere; or torch is not installed.
   """
-  try:
-    with path.open("rb") as file:
-      head = file.read(4)
-  except OSError as e:
-    raise InputError(f"cannot read {path}: {e.strerror}; name another") from e
-  if head == ZIP_MAGIC:
-    return _read_zip(path)
-  if head.startswith(PICKLE_MAGIC):
-    return _read_old(path)
-  raise InputError(
-    f"{path} is no torch file, it starts with {head!r}; download it anew"
+  torch = _torch(path)
+  with reading(path, _ADVICE), path.open("rb") as file:
+    head = file.read(4)
+    if not head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
+      raise ValueError(f"not a torch file, it starts with {head!r}")
+    tensors = _state_dict(torch, path, is_zip=head == ZIP_MAGIC)
+    dtypes = {key: _dtype(key, x) for key, x in tensors.items()}
+    if head == ZIP_MAGIC:
+      _check_records(path, tensors)
+  return Tensors(
+    where=str(path),
+    shapes={key: tuple(x.shape) for key, x in tensors.items()},
+    dtypes=dtypes,
+    read=lambda key: np.array(_to_numpy(tensors[key]), order="C"),
   )
 
 
@@ -63,158 +55,85 @@ def write(path: Path, tensors: Tensors, step: int | None = None) -> None:
   """Writes `{"state_dict": tensors, "step": step}`, all in memory at once.
 
   Args:
-    path: of the file, which is replaced only once all is written.
+    path: file to write; it is replaced only once everything is written.
     tensors: what to write.
-    step: left out if None.
+    step: training step; None leaves it out.
 
   Raises:
-    InputError: no room, no file can be made there, or torch is not installed.
-    ValueError: an array is not of the shape and dtype that `tensors` tells.
+    InputError: the file cannot be written, or torch is not installed.
+    ValueError: an array is not of the shape and dtype that `tensors` lists.
   """
   torch = _torch(path)
   state = {key: _to_torch(tensors.read_checked(key)) for key in tensors.shapes}
   extra = {} if step is None else {"step": step}
-  with replacing(path) as file:
-    said: list[OSError] = []
-
-    def keep(data: Any) -> int:
-      try:
-        return file.write(data)
-      except OSError as e:
-        said.append(e)
-        raise
-
+  with replacing(path) as temporary, temporary.open("wb") as file:
     try:
-      target = types.SimpleNamespace(write=keep, flush=file.flush)
-      torch.save({"state_dict": state, **extra}, target)
-    except RuntimeError as e:
-      # Torch's own writer hides what the system said.
-      raise said[0] if said else e from None
+      torch.save({"state_dict": state, **extra}, file)
+    except RuntimeError:
+      # torch hides the system's reason, which another write raises again.
+      file.write(b"\0")
+      file.flush()
+      raise
 
 
-def _read_zip(path: Path) -> Tensors:
-  records = _records(path)
-  places = {
-    key: _place(path, key, tensor, records)
-    for key, tensor in _load(path, "meta").items()
-  }
-
-  def read(key: str) -> np.ndarray:
-    place = places[key]
-    span = read_at(path, place.offset, place.dtype, (_span(place),))
-    width = place.dtype.itemsize
-    view = np.lib.stride_tricks.as_strided(
-      span, place.shape, [width * stride for stride in place.strides]
-    )
-    return np.asarray(view, order="C")
-
-  return Tensors(
-    where=str(path),
-    shapes={key: place.shape for key, place in places.items()},
-    dtypes={key: place.dtype for key, place in places.items()},
-    read=read,
-  )
-
-
-def _read_old(path: Path) -> Tensors:
-  tensors = _load(path, "cpu")
-
-  def read(key: str) -> np.ndarray:
-    return _to_numpy(tensors[key].detach().clone())
-
-  return Tensors(
-    where=str(path),
-    shapes={key: tuple(tensor.shape) for key, tensor in tensors.items()},
-    dtypes={key: _dtype(path, key, t) for key, t in tensors.items()},
-    read=read,
-  )
-
-
-def _load(path: Path, device: str) -> dict[str, "torch.Tensor"]:
-  """The state dict on a device; on "meta" it has no values."""
-  torch = _torch(path)
+def _state_dict(
+  torch: Any, path: Path, is_zip: bool
+) -> dict[str, "torch.Tensor"]:
+  # torch takes a path that ends like this for a safetensors file.
+  mapped = is_zip and path.suffix != ".safetensors"
   try:
-    # By its path, a file called .safetensors would be taken for one.
     with path.open("rb") as file:
-      content = torch.load(file, map_location=device, weights_only=True)
+      content = torch.load(
+        str(path) if mapped else file,
+        map_location="cpu",
+        mmap=mapped,
+        weights_only=True,
+      )
   except Exception as e:  # A damaged pickle can raise anything.
-    unsafe = re.search(r"GLOBAL (\S+)", str(e))
-    if unsafe:
+    if unsafe := re.search(r"GLOBAL (\S+)", str(e)):
       raise InputError(
         f"{path} holds {unsafe[1]} beside weights, and loading that could run "
-        "anything; nothing was run, use a file of tensors or safetensors"
+        "any program; nothing was run, use a file of tensors or safetensors"
       ) from e
-    raise _broken(path, "torch cannot load it") from e
+    raise ValueError("torch cannot load it; it holds no torch weights") from e
   if isinstance(content, dict) and "state_dict" in content:
     content = content["state_dict"]
   if not isinstance(content, dict):
-    raise _broken(path, f"it holds a {type(content).__name__}, not a dict")
+    raise ValueError(f"it holds a {type(content).__name__}, not a dict")
   for key, value in content.items():
     if not isinstance(key, str) or not isinstance(value, torch.Tensor):
       raise InputError(
-        f"{key!r} is a {type(value).__name__} and no named tensor, in {path}; "
-        "use a file whose top or `state_dict` holds tensors only"
+        f"{key!r} is a {type(value).__name__} and not a named tensor, in "
+        f"{path}; use a file whose top or `state_dict` holds tensors only"
       )
   return content
 
 
-def _records(path: Path) -> dict[int, int]:
-  """Offset and size of the bytes of every record of the zip."""
-  try:
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-      entries = archive.infolist()
-      records = {}
-      for entry in entries:
-        # The two lengths differ from those of the zip's own directory.
-        file.seek(entry.header_offset + 26)
-        name, extra = np.frombuffer(file.read(4), "<u2").tolist()
-        records[entry.header_offset + 30 + name + extra] = entry.file_size
-  except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as e:
-    raise _broken(path, "its zip is damaged") from e
-  if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-    raise _broken(path, "it is a compressed zip")
-  return records
+def _check_records(path: Path, tensors: dict[str, "torch.Tensor"]) -> None:
+  """Raises ValueError where torch maps bytes that are not those of a tensor.
 
-
-def _place(
-  path: Path, key: str, tensor: "torch.Tensor", records: dict[int, int]
-) -> _Place:
-  """Where a tensor of the meta device lies.
-
-  Torch computes offsets rather than looks them up. In a zip that another tool
-  packed they are wrong, hence the check against the zip's own records.
+  It neither decompresses records nor compares their size with the pickle.
   """
-  dtype = _dtype(path, key, tensor)
-  storage = tensor.untyped_storage()
-  start = getattr(storage, "_checkpoint_offset", None)
-  place = _Place(
-    (start or 0) + tensor.storage_offset() * dtype.itemsize,
-    dtype,
-    tuple(tensor.shape),
-    tuple(tensor.stride()),
-  )
-  # Of a tensor that ends beyond its storage, torch makes the storage larger.
-  if records.get(start) != storage.nbytes():
-    raise _broken(path, f"the bytes of {key!r} are not where torch puts them")
-  return place
+  try:
+    with zipfile.ZipFile(path) as archive:
+      entries = archive.infolist()
+  except (zipfile.BadZipFile, NotImplementedError) as e:
+    raise ValueError("its zip is damaged") from e
+  if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+    raise ValueError("it is a compressed zip")
+  sizes = {entry.file_size for entry in entries}
+  for key, tensor in tensors.items():
+    if tensor.untyped_storage().nbytes() not in sizes:
+      raise ValueError(f"the bytes of {key!r} are not in the file")
 
 
-def _span(place: _Place) -> int:
-  """How many values lie from the tensor's first to its last."""
-  if 0 in place.shape:
-    return 0
-  steps = zip(place.shape, place.strides, strict=True)
-  return 1 + sum((size - 1) * stride for size, stride in steps)
-
-
-def _dtype(path: Path, key: str, tensor: "torch.Tensor") -> np.dtype:
-  """Numpy's dtype of a plain tensor; InputError for any other."""
+def _dtype(key: str, tensor: "torch.Tensor") -> np.dtype:
   name = str(tensor.dtype).removeprefix("torch.")
   layout = "negated" if tensor.is_neg() else str(tensor.layout)
   if name not in _DTYPES or layout != "torch.strided":
-    raise InputError(
-      f"{key!r} is a {layout} tensor of {name}, in {path}; use dense "
-      f"ones of {', '.join(_DTYPES)}"
+    raise ValueError(
+      f"{key!r} is a {layout} tensor of {name}, not a dense one of "
+      f"{', '.join(_DTYPES)}"
     )
   return _DTYPES[name]
 
@@ -232,10 +151,10 @@ def _to_torch(array: np.ndarray) -> "torch.Tensor":
 
 
 def _to_numpy(tensor: "torch.Tensor") -> np.ndarray:
-  """Shares memory if it is contiguous."""
+  """Shares memory."""
   import torch
 
-  tensor = tensor.contiguous()
+  tensor = tensor.detach()
   if tensor.dtype == torch.bfloat16:
     return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
   return tensor.numpy()
@@ -250,9 +169,3 @@ def _torch(path: Path) -> Any:
       "'i2vgen-jax[interop]' or use the safetensors form"
     ) from e
   return torch
-
-
-def _broken(path: Path, what: str) -> InputError:
-  return InputError(
-    f"{path} is damaged or holds no torch weights: {what}; download it anew"
-  )

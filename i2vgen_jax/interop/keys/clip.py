@@ -1,4 +1,4 @@
-"""Where the public forms of the CLIP towers keep each of our parameters."""
+"""Keys of the CLIP towers in their public forms."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from i2vgen_jax.interop.keys.table import Row, Table, conv2d, linear, norm
 def transformers_text_table(num_layers: int) -> Table:
   """The form of transformers' `CLIPTextModel`.
 
-  Files carry the prefix `text_model.`, the modules of transformers 5 do not;
+  Files have the prefix `text_model.`, the modules of transformers 5 have none;
   both are read, the first is written.
   """
   prefixes = ("text_model.", "")
@@ -32,7 +32,7 @@ def transformers_vision_table(num_layers: int) -> Table:
       "class_embedding", _keys(prefixes, "embeddings.class_embedding"), PLAIN
     ),
     _plain("position_embedding", prefixes, "position_embedding"),
-    # Their spelling.
+    # The spelling is theirs.
     *norm("norm_in", *_keys(prefixes, "pre_layrnorm")),
     *_layers(num_layers, prefixes),
     *norm("norm_out", *_keys(prefixes, "post_layernorm")),
@@ -44,7 +44,7 @@ def transformers_vision_table(num_layers: int) -> Table:
 def openclip_text_table(num_layers: int) -> Table:
   """The text tower in `open_clip_pytorch_model.bin`.
 
-  The keys are all those of the file that do not start with `visual.`.
+  Its keys are those of the file that do not start with `visual.`.
   """
   rows = [
     Row("token_embedding/embedding", ("token_embedding.weight",), PLAIN),
@@ -52,13 +52,13 @@ def openclip_text_table(num_layers: int) -> Table:
     *_openclip_layers(num_layers),
     *norm("final_norm", "ln_final"),
   ]
-  # They serve the contrastive loss, and the mask is a constant.
+  # The first two serve the contrastive loss; the mask is a constant.
   unused = {"text_projection", "logit_scale", "attn_mask"}
   return Table(tuple(rows), frozenset(unused))
 
 
 def openclip_vision_table(num_layers: int) -> Table:
-  """The picture tower in the same file, after the prefix `visual.`."""
+  """The image tower in the same file, after the prefix `visual.`."""
   rows = [
     *conv2d("patch_embedding", "conv1", bias=False),
     Row("class_embedding", ("class_embedding",), PLAIN),
@@ -66,7 +66,7 @@ def openclip_vision_table(num_layers: int) -> Table:
     *norm("norm_in", "ln_pre"),
     *_openclip_layers(num_layers),
     *norm("norm_out", "ln_post"),
-    # A bare matrix that they multiply by from the right, as flax does.
+    # A matrix multiplied from the right, as in Flax.
     Row("projection/kernel", ("proj",), PLAIN),
   ]
   return Table(tuple(rows))
@@ -114,7 +114,7 @@ def _plain(path: str, prefixes: tuple[str, ...], name: str) -> Row:
 
 
 def _position_ids(prefixes: tuple[str, ...]) -> frozenset[str]:
-  """A constant that older versions of transformers wrote into files."""
+  """A constant that older versions of transformers write."""
   return frozenset(_keys(prefixes, "embeddings.position_ids"))
 
 

@@ -1,6 +1,6 @@
-"""How torch and flax lay out the same numbers, both ways.
+"""How torch and Flax store the same numbers, in both directions.
 
-Flax keeps channels last and input before output; torch the reverse.
+Flax puts channels last and input before output; torch does the reverse.
 """
 
 import dataclasses
@@ -11,18 +11,18 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A pair of exact inverses on numpy arrays; neither copies.
+  """A pair of inverse functions on NumPy arrays; neither copies.
 
   Attributes:
     to_flax: torch's array to ours.
-    to_torch: ours to torch's.
+    to_torch: our array to torch's.
   """
 
   to_flax: Callable[[np.ndarray], np.ndarray]
   to_torch: Callable[[np.ndarray], np.ndarray]
 
 
-# Biases, norm scales, embeddings, position tables, transposed projections.
+# Biases, norm scales, embeddings, transposed projections.
 PLAIN = Layout(lambda x: x, lambda x: x)
 
 # [O I] <-> [I O]
@@ -33,7 +33,7 @@ CONV2D = Layout(
   lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
 )
 
-# [O I 3 1 1] <-> [3 I O]: a 3-D convolution along time only.
+# [O I 3 1 1] <-> [3 I O]: a 3-D convolution over time only.
 TEMPORAL_CONV = Layout(
   lambda x: x[..., 0, 0].transpose(2, 1, 0),
   lambda x: x.transpose(2, 1, 0)[..., None, None],
@@ -42,5 +42,5 @@ TEMPORAL_CONV = Layout(
 # [O I 1] <-> [I O]: a 1-D convolution of width 1 is a linear layer.
 CONV1D = Layout(lambda x: x[..., 0].T, lambda x: x.T[..., None])
 
-# [O I 1 1] <-> [I O]: and so is a 2-D one.
+# [O I 1 1] <-> [I O]: so is a 2-D convolution of size 1.
 CONV1X1 = Layout(lambda x: x[..., 0, 0].T, lambda x: x.T[..., None, None])

@@ -1,4 +1,4 @@
-"""A table says which torch key holds which of our parameters, as data."""
+"""A table lists which torch key holds which of our parameters."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ from i2vgen_jax.interop.keys.layouts import CONV2D, LINEAR, PLAIN, Layout
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One of our arrays and where torch keeps it.
+  """One of our arrays and its place in a torch file.
 
   Attributes:
-    path: our parameter, its names joined by "/".
+    path: path of our parameter, names joined by "/".
     keys: spellings of the torch key; the first is the one we write.
-    layout: how the array turns from one side to the other.
-    part: (i, n): our array is the i-th of n equal slices of the first axis
-      of torch's, as in a stacked query-key-value matrix. The n rows of such
-      a tensor share their keys.
+    layout: conversion between the two arrays.
+    part: (i, n): our array is slice i of n equal slices of the first axis of
+      torch's, as in a stacked query-key-value matrix. The n rows of such a
+      tensor share their keys.
   """
 
   path: str
@@ -31,7 +31,7 @@ class Table:
 
   Attributes:
     rows: one for each of our parameters.
-    ignored: torch keys that a file may carry and that hold no weights.
+    ignored: torch keys that a file may have and that hold no weights.
   """
 
   rows: tuple[Row, ...]
@@ -57,7 +57,7 @@ def norm(path: str, *keys: str) -> Iterable[Row]:
 def weight_and_bias(
   path: str, keys: tuple[str, ...], layout: Layout, bias: bool = True
 ) -> Iterable[Row]:
-  """Rows of any layer with a kernel of the given layout."""
+  """Rows of a layer with a kernel of the given layout."""
   yield Row(f"{path}/kernel", _suffixed(keys, "weight"), layout)
   if bias:
     yield Row(f"{path}/bias", _suffixed(keys, "bias"), PLAIN)

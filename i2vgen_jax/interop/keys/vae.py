@@ -1,4 +1,4 @@
-"""Where the public forms of the autoencoder keep each of our parameters."""
+"""Keys of the autoencoder in its public forms."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,19 +15,19 @@ from i2vgen_jax.interop.keys.table import (
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-  """What a form calls the parts of a side, and the layers inside them.
+  """Keys of a form for the parts of an encoder or decoder.
 
-  In the first two, {way} is down or up, {run} the level as the side runs
-  them, {fine} the level counted from the highest resolution.
+  In the first two, {way} is down or up, {run} the level in execution order,
+  and {fine} the level counted from the highest resolution.
 
   Attributes:
-    resnet: key of one of a level, {layer} being its number.
-    sampler: key of the convolution that leaves a level.
-    middle: keys of its residual block, attention, residual block.
-    skip: in a residual block.
-    norm_out: of a side.
-    attention: our names -> spellings of theirs.
-    projection: layout of the layers of the attention.
+    resnet: residual block number {layer} of a level.
+    sampler: convolution that ends a level.
+    middle: residual block, attention, residual block.
+    skip: skip convolution in a residual block.
+    norm_out: last norm.
+    attention: our names in the attention -> spellings of theirs.
+    projection: layout of the layers in the attention.
   """
 
   resnet: str
@@ -49,7 +49,7 @@ _DIFFUSERS = _Names(
   ),
   skip="conv_shortcut",
   norm_out="conv_norm_out",
-  # Files written by early versions of diffusers carry the second names.
+  # The second names are those of early versions of diffusers.
   attention={
     "norm": ("group_norm",),
     "to_q": ("to_q", "query"),
@@ -80,7 +80,7 @@ _LDM = _Names(
 def diffusers_table(
   block_channels: Sequence[int], layers_per_block: int
 ) -> Table:
-  """The form of diffusers' `AutoencoderKL`, of any width and depth."""
+  """The form of diffusers' `AutoencoderKL`, for any width and depth."""
   return _table(block_channels, layers_per_block, _DIFFUSERS)
 
 
@@ -105,10 +105,10 @@ def _table(channels: Sequence[int], layers: int, names: _Names) -> Table:
 def _side(
   side: str, way: str, channels: Sequence[int], layers: int, names: _Names
 ) -> Iterable[Row]:
-  """Rows of the encoder or the decoder, `channels` in the order it runs."""
+  """Rows of the encoder or decoder, with `channels` in execution order."""
   yield from conv2d(f"{side}/conv_in", f"{side}.conv_in")
-  # The encoder's first level takes its width from conv_in, the decoder's
-  # from the middle: no skip convolution in either.
+  # The first level has the width of what precedes it, so it needs no skip
+  # convolution.
   before = channels[0]
   last = len(channels) - 1
   for i, width in enumerate(channels):

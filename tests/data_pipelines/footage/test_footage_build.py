@@ -531,6 +531,17 @@ def test_captions_are_kept_apart_or_joined(hostile, tmp_path):
     assert record["captions"] == expected
 
 
+def test_rows_of_one_file_are_one_example(hostile, tmp_path):
+  folder, *_ = hostile
+  names = ["good0.mp4", "good1.mp4"]
+  rows = [{"path": names[n % 2], "caption": f"{n}"} for n in range(1000)]
+  out = tmp_path / "out"
+  assert build_footage(manifest(folder, rows), out, SETTINGS) == (2, 0, {})
+  dataset = Dataset([dataset_dir(out, "text_video")])
+  captions = sorted(len(dataset[n]["captions"]) for n in range(2))
+  assert captions == [500, 500]
+
+
 def test_start_and_end_select_a_part(hostile, tmp_path):
   folder, *_ = hostile
   rows = [

@@ -73,3 +73,24 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
 
   peak(2000, "first")
   assert least(8000) - least(2000) < 6000 * 10
+
+
+def test_rows_of_one_clip_join_their_captions(tmp_path):
+  rows = [
+    {"path": "a.mp4", "caption": "one"},
+    {"path": "b.mp4", "captions": ["x", "y"]},
+    {"path": "a.mp4", "caption": "two", "end": 3},
+    {"path": "a.mp4", "captions": ["three", "one"], "start": 0},
+    {"path": "b.mp4", "caption": "z"},
+    {"path": "a.mp4", "caption": "four", "start": 0.0, "end": "3"},
+  ]
+  path = tmp_path / "list.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  groups = Groups(path)
+  groups.write(tmp_path)
+  found = [r for n in range(groups.count) for r in read_group(tmp_path, n)]
+  assert [(row.row, row.path, row.captions) for row in found] == [
+    (1, "a.mp4", ("one", "three")),
+    (2, "b.mp4", ("x", "y", "z")),
+    (3, "a.mp4", ("two", "four")),
+  ]

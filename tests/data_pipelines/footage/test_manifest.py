@@ -1,8 +1,12 @@
 """Every row of a manifest is parsed, or dropped with a reason."""
 
+import functools
+import http.server
 import json
 import math
 import os
+import threading
+import zipfile
 
 import pytest
 
@@ -123,7 +127,11 @@ def test_an_unusable_row_is_dropped(tmp_path, row, reason):
     ("null.jsonl", b'{"path": "a.mp4", "captions": null, "caption": "b"}'),
     ("bom.csv", "\ufeffpath,caption\na.mp4,b\n".encode()),
     ("crlf.csv", b"path, caption\r\na.mp4,b\r\n\r\n"),
-    ("other.csv", b"x,path,caption,end\n\n1,a.mp4,b,,too,many\n"),
+    ("other.csv", b"x,path,caption,end\n\n1,a.mp4,b,\n"),
+    ("blank.csv", b"\n \npath,caption\n  \na.mp4,b\n\n"),
+    ("stripped.csv", b'path , caption\n a.mp4\t, "b" \n'),
+    ("unnamed.csv", b"path,caption,,\na.mp4,b,,\n"),
+    ("list.csv", b'path,captions\na.mp4,"[""b""]"\n'),
   ],
 )
 def test_lists_of_other_programs_are_read(tmp_path, name, content):
@@ -153,6 +161,65 @@ def test_an_undecodable_row_is_one_drop(tmp_path, name, content):
   assert (drop.row, drop.reason) == (1, "bad-row")
   assert drop.detail.isprintable()
   assert source.row == 2
+
+
+def csv_rows(tmp_path, text):
+  """Captions of the rows that can be used, "bad-row" for the others."""
+  path = tmp_path / "list.csv"
+  path.write_bytes(text.encode())
+  rows = list(read_manifest(path))
+  assert [row.row for row in rows] == list(range(1, len(rows) + 1))
+  for row in rows:
+    assert isinstance(row, ManifestRow) or row.detail.isprintable()
+  return [getattr(row, "captions", row[3]) for row in rows]
+
+
+@pytest.mark.parametrize(
+  ("rows", "captions"),
+  [
+    ('0,"ok"\n2,"open quote\n3,lost\n', [("ok",), "bad-row", ("lost",)]),
+    ('0,"open\n1,x\n2,"y, z"\n3,w', ["bad-row", ("x",), ("y, z",), ("w",)]),
+    ('0,"open\r\n1,""\r\n2,y\r\n', ["bad-row", "no-caption", ("y",)]),
+    ('0,"open\n1,x\n2,"open\n3,y', ["bad-row", ("x",), "bad-row", ("y",)]),
+    ('"0,open\n1,x\n"2","y"\n', ["bad-row", ("x",), ("y",)]),
+    ('0,x\n1,"open', [("x",), "bad-row"]),
+    ('0,"a "b" c"\n1,x\n', ["bad-row", ("x",)]),
+    ('0,"one\n\ntwo, three"\n1,x\n', [("one\n\ntwo, three",), ("x",)]),
+    ('"0","say ""hi"""\n1,5" disk\n', [('say "hi"',), ('5" disk',)]),
+    ("0,a, b, c\n1\n2,x\n", ["bad-row", "bad-row", ("x",)]),
+    ('0,"a\nb",c\n1,x\n', ["bad-row", ("x",)]),
+    ('0,"[""one"",""two""]"\n1,["x"]\n', [("one", "two"), ("x",)]),
+    (
+      "0,\"['one', 'two']\"\n1,[music] plays\n",
+      ["bad-row", ("[music] plays",)],
+    ),
+    ('0,"open\n' + "1,x\n" * 5000, ["bad-row"] + [("x",)] * 5000),
+  ],
+)
+def test_csv_cells(tmp_path, rows, captions):
+  assert csv_rows(tmp_path, "path,captions\n" + rows) == captions
+
+
+def test_quotes_take_linear_time(tmp_path):
+  rows = 'x","y\n' * 20_000
+  assert set(csv_rows(tmp_path, 'path,caption\n"' + rows)) == {"bad-row"}
+  rows = '0,"\n1,""\n' * 5000 + "0," + " " * 200_000 + '"a" b\n'
+  assert len(csv_rows(tmp_path, "path,caption\n" + rows)) > 5000
+
+
+@pytest.mark.parametrize(
+  ("header", "said"),
+  [
+    ("path,caption, caption ", "2 columns named 'caption'"),
+    ("path,x,caption,x", "2 columns named 'x'"),
+    ('path,"caption', "cannot read the columns"),
+  ],
+)
+def test_an_ambiguous_header_is_refused(tmp_path, header, said):
+  path = tmp_path / "list.csv"
+  path.write_text(f"{header}\na,b,c\n")
+  with pytest.raises(InputError, match=said):
+    list(read_manifest(path))
 
 
 @pytest.mark.parametrize(
@@ -221,3 +288,48 @@ def test_a_uri_is_copied_and_removed(tmp_path):
   ):
     pass
   assert raised.value.reason == "missing"
+
+
+def test_a_file_uri_is_a_local_path(tmp_path):
+  good = [f"file://{tmp_path}/a%20b.mp4", f"FILE://localhost{tmp_path}/a b.mp4"]
+  bad = ["file://a.mp4", "file://host/a.mp4", "file:///a%00.mp4", "file:///%FF"]
+  rows = [{"path": path, "caption": "x"} for path in good + bad]
+  found = list(read_manifest(write(tmp_path / "list.jsonl", rows)))
+  assert [row.location for row in found[:2]] == [f"{tmp_path}/a b.mp4"] * 2
+  assert [row.path for row in found] == good + bad
+  assert [row.reason for row in found[2:]] == ["bad-row"] * 4
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+  def log_message(self, *_):
+    pass
+
+
+def test_uris_are_fetched(tmp_path):
+  (tmp_path / "a b.bin").write_bytes(b"12")
+  with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+    file.writestr("c.bin", b"34")
+  handler = functools.partial(Silent, directory=tmp_path)
+  with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    web = f"http://localhost:{server.server_port}"
+    for uri, content in (
+      (f"{web}/a%20b.bin", b"12"),
+      (f"zip://c.bin::{tmp_path}/a.zip", b"34"),
+    ):
+      with local_file(uri, seconds=60) as file:
+        assert file.read_bytes() == content
+      assert not file.exists()
+    for uri, said in (
+      (f"{web}/absent.bin", "404"),
+      ("s3://bucket/a.mp4", "s3fs"),
+      ("nowhere://bucket/a.mp4", "nowhere"),
+    ):
+      with (
+        pytest.raises(InputError, match="supported are paths, file://") as e,
+        local_file(uri, seconds=60),
+      ):
+        pass
+      assert str(e.value).startswith(f"cannot fetch {uri}: ")
+      assert said in str(e.value) and "\n" not in str(e.value)
+    server.shutdown()

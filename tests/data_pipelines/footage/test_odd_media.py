@@ -324,6 +324,125 @@ def test_the_first_picture_of_a_file_is_used(tmp_path, name):
   assert (example.width, example.height) == (96, 64)
 
 
+AVI = {  # codec and arguments of `write`
+  "variable rate": ("mpeg4", {"times": np.cumsum([50, 100, 250] * 8).tolist()}),
+  "no frames at the end": ("mpeg4", {"times": [0, *range(900, 1820, 40)]}),
+  "mpeg4 b-frames": ("mpeg4", {"max_b_frames": 2, "gop_size": 12}),
+  "mpeg2 b-frames": ("mpeg2video", {"max_b_frames": 2, "rate": 24}),
+  "h264 b-frames": ("libx264", {"options": {"bf": "2", "g": "8"}}),
+  "variable rate and b-frames": (
+    "libx264",
+    {"times": np.cumsum([50, 100, 250] * 8).tolist(), "max_b_frames": 2},
+  ),
+  "open groups": (
+    "libx264",
+    {"options": {"x264-params": "open-gop=1:keyint=8:bframes=3"}},
+  ),
+}
+
+
+@pytest.mark.parametrize("name", AVI)
+def test_avi_is_intact_unless_its_end_is_missing(tmp_path, name):
+  codec, given = AVI[name]
+  path = write(tmp_path / "a.avi", frames(size=(192, 128)), codec, **given)
+  assert found(path)[0].num_frames == 24
+  whole = list(video.stream(path))
+  lumas = np.array([frame.mean() for _, frame in whole])
+  assert np.corrcoef(lumas, frames(size=(192, 128)).mean((1, 2, 3)))[0, 1] > 0.9
+  # Decoding from the middle gives the same times and pixels.
+  for start, _ in whole:
+    part = list(video.stream(path, start=start))
+    assert [time for time, _ in part] == [t for t, _ in whole if t >= start]
+    np.testing.assert_array_equal(part[0][1], whole[-len(part)][1])
+  raw = path.read_bytes()
+  path.write_bytes(raw[: len(raw) * 2 // 3])
+  assert reason(path) == "truncated"
+  with pytest.raises(InputError, match=r"truncated|damaged"):
+    video.decode_mp4(path)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+@pytest.mark.parametrize("suffix", ["ts", "m2ts"])
+def test_joined_mpeg_ts_runs_on(tmp_path, codec, suffix):
+  parts = [frames(), frames()[:, ::-1], frames(36)]
+  raw = []
+  for part in parts:
+    path = write(tmp_path / f"part.{suffix}", part, codec, rate=24)
+    raw.append(path.read_bytes())
+  path = tmp_path / f"a.{suffix}"
+  path.write_bytes(b"".join(raw))
+  candidate, example = found(path)
+  assert candidate.num_frames == 84
+  decoded, times = video.decode_mp4(example.media)
+  np.testing.assert_allclose(times, np.arange(84) / 24, atol=1e-3)
+  assert np.abs(decoded.astype(int) - np.concatenate(parts)).mean() < 10
+  whole = list(video.stream(path))
+  for number in (3, 20, 26, 50, 80):
+    part = list(video.stream(path, start=whole[number][0]))
+    assert len(part) == 84 - number
+    np.testing.assert_array_equal(part[0][1], whole[number][1])
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+@pytest.mark.parametrize("whole_end", [False, True])
+def test_joined_mpeg_ts_with_a_truncated_part_is_refused(
+  tmp_path, codec, whole_end
+):
+  rng = np.random.default_rng(0)
+  noise = rng.integers(256, size=(24, 128, 192, 3), dtype=np.uint8)
+  raw = write(tmp_path / "part.ts", noise, codec, rate=24).read_bytes()
+  path = tmp_path / "a.ts"
+  path.write_bytes(raw + raw)
+  assert found(path)[0].num_frames == 48
+  # Within a frame, between packets.
+  cut = len(raw) // 376 * 188
+  end = raw if whole_end else raw[cut + 20 * 188 :]
+  path.write_bytes(raw[:cut] + end)
+  assert reason(path) in ("damaged", "truncated")
+
+
+@pytest.mark.parametrize(
+  ("suffix", "codec", "tick"),
+  [
+    ("webm", "libvpx", Fraction(1, 1000)),
+    ("mkv", "libx264", Fraction(1, 1000)),
+    ("mp4", "libx264", Fraction(1, 90_000)),
+    ("mp4", "libx264", Fraction(1, 10**6)),
+  ],
+)
+@pytest.mark.parametrize("at", [1, 2, 12, 21, 22])
+def test_frames_one_tick_apart_are_kept(
+  tmp_path, monkeypatch, suffix, codec, tick, at
+):
+  """Two frames that are close at any place of a film or of a part."""
+  monkeypatch.setitem(globals(), "TICK", tick)
+  times = [round(n / 12 / tick) for n in range(24)]
+  times[at + 1] = times[at] + 1
+  path = write(tmp_path / f"a.{suffix}", frames(), codec, times=times)
+  candidate, example = found(path)
+  assert candidate.num_frames == len(video.decode_mp4(example.media)[0]) == 24
+  when = [time for time, _ in video.stream(path)]
+  for a, b in ((at, 24), (at + 1, 24), (0, at + 1), (0, at + 2)):
+    if b - a >= 2:
+      part = candidate._replace(
+        start=when[a], last=when[b - 1], num_frames=b - a
+      )
+      assert len(video.decode_mp4(encode(part, path, 720).media)[0]) == b - a
+
+
+@pytest.mark.parametrize(
+  ("count", "expected"), [(1, "few-frames"), (8, "few-frames"),
+                          (16, "few-frames"), (19, "few-frames"),
+                          (40, "no-shot")],
+)  # fmt: skip
+@pytest.mark.parametrize("is_black", [False, True])
+def test_a_short_film_has_few_frames(tmp_path, count, expected, is_black):
+  pictures = frames(count) * (not is_black)
+  path = write(tmp_path / "a.mp4", pictures.astype(np.uint8), rate=30)
+  if count < 20 or is_black:
+    assert reason(path, ScanSettings()) == expected
+
+
 def test_files_with_the_wrong_suffix(tmp_path):
   Image.fromarray(data.chelsea()).save(tmp_path / "a.png")
   (tmp_path / "a.png").rename(tmp_path / "b.jpg")

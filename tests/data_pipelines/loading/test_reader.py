@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from dataset_standin import write_dataset
+from dataset_standin import assert_equal, captions, write_dataset
 
 from data_pipelines.loading import reader
 from data_pipelines.media import video
@@ -33,15 +33,6 @@ def opened(procedural_dir, tokenizer):
     )
 
   return make
-
-
-def assert_equal(a, b):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_array_equal(x, y)
-
-
-def captions(batch):
-  return batch.token_ids[:, 0].tolist()
 
 
 def test_arrays_of_a_batch(opened):

@@ -3,7 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from dataset_standin import counting_clip, write_dataset
+from dataset_standin import (
+  assert_equal,
+  captions,
+  counting_clip,
+  write_dataset,
+)
 
 from data_pipelines.loading import reader
 from data_pipelines.loading.augmentation import Augmentation
@@ -26,15 +31,6 @@ def with_everything(mixed, tokenizer):
     return reader.Reader(**options | changes)
 
   return make
-
-
-def assert_equal(a, b):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_array_equal(x, y)
-
-
-def captions(batch):
-  return batch.token_ids[:, 0].tolist()
 
 
 def host_rows(hosts):

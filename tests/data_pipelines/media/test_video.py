@@ -10,6 +10,7 @@ import wave
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace
 
 from data_pipelines.media import video
 from data_pipelines.procedural import world
@@ -201,6 +202,80 @@ def test_videos_larger_than_memory_are_refused(clip, monkeypatch):
   monkeypatch.setattr(video, "MAX_BYTES", 3 * 96 * 64 * 11)
   with pytest.raises(InputError, match="too long"):
     video.decode_mp4(video.encode_mp4(clip, 8))
+
+
+def test_only_the_chosen_frames_take_memory(clip, monkeypatch):
+  data = video.encode_mp4(clip, 240)
+  everything, _ = video.decode_mp4(data)
+  monkeypatch.setattr(video, "MAX_BYTES", 3 * 96 * 64 * 2)
+  frames, _ = video.decode_mp4(data, lambda times: [3, 11])
+  np.testing.assert_array_equal(frames, everything[[3, 11]])
+  with pytest.raises(InputError, match="too long"):
+    video.decode_mp4(data, lambda times: [3, 7, 11])
+  # A caller that bounds the part knows how much it asks for.
+  frames, _ = video.decode_mp4(data, lambda times: range(9), until=8 / 240)
+  np.testing.assert_array_equal(frames, everything[:9])
+
+
+def test_a_decoded_frame_is_released_before_the_next_one(clip, monkeypatch):
+  data = video.encode_mp4(np.concatenate([clip] * 5), 240)
+  places, timed = [], video._timed
+
+  def watched(*arguments):
+    for frame in timed(*arguments):
+      places.append(frame.planes[0].buffer_ptr)
+      yield frame
+
+  monkeypatch.setattr(video, "_timed", watched)
+  video.decode_mp4(data, lambda times: [0, len(times) - 1])
+  assert len(places) == 60
+  # The memory of a released frame is reused for a later one.
+  assert len(set(places)) < 30
+
+
+def test_frames_in_packets_with_other_times_are_chosen_by_their_own(tmp_path):
+  """AVI with B-frames; the times in its packets are a guess."""
+  pictures = np.arange(0, 240, 10, np.uint8)[:, None, None, None]
+  pictures = np.tile(pictures, (1, 64, 96, 3))
+  path = tmp_path / "a.avi"
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("libx264", rate=12)
+    stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+    stream.options = {"bf": "2"}
+    for picture in pictures:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+    container.mux(stream.encode())
+  frames, times = video.decode_mp4(path, lambda t: [0, 7, len(t) - 1])
+  np.testing.assert_allclose(times, np.array([0, 7, 23]) / 12)
+  np.testing.assert_allclose(frames.mean((1, 2, 3)), [0, 70, 230], atol=4)
+
+
+def test_frames_closer_than_a_tick_are_kept(clip):
+  times = np.arange(12) * 1e-6
+  _, decoded = video.decode_mp4(video.encode_mp4(clip, 240, times=times))
+  np.testing.assert_allclose(decoded, np.arange(12) / 90_000, atol=1e-6)
+
+
+@pytest.mark.parametrize("matrix", [Colorspace.ITU601, Colorspace.ITU709])
+@pytest.mark.parametrize("tagged", [False, True])
+@pytest.mark.parametrize("size", [(64, 720), (1280, 718), (64, 1080)])
+def test_colour_without_a_tag_is_bt709_from_720_lines_on(size, tagged, matrix):
+  width, height = size
+  picture = np.full((height, width, 3), (30, 200, 60), np.uint8)
+  buffer, code = io.BytesIO(), {Colorspace.ITU601: 5, Colorspace.ITU709: 1}
+  with av.open(buffer, "w", format="mp4") as container:
+    stream = container.add_stream("libx264", rate=12)
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    stream.codec_context.colorspace = code[matrix] if tagged else 2
+    frame = av.VideoFrame.from_ndarray(picture).reformat(
+      format="yuv420p", dst_colorspace=matrix, dst_color_range=ColorRange.MPEG
+    )
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  frames, _ = video.decode_mp4(buffer.getvalue())
+  expected = Colorspace.ITU709 if height >= 720 else Colorspace.ITU601
+  error = np.abs(frames[0].astype(int) - picture).max()
+  assert (error < 4) == (tagged or matrix == expected)
 
 
 def streamed(source, **options):

@@ -1,4 +1,4 @@
-"""What lies at a path, and the config and parameters it becomes."""
+"""What a path holds, and the config and parameters that it becomes."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 import torch
 from flax import traverse_util
 from public_standin import TEXT, VAE, VISION, draw, rewrite_json, unet
-from torch_dicts import arrays_of
+from weight_helpers import arrays_of, save_torch
 
 from i2vgen_jax import sharding, tokenizer
 from i2vgen_jax.cascade import Cascade
@@ -21,7 +21,7 @@ from i2vgen_jax.interop import (
   load_text_encoder,
   load_unet,
   load_vae,
-  stored,
+  open_weights,
 )
 from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.interop.formats import native
@@ -32,25 +32,9 @@ UNET_FILE = "diffusion_pytorch_model.safetensors"
 NETWORKS = {"base", "vae", "text_encoder", "image_encoder"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-  with public_standin.traced_once():
-    yield
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-  return public_standin.write_repository(tmp_path_factory.mktemp("hub") / "c")
-
-
-@pytest.fixture(scope="module")
-def cascade(tmp_path_factory):
-  return cascade_standin.write_cascade(tmp_path_factory.mktemp("cascade"))
-
-
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-  """The files that VGen reads: U-Net, both towers, Stable Diffusion's."""
+  """The files that VGen reads: U-Net, both towers, autoencoder."""
   folder = tmp_path_factory.mktemp("models")
   towers = draw(TEXT, "openclip")
   towers |= {f"visual.{k}": x for k, x in draw(VISION, "openclip").items()}
@@ -62,19 +46,18 @@ def original(tmp_path_factory):
     "v2-1_512-ema-pruned.ckpt": vae,
   }
   for name, arrays in files.items():
-    save(folder / name, arrays)
+    save_torch(folder / name, arrays)
   (folder / "notes.txt").write_text("not weights")
   return folder
 
 
-def save(path, arrays):
-  state = {key: torch.from_numpy(x) for key, x in arrays.items()}
-  torch.save({"state_dict": state}, path)
+def find(path, choices=None):
+  return open_weights(path, choices=choices).networks
 
 
 @pytest.fixture
 def copied(repository, tmp_path):
-  """A repository that a test may spoil."""
+  """A repository that a test may change."""
   return shutil.copytree(repository, tmp_path / "repository")
 
 
@@ -82,8 +65,8 @@ def flat(params):
   return traverse_util.flatten_dict(params, sep="/")
 
 
-def picked(found):
-  """Where the public forms differ, as the configs say."""
+def choices_of(found):
+  """The choices that the configs contain."""
   configs = {name: source.config for name, source in found.items()}
   return Choices.of(configs)
 
@@ -91,12 +74,12 @@ def picked(found):
 # ---- Every kind of path ----
 
 
-def test_cascade_of_ours(cascade):
-  found = stored.find(cascade)
+def test_native_cascade(weights):
+  found = find(weights)
   assert set(found) == {*NETWORKS, "refine"}
   for name, source in found.items():
     assert (source.name, source.form) == (name, "orbax")
-    assert source.config == native.load_config(cascade / name)
+    assert source.config == native.load_config(weights / name)
     shapes = {k: x.shape for k, x in flat(source.abstract_params).items()}
     assert source.tensors.shapes == shapes
     source.report().check()
@@ -106,14 +89,14 @@ def test_cascade_of_ours(cascade):
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
-def test_one_network_of_ours(cascade):
-  found = stored.find(cascade / "vae")
+def test_one_native_network(weights):
+  found = find(weights / "vae")
   assert set(found) == {"vae"}
   assert found["vae"].form == "orbax"
 
 
 def test_repository(repository):
-  found = stored.find(repository)
+  found = find(repository)
   assert set(found) == NETWORKS
   forms = {name: source.form for name, source in found.items()}
   assert forms.pop("base") == forms.pop("vae") == "diffusers"
@@ -125,7 +108,7 @@ def test_repository(repository):
     report = source.report()
     assert set(report.mapped) == set(source.tensors.shapes)
     assert source.config["source"] == {"form": source.form}
-  assert stored.tokenizer_folder(repository) == repository / "tokenizer"
+  assert open_weights(repository).tokenizer == repository / "tokenizer"
 
 
 @pytest.mark.parametrize(
@@ -138,13 +121,13 @@ def test_repository(repository):
   ],
 )
 def test_component(repository, part, name):
-  assert set(stored.find(repository / part)) == {name}
+  assert set(find(repository / part)) == {name}
   file = next((repository / part).glob("*.safetensors"))
-  assert set(stored.find(file)) == {name}
+  assert set(find(file)) == {name}
 
 
 def test_original_files(original):
-  found = stored.find(original)
+  found = find(original)
   assert set(found) == NETWORKS
   assert {found[n].form for n in ("text_encoder", "image_encoder")} == {
     "openclip"
@@ -154,21 +137,21 @@ def test_original_files(original):
   for name, module in modules.items():
     assert found[name].module == module
     found[name].report().check()
-  assert stored.tokenizer_folder(original) is None
+  assert open_weights(original).tokenizer is None
 
 
 def test_one_file_with_two_networks(original):
-  found = stored.find(original / "open_clip_pytorch_model.bin")
+  found = find(original / "open_clip_pytorch_model.bin")
   assert set(found) == {"text_encoder", "image_encoder"}
 
 
-def test_one_of_several(original, cascade):
-  assert stored.one(original, "unet").name == "base"
-  assert stored.one(original, "vae").name == "vae"
+def test_one_of_several(original, weights):
+  assert open_weights(original).one("unet").name == "base"
+  assert open_weights(original).one("vae").name == "vae"
   with pytest.raises(InputError, match="more than one unet in"):
-    stored.one(cascade, "unet")
+    open_weights(weights).one("unet")
   with pytest.raises(InputError, match=r"no refine in .*, which holds vae"):
-    stored.one(cascade / "vae", "refine")
+    open_weights(weights / "vae").one("refine")
 
 
 def test_values(original):
@@ -186,7 +169,7 @@ def test_values(original):
 
 
 def test_choices_of_a_repository(repository):
-  assert picked(stored.find(repository)) == {
+  assert choices_of(find(repository)) == {
     "scaling_factor": 0.18125,
     "pad_token_id": public_standin.VOCABULARY - 1,
     "to_clean": True,
@@ -196,7 +179,7 @@ def test_choices_of_a_repository(repository):
 
 
 def test_choices_of_original_files(original):
-  assert picked(stored.find(original)) == {
+  assert choices_of(find(original)) == {
     "scaling_factor": 0.18215,
     "pad_token_id": 0,
     "to_clean": False,
@@ -205,7 +188,7 @@ def test_choices_of_original_files(original):
   }
 
 
-def test_what_the_repository_says_is_taken(copied):
+def test_settings_of_a_repository_are_used(copied):
   rewrite_json(
     copied / "vae" / "config.json", lambda c: c.update(scaling_factor=0.3)
   )
@@ -223,8 +206,8 @@ def test_what_the_repository_says_is_taken(copied):
       copied / "tokenizer" / name,
       lambda c: c.update(pad_token={"content": "!"}),
     )
-  found = stored.find(copied)
-  taken = picked(found)
+  found = find(copied)
+  taken = choices_of(found)
   assert taken["scaling_factor"] == 0.3
   assert taken["to_clean"] is False
   # The first of the printable bytes.
@@ -236,7 +219,7 @@ def test_what_the_repository_says_is_taken(copied):
   }
 
 
-def test_fields_that_no_shape_shows(copied):
+def test_fields_that_shapes_do_not_determine(copied):
   rewrite_json(
     copied / "unet" / "config.json",
     lambda c: c.update(norm_num_groups=16, attention_head_dim=8),
@@ -253,7 +236,7 @@ def test_fields_that_no_shape_shows(copied):
     lambda c: c.update(num_attention_heads=5),
   )
   found = {
-    name: stored.find(copied / part)[name].module
+    name: find(copied / part)[name].module
     for name, part in (
       ("vae", "vae"),
       ("text_encoder", "text_encoder"),
@@ -263,7 +246,7 @@ def test_fields_that_no_shape_shows(copied):
   assert found["vae"].norm_groups == 8
   assert found["text_encoder"].num_heads == 4
   assert found["image_encoder"].num_heads == 5
-  base = stored.find(copied / "unet")["base"].module
+  base = find(copied / "unet")["base"].module
   assert base.norm_groups == 16
 
 
@@ -277,18 +260,18 @@ def test_fields_that_no_shape_shows(copied):
     ("concat_gain", 3, 3.0),
   ],
 )
-def test_choice_wins(repository, name, value, read):
-  found = stored.find(repository, {name: value})
-  before = picked(stored.find(repository))
-  assert picked(found) == before | {name: read}
+def test_explicit_choice_overrides_the_form(repository, name, value, read):
+  found = find(repository, {name: value})
+  before = choices_of(find(repository))
+  assert choices_of(found) == before | {name: read}
   assert before[name] != read
 
 
-def test_reference_start_is_of_a_refine_stage(tmp_path):
-  save(tmp_path / "b.pth", draw(unet("refine"), "vgen"))
+def test_reference_start_belongs_to_the_refine_stage(tmp_path):
+  save_torch(tmp_path / "b.pth", draw(unet("refine"), "vgen"))
 
   def of(choices):
-    return stored.find(tmp_path, choices)["refine"].config["sampling"]
+    return find(tmp_path, choices)["refine"].config["sampling"]
 
   assert of({})["reference_start"] is True
   assert of({"reference_start": "false"})["reference_start"] is False
@@ -299,8 +282,11 @@ def test_reference_start_is_of_a_refine_stage(tmp_path):
   [
     ({"to_clear": 1}, "unknown choice 'to_clear'; known are concat_gain, "),
     ({"to_clean": "maybe"}, "choice to_clean cannot be 'maybe'; give true or"),
-    ({"pad_token_id": "x"}, "choice pad_token_id cannot be 'x'; give a whole"),
-    ({"pad_token_id": -1}, "choice pad_token_id cannot be -1; give a whole"),
+    (
+      {"pad_token_id": "x"},
+      "choice pad_token_id cannot be 'x'; give an integer",
+    ),
+    ({"pad_token_id": -1}, "choice pad_token_id cannot be -1; give an integer"),
     ({"scaling_factor": None}, "choice scaling_factor cannot be None"),
     ({"scaling_factor": 0}, "scaling_factor cannot be 0; give a number above"),
     ({"concat_gain": "nan"}, "choice concat_gain cannot be 'nan'; give a n"),
@@ -308,35 +294,35 @@ def test_reference_start_is_of_a_refine_stage(tmp_path):
 )
 def test_bad_choice(original, choices, message):
   with pytest.raises(InputError) as raised:
-    stored.find(original / "i2vgen_xl_00854500.pth", choices)
+    find(original / "i2vgen_xl_00854500.pth", choices)
   assert message in str(raised.value)
 
 
-# ---- What is refused ----
+# ---- Refusals ----
 
 
-def test_nothing_there(tmp_path):
+def test_path_without_weights(tmp_path):
   with pytest.raises(InputError, match=r"no weights at .*absent"):
-    stored.find(tmp_path / "absent")
+    find(tmp_path / "absent")
   with pytest.raises(InputError, match="neither a cascade, nor a diffusers"):
-    stored.find(tmp_path)
+    find(tmp_path)
 
 
-def spoiled(folder, part, change):
-  """Writes the weights of a component anew."""
+def damaged(folder, part, change):
+  """Changes the weights of a component."""
   file = next((folder / part).glob("*.safetensors"))
-  source = next(iter(stored.find(folder / part).values()))
+  source = next(iter(find(folder / part).values()))
   arrays = {k: x.copy() for k, x in arrays_of(source.tensors).items()}
   change(arrays)
   write(file, Tensors.of(arrays), {"format": "pt"})
-  return stored.find(folder / part), str(file)
+  return find(folder / part), str(file)
 
 
 def test_nan(copied):
   def change(arrays):
     arrays["post_quant_conv.bias"][1] = np.nan
 
-  found, file = spoiled(copied, "vae", change)
+  found, file = damaged(copied, "vae", change)
   with pytest.raises(InputError) as raised:
     found["vae"].load()
   assert "1 of 4 values of 'post_quant_conv.bias'" in str(raised.value)
@@ -344,7 +330,7 @@ def test_nan(copied):
 
 
 def test_key_missing(copied):
-  found, file = spoiled(
+  found, file = damaged(
     copied, "unet", lambda a: a.pop("mid_block.resnets.0.norm1.bias")
   )
   with pytest.raises(InputError) as raised:
@@ -357,7 +343,7 @@ def test_wrong_shape(copied):
   def change(arrays):
     arrays["conv_norm_out.weight"] = np.zeros(5, "f")
 
-  found, _ = spoiled(copied, "unet", change)
+  found, _ = damaged(copied, "unet", change)
   with pytest.raises(InputError) as raised:
     found["base"].load()
   assert "conv_norm_out.weight is (5,) and should be (32,)" in str(raised.value)
@@ -369,13 +355,13 @@ def test_pipeline_of_another_class(copied):
     lambda c: c.update(_class_name="StableDiffusionPipeline"),
   )
   with pytest.raises(InputError, match="of class StableDiffusionPipeline; use"):
-    stored.find(copied)
+    find(copied)
 
 
 def test_component_is_missing(copied):
   shutil.rmtree(copied / "image_encoder")
   with pytest.raises(InputError, match="no image_encoder in"):
-    stored.find(copied)
+    find(copied)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +381,7 @@ def test_unknown_schedule(copied, change):
   path = copied / "scheduler" / "scheduler_config.json"
   rewrite_json(path, lambda c: c.update(change))
   with pytest.raises(InputError) as raised:
-    stored.find(copied)
+    find(copied)
   assert repr(next(iter(change.values()))) in str(raised.value)
   assert str(path) in str(raised.value)
 
@@ -405,100 +391,104 @@ def test_trailing_steps(copied):
     copied / "scheduler" / "scheduler_config.json",
     lambda c: c.update(timestep_spacing="trailing"),
   )
-  base = stored.find(copied)["base"]
+  base = find(copied)["base"]
   assert base.config["sampling"]["spacing"] == "trailing"
 
 
 def test_parts_of_a_repository(copied):
-  """As a conversion leaves behind that lacked the others."""
+  """As a conversion writes it that lacked the other parts."""
   (copied / "model_index.json").unlink()
   for part in ("unet", "image_encoder"):
     shutil.rmtree(copied / part)
-  assert set(stored.find(copied)) == {"vae", "text_encoder"}
+  assert set(find(copied)) == {"vae", "text_encoder"}
   assert load_vae(copied)[0] == VAE
 
 
-def test_weights_in_the_place_of_others(copied):
+def test_weights_of_another_component(copied):
   shutil.copy(copied / "vae" / UNET_FILE, copied / "unet" / UNET_FILE)
   with pytest.raises(InputError, match=r"weights of vae in .*unet; copy"):
-    stored.find(copied)
+    find(copied)
 
 
-def test_wrapped_for_many_devices(tmp_path):
+def test_prefix_of_data_parallel_training(tmp_path):
   arrays = draw(unet("refine"), "vgen")
-  save(tmp_path / "a.pth", {f"module.{key}": x for key, x in arrays.items()})
-  (source,) = stored.find(tmp_path / "a.pth").values()
+  save_torch(
+    tmp_path / "a.pth", {f"module.{key}": x for key, x in arrays.items()}
+  )
+  (source,) = find(tmp_path / "a.pth").values()
   report = source.report()
   report.check()
   assert report.ignored == ()
 
 
-def test_keys_of_no_network_of_ours_are_named(original, tmp_path):
+def test_keys_of_other_networks_are_reported_as_ignored(original, tmp_path):
   vae = {f"first_stage_model.{k}": x for k, x in draw(VAE, "ldm").items()}
   others = ["cond_stage_model.x", "model.diffusion_model.x"]
-  save(tmp_path / "a.ckpt", vae | dict.fromkeys(others, np.ones(1)))
-  (source,) = stored.find(tmp_path / "a.ckpt").values()
+  save_torch(tmp_path / "a.ckpt", vae | dict.fromkeys(others, np.ones(1)))
+  (source,) = find(tmp_path / "a.ckpt").values()
   assert source.report().ignored == tuple(others)
   source.report().check()
 
 
-def test_config_beside_original_files_is_of_none_of_them(original, tmp_path):
+def test_config_next_to_several_files_is_not_used(original, tmp_path):
   file = original / "v2-1_512-ema-pruned.ckpt"
   shutil.copy(file, tmp_path)
   (tmp_path / "config.json").write_text('{"norm_num_groups": 7}')
-  assert stored.find(tmp_path)["vae"].module == VAE
+  assert find(tmp_path)["vae"].module == VAE
 
 
-# ---- Ours ----
+# ---- Native weights ----
 
 
-def test_choices_of_ours(cascade):
+def test_choices_of_a_native_cascade(weights):
   choices = {"pad_token_id": "7", "scaling_factor": 2, "black_edge": True}
-  found = stored.find(cascade, choices)
+  found = find(weights, choices)
   assert found["text_encoder"].config["pad_token_id"] == 7
   assert found["vae"].config["scaling_factor"] == 2.0
   assert found["base"].config["sampling"]["black_edge"] is True
   with pytest.raises(InputError, match="unknown choice 'nonsense'"):
-    stored.find(cascade, {"nonsense": 3})
-  with pytest.raises(InputError, match="pad_token_id 9999 is none of the 514"):
-    stored.find(cascade, {"pad_token_id": 9999})
+    find(weights, {"nonsense": 3})
+  with pytest.raises(
+    InputError, match="pad_token_id 9999 is not one of the 514"
+  ):
+    find(weights, {"pad_token_id": 9999})
 
 
-def test_tokenizer_of_another_text_tower(cascade, tmp_path):
-  copied = shutil.copytree(cascade, tmp_path / "copied")
+def test_tokenizer_of_another_text_tower(weights, tmp_path):
+  copied = shutil.copytree(weights, tmp_path / "copied")
   shutil.rmtree(copied / "tokenizer")
   tokenizer.build_vocabulary(["kite"], copied / "tokenizer")
   with pytest.raises(InputError, match=r"token \d+ of .* none of the 514 that"):
     Cascade.load(copied)
 
 
-def test_no_text_where_the_unet_takes_none(original, tmp_path):
+def test_unet_without_text_needs_no_tokenizer(original, tmp_path):
   for file in original.iterdir():
     if file.suffix != ".pth":
       shutil.copy(file, tmp_path)
-  save(tmp_path / "a.pth", draw(unet("image_to_video"), "vgen"))
+  save_torch(tmp_path / "a.pth", draw(unet("image_to_video"), "vgen"))
   loaded = Cascade.load(tmp_path)
   assert loaded.tokenizer is None and "text_encoder" not in loaded.networks
   assert loaded.networks["image_encoder"].module == VISION
 
 
 @pytest.mark.parametrize("name", ["base", "refine", "vae", "text_encoder"])
-def test_renamed_folder_of_ours(cascade, tmp_path, name, monkeypatch):
-  renamed = shutil.copytree(cascade / name, tmp_path / "mine")
-  assert set(stored.find(renamed)) == {name}
-  monkeypatch.chdir(cascade / name)
-  assert set(stored.find(Path(""))) == {name}
+def test_renamed_native_folder(weights, tmp_path, name, monkeypatch):
+  renamed = shutil.copytree(weights / name, tmp_path / "mine")
+  assert set(find(renamed)) == {name}
+  monkeypatch.chdir(weights / name)
+  assert set(find(Path(""))) == {name}
 
 
-def test_array_that_ours_lacks(cascade, tmp_path):
-  found = stored.find(cascade / "vae")["vae"]
+def test_native_folder_with_missing_array(weights, tmp_path):
+  found = find(weights / "vae")["vae"]
   params = flat(found.load().params)
   params.pop(max(params))
   name = min(params)
   params[name] = np.zeros((3, 3), "f")
   tree = traverse_util.unflatten_dict(params, sep="/")
   native.save(tmp_path / "vae", found.config, tree)
-  report = stored.find(tmp_path / "vae")["vae"].report()
+  report = find(tmp_path / "vae")["vae"].report()
   assert len(report.missing) == 1 and set(report.wrong_shapes) == {name}
   with pytest.raises(InputError, match=r"1 missing: .*1 wrong shapes"):
     load_vae(tmp_path / "vae")
@@ -508,7 +498,7 @@ def test_array_that_ours_lacks(cascade, tmp_path):
 def test_damaged_index(copied, text):
   (copied / "model_index.json").write_text(text)
   with pytest.raises(InputError, match="model_index"):
-    stored.find(copied)
+    find(copied)
 
 
 @pytest.mark.parametrize(
@@ -527,30 +517,30 @@ def test_damaged_index(copied, text):
 def test_config_of_another_network(copied, part, change, message):
   rewrite_json(copied / part / "config.json", lambda c: c.update(change))
   with pytest.raises(InputError, match=message):
-    stored.find(copied / part)
+    find(copied / part)
 
 
-def test_padding_that_is_no_token(copied):
+def test_padding_must_be_a_token(copied):
   for name in ("special_tokens_map.json", "tokenizer_config.json"):
     rewrite_json(
       copied / "tokenizer" / name, lambda c: c.update(pad_token="[PAD]")
     )
-  with pytest.raises(InputError, match=r"padding '\[PAD\]' is no token"):
-    stored.find(copied)
+  with pytest.raises(InputError, match=r"padding '\[PAD\]' is not a token"):
+    find(copied)
 
 
 def test_same_network_twice(original, tmp_path):
   for name in ("a.pth", "b.pth"):
     shutil.copy(original / "i2vgen_xl_00854500.pth", tmp_path / name)
   with pytest.raises(InputError) as raised:
-    stored.find(tmp_path)
+    find(tmp_path)
   assert "two files with a base" in str(raised.value)
   assert str(tmp_path / "a.pth") in str(raised.value)
   assert str(tmp_path / "b.pth") in str(raised.value)
 
 
 def image_unet():
-  """Just enough keys of Stable Diffusion's U-Net."""
+  """The keys that identify Stable Diffusion's U-Net."""
   return {
     "down_blocks.0.attentions.0.proj_in.weight": np.zeros((8, 8), "f"),
     "down_blocks.0.resnets.0.conv1.weight": np.zeros((8, 8, 3, 3), "f"),
@@ -567,7 +557,7 @@ def test_image_unet_alone(tmp_path, given):
   )
   path = file if given == "file" else tmp_path
   with pytest.raises(InputError, match="image U-Net of Stable Diffusion alone"):
-    stored.find(path)
+    find(path)
 
 
 # ---- Into memory ----
@@ -579,11 +569,11 @@ def mesh():
 
 
 def test_shards(repository, mesh):
-  """The small stand-in has few arrays large enough to be split."""
+  """The small stand-in has few arrays that are large enough to be split."""
   _, whole = load_text_encoder(repository)
   split_module, split = load_text_encoder(repository, mesh=mesh)
   assert split_module == TEXT
-  abstract = public_standin.abstract(TEXT)
+  abstract = build.abstract_params(TEXT)
   wanted = flat(sharding.param_shardings(abstract, mesh))
   for path, leaf in flat(split).items():
     assert leaf.sharding == wanted[path], path
@@ -591,7 +581,7 @@ def test_shards(repository, mesh):
   jax.tree.map(np.testing.assert_array_equal, split, whole)
 
 
-def test_large_arrays_are_really_split(repository, mesh, monkeypatch):
+def test_large_arrays_are_split(repository, mesh, monkeypatch):
   monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 2**10)
   _, params = load_text_encoder(repository, mesh=mesh)
   leaf = params["token_embedding"]["embedding"]
@@ -606,7 +596,7 @@ def test_large_arrays_are_really_split(repository, mesh, monkeypatch):
   np.testing.assert_array_equal(leaf, arrays[key])
 
 
-def test_without_a_mesh_on_one_device(repository):
+def test_one_device_without_a_mesh(repository):
   _, params = load_vae(repository)
   for leaf in flat(params).values():
     assert leaf.devices() == {jax.devices()[0]}
@@ -614,8 +604,10 @@ def test_without_a_mesh_on_one_device(repository):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "foo", torch.float16, "float64"])
-def test_dtype_of_no_weights(repository, dtype):
-  with pytest.raises(InputError, match="is none of weights; use float32, "):
+def test_dtype_that_weights_cannot_have(repository, dtype):
+  with pytest.raises(
+    InputError, match=r"weights cannot have dtype .*; use float32, "
+  ):
     load_vae(repository, dtype)
 
 
@@ -633,8 +625,8 @@ def test_dtype(repository, mesh, of_mesh):
     np.testing.assert_array_equal(leaf, rounded)
 
 
-def test_dtype_of_ours(cascade):
-  module, params = load_vae(cascade, jnp.bfloat16)
+def test_dtype_of_native_weights(weights):
+  module, params = load_vae(weights, jnp.bfloat16)
   assert module.dtype == jnp.bfloat16
   assert {x.dtype for x in flat(params).values()} == {jnp.dtype(jnp.bfloat16)}
 
@@ -647,11 +639,11 @@ def test_dtype_of_ours(cascade):
     ("image_encoder", "visual_projection.weight"),
   ],
 )
-def test_wrong_shape_that_no_other_tensor_tells(copied, part, key):
+def test_wrong_shape_of_a_tensor_that_alone_decides_a_size(copied, part, key):
   def change(arrays):
     arrays[key] = arrays[key][:-1]
 
-  found, file = spoiled(copied, part, change)
+  found, file = damaged(copied, part, change)
   with pytest.raises(InputError, match=f"1 wrong shapes: {key} is") as raised:
     found[part].load()
   assert file in str(raised.value)

@@ -1,4 +1,4 @@
-"""Weights are found by content in files and by name in folders."""
+"""Weights are recognised by content in files and by name in folders."""
 
 import json
 
@@ -7,20 +7,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from weight_helpers import assert_refused
 
-from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.formats.tensors import Tensors
-from i2vgen_jax.interop.formats.weight_files import checked, open_tensors
-
-
-def assert_refused(call, match):
-  with pytest.raises(InputError, match=match) as caught:
-    call()
-  assert "\n" not in str(caught.value)
+from i2vgen_jax.interop.formats.weight_files import open_tensors
 
 
 def put(path, value=0.0):
-  """A file of one number, in the form that its name tells."""
+  """A file of one number, in the form that its name suggests."""
   if path.suffix == ".safetensors":
     save_file({"x": np.array([value])}, path)
   elif path.suffix == ".json":
@@ -34,14 +28,14 @@ def put(path, value=0.0):
 
 @pytest.mark.parametrize("form", ["a.safetensors", "a.json", "a.pth"])
 @pytest.mark.parametrize("name", ["a.bin", "a.safetensors", "a.json", "a"])
-def test_content_decides_and_not_the_name(tmp_path, form, name):
+def test_content_decides_not_the_name(tmp_path, form, name):
   path = put(tmp_path / form, 3.0).rename(tmp_path / name)
   tensors = open_tensors(path)
   assert tensors.shapes == {"x": (1,)}
   assert tensors.read("x") == [3.0]
 
 
-def test_old_torch_files(tmp_path):
+def test_legacy_torch_files(tmp_path):
   path = tmp_path / "a.safetensors.bin"
   torch.save({"x": torch.ones(1)}, path, _use_new_zipfile_serialization=False)
   assert open_tensors(path).read("x") == [1.0]
@@ -67,8 +61,8 @@ NAMES = [
 ]
 
 
-def test_the_best_name_of_a_folder(tmp_path):
-  """Takes them away, one after another."""
+def test_order_of_preference_in_a_folder(tmp_path):
+  """Deletes the files one after another."""
   for i, name in enumerate(NAMES):
     put(tmp_path / name, i)
   for i, name in enumerate(NAMES):
@@ -80,8 +74,8 @@ def test_the_best_name_of_a_folder(tmp_path):
   )
 
 
-def test_an_index_without_its_shards_is_the_last_choice(tmp_path):
-  """As the Hub's cache has it after the half as large files were asked for."""
+def test_index_without_its_shards_is_the_last_choice(tmp_path):
+  """As the Hub's cache has it after a download of fp16 files."""
   index = put(tmp_path / "model.safetensors.index.json")
   for shard in tmp_path.glob("*.safetensors"):
     shard.unlink()
@@ -90,7 +84,7 @@ def test_an_index_without_its_shards_is_the_last_choice(tmp_path):
   assert open_tensors(tmp_path).read("x") == [2.0]
 
 
-def test_shards_of_torch(tmp_path):
+def test_torch_shards(tmp_path):
   for i, name in enumerate("xy"):
     torch.save({name: torch.full((1,), float(i))}, tmp_path / f"{name}.bin")
   index = tmp_path / "pytorch_model.bin.index.json"
@@ -112,20 +106,20 @@ def test_shards_of_torch(tmp_path):
     (b"\x89HDF\r\n\x1a\n\0\0", r"starts with b'\\x89HDF"),
     (b"\x80\x04\x95", r"starts with b'\\x80\\x04"),
     (b'{"error": "no"}', "no `weight_map`"),
-    (b"PK\x03\x04", "zip is damaged"),
+    (b"PK\x03\x04", "holds no torch weights"),
     (b"\x80\x02", "torch cannot load"),
     (b"\x10\0\0\0\0\0\0\0{}", "truncated"),
   ],
 )
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
-def test_files_of_something_else(tmp_path, name, data, match):
+def test_other_kinds_of_files(tmp_path, name, data, match):
   path = tmp_path / name
   path.write_bytes(data)
   assert_refused(lambda: open_tensors(path), match)
 
 
 @pytest.mark.parametrize("name", ["absent", "a.txt/b", "n" * 300])
-def test_nothing_there(tmp_path, name):
+def test_missing_file(tmp_path, name):
   (tmp_path / "a.txt").write_text("")
   assert_refused(lambda: open_tensors(tmp_path / name), "cannot read")
 
@@ -133,7 +127,7 @@ def test_nothing_there(tmp_path, name):
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, jnp.bfloat16])
 def test_nan_and_infinity_are_refused(dtype):
   x = np.zeros((2, 3), dtype)
-  tensors = checked(Tensors.of({"good": x.copy(), "bad": x}, "a.pth"))
+  tensors = Tensors.of({"good": x.copy(), "bad": x}, "a.pth").checked()
   x[0, 1], x[1, 1], x[1, 2] = np.nan, np.inf, -np.inf
   np.testing.assert_array_equal(tensors.read("good"), np.zeros((2, 3), dtype))
   assert_refused(
@@ -142,17 +136,17 @@ def test_nan_and_infinity_are_refused(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, np.bool_])
-def test_whole_numbers_are_no_weights(dtype):
-  tensors = checked(Tensors.of({"x": np.ones(3, dtype)}, "a.pth"))
+def test_integers_are_refused(dtype):
+  tensors = Tensors.of({"x": np.ones(3, dtype)}, "a.pth").checked()
   assert_refused(lambda: tensors.read("x"), r"'x' is .* in a\.pth; use weights")
 
 
-def test_nothing_is_checked():
-  tensors = checked(Tensors.of({"empty": np.zeros((0, 2), np.float32)}))
+def test_empty_tensor():
+  tensors = Tensors.of({"empty": np.zeros((0, 2), np.float32)}).checked()
   assert tensors.read("empty").shape == (0, 2)
 
 
-def test_what_a_smaller_dtype_cannot_hold_is_named():
+def test_overflow_of_a_smaller_dtype_is_refused():
   tensors = Tensors.of({"x": np.full(2, 1e6, "f")}, "a.pth")
-  half = checked(tensors.cast(np.dtype(np.float16)))
+  half = tensors.cast(np.dtype(np.float16)).checked()
   assert_refused(lambda: half.read("x"), "2 of 2 values of 'x' .* as float16")
