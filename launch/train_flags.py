@@ -2,8 +2,8 @@
 
     i2vgen train --config=FILE:NAME --workdir=DIR [--config.KEY=VALUE ...]
 
-The run resumes from what is in DIR. At its end the
-averaged weights are in DIR/export/NETWORK, as a cascade folder has them.
+The run resumes from what is in DIR. At its end the averaged weights are in
+DIR/export/NETWORK, as a cascade folder has them.
 
 Example, on the frozen networks of the bundled cascade:
 

@@ -50,7 +50,7 @@ class TestContrastive:
     assert float(loss) == pytest.approx(np.log(4), rel=1e-5)
 
   def test_equal_captions_match_each_other(self):
-    """Rows 0 and 1 say the same: each is then half the answer."""
+    """Rows 0 and 1 have one caption, so each has half of the target."""
     pair = np.eye(4, WIDTH)[[0, 0, 1, 2]]
     loss, metrics = self.run(pair, pair, [7, 7, 8, 9], np.log(50))
     assert float(loss) == pytest.approx(np.log(2) / 2, rel=1e-4)

@@ -1,4 +1,4 @@
-"""What the loss of a U-Net asks of its network, and its sample picture."""
+"""Inputs of the U-Net in the loss, kept latents, and the sample picture."""
 
 import dataclasses
 

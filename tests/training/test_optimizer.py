@@ -1,4 +1,4 @@
-"""AdamW's parts, each seen in the updates that it makes."""
+"""The parts of the optimizer, by the updates that they make."""
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ def first_update(params, grads, **settings):
 
 
 class TestSchedule:
-  def test_warmup_climbs_in_equal_steps_then_stays(self):
+  def test_warmup_is_linear_and_then_constant(self):
     rate = learning_rate_schedule(0.8, 100, 4, "constant")
     rates = [float(rate(i)) for i in (0, 1, 2, 3, 4, 50, 99)]
     np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8])
 
-  def test_cosine_is_half_way_at_half_time_and_zero_at_the_end(self):
+  def test_cosine_decays_to_half_and_to_zero(self):
     rate = learning_rate_schedule(0.8, 110, 10, "cosine")
     rates = [float(rate(i)) for i in (10, 60, 110)]
     np.testing.assert_allclose(rates, [0.8, 0.4, 0.0], atol=1e-7)
@@ -45,7 +45,7 @@ class TestSchedule:
 
 
 class TestUpdates:
-  def test_decay_shrinks_kernels_and_nothing_else(self):
+  def test_weight_decay_applies_to_kernels_only(self):
     params = {
       "dense": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)},
       "norm": {"scale": jnp.full(2, 3.0)},
@@ -56,7 +56,7 @@ class TestUpdates:
     np.testing.assert_array_equal(update["dense"]["bias"], 0)
     np.testing.assert_array_equal(update["norm"]["scale"], 0)
 
-  def test_scale_weakens_spatial_weights_whatever_the_gradient(self):
+  def test_spatial_updates_are_scaled_at_any_gradient(self):
     params = {
       "down_0_0": {
         "resnet": {"kernel": jnp.ones(3)},
@@ -75,8 +75,8 @@ class TestUpdates:
       update["temporal_conv"]["kernel"], [-0.1, 0.1, -0.1], rtol=1e-5
     )
 
-  def test_clip_bounds_the_norm_over_all_weights(self):
-    # Adam hides the scale of one gradient, not the ratio of two.
+  def test_clipping_bounds_the_global_norm(self):
+    # Adam is invariant to the scale of one gradient, not to the ratio of two.
     params = {"a": jnp.zeros(2)}
     grads = [{"a": jnp.array([30.0, 40.0])}, {"a": jnp.array([0.3, 0.4])}]
 
@@ -87,7 +87,7 @@ class TestUpdates:
         _, state = tx.update(grad, state, params)
       return optax.tree_utils.tree_get(state, "mu")["a"]
 
-    # The mean keeps 0.9 of the first and takes 0.1 of the second.
+    # The first moment is 0.9 of the first and 0.1 of the second.
     np.testing.assert_allclose(
       moment(None), [0.9 * 3 + 0.03, 0.9 * 4 + 0.04], rtol=1e-5
     )
@@ -96,8 +96,8 @@ class TestUpdates:
     )
 
 
-def test_spatial_paths_are_the_weights_that_the_public_code_lists():
-  """863,871,684 weights are in its list, of 1,420,469,224 (variant c)."""
+def test_spatial_paths_are_those_listed_by_the_public_code():
+  """It lists 863,871,684 of the 1,420,469,224 weights of variant (c)."""
 
   def init():
     latents = jnp.zeros((1, 2, 8, 8, 4))
@@ -117,8 +117,8 @@ def test_spatial_paths_are_the_weights_that_the_public_code_lists():
   assert sum(jax.tree.leaves(sizes)) == 863_871_684
 
 
-def test_beta2_is_the_memory_of_squared_gradients():
-  """With β2 = 0 the second update forgets that the first was large."""
+def test_beta2_is_the_second_moment_decay():
+  """With β2 = 0 the first, large gradient does not affect the second update."""
   params, large, small = ({"w": jnp.full(1, x)} for x in (0.0, 10.0, 1.0))
 
   def second_update(beta2):
@@ -126,7 +126,7 @@ def test_beta2_is_the_memory_of_squared_gradients():
     _, state = tx.update(large, tx.init(params), params)
     return float(tx.update(small, state, params)[0]["w"][0])
 
-  # The mean of the gradients, corrected, is 0.1 * (0.9 * 10 + 1) / 0.19.
+  # The first moment, bias-corrected, is 0.1 * (0.9 * 10 + 1) / 0.19.
   mean = (0.09 * 10 + 0.1) / 0.19
   assert second_update(0.0) == pytest.approx(-mean, rel=1e-4)
   assert second_update(0.5) == pytest.approx(-mean / np.sqrt(34), rel=1e-4)

@@ -26,7 +26,7 @@ VOCABULARY = 50
 
 
 class UNet(nn.Module):
-  """Mixes pixels, frames and every condition, in the real one's paths."""
+  """Mixes pixels, frames and all conditions; paths are as in `I2VGenUNet`."""
 
   use_text: bool = True
   use_image_embeds: bool = True
@@ -75,7 +75,7 @@ class UNet(nn.Module):
 
 
 class VAE(nn.Module):
-  """Pixels of 2x2 blocks, mixed."""
+  """One convolution over blocks of 2x2 pixels, and its transpose."""
 
   latent_channels: int = 4
   block_channels: tuple = (1, 1)
@@ -114,7 +114,7 @@ class ImageTower(nn.Module):
 
 
 def make_batch(start: int, size: int = 8, num_frames: int = 4) -> Batch:
-  """Rows of the endless order start, start + 1, ...; each from its number."""
+  """Rows number start, start + 1, ...; each row depends on its number alone."""
   rows = [np.random.default_rng(start + i) for i in range(size)]
 
   def stack(draw):

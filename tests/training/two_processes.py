@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 # In the first the processes read different rows; in the second the frames of
 # each clip span both, so that both read all rows.
 LAYOUTS = ((2, 2, 2), (1, 1, 8))
+# Printed before the last run, which goes on until SIGTERM.
+ENDLESS = "endless run"
 
 
 class SilentWriter:
@@ -59,7 +61,7 @@ def main(address, processes, process, folder):
   jax.distributed.initialize(address, int(processes), int(process))
   for layout in LAYOUTS:
     run(Path(folder, str(layout)), layout, num_steps=2)
-  # Until SIGTERM.
+  print(ENDLESS, flush=True)
   run(Path(folder, "endless"), LAYOUTS[0], num_steps=10**6)
 
 
