@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from i2vgen_jax import trees
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.training.state import TrainState
 from i2vgen_jax.types import Params
@@ -39,27 +40,6 @@ def _reading(step_dir: Path) -> Iterator[None]:
 def _stored_tree(item: Path) -> Any:
   """Descriptions of the arrays of one item of a step."""
   return ocp.PyTreeCheckpointHandler().metadata(item).tree
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-    for path, leaf in leaves
-  }
-
-
-def check_same(stored: Any, wanted: Any, where: Path) -> None:
-  """Raises InputError that names the first path where two trees differ."""
-  stored, wanted = _shapes(stored), _shapes(wanted)
-  for path in sorted(stored.keys() | wanted.keys()):
-    if stored.get(path) != wanted.get(path):
-      raise InputError(
-        f"checkpoint of another model: {path} is "
-        f"{stored.get(path, 'absent')} there and "
-        f"{wanted.get(path, 'absent')} in this config, in {where}; use its "
-        "config, or another workdir"
-      )
 
 
 def load_params(
@@ -132,7 +112,12 @@ class Checkpoints:
     step_dir, targets = self._folder / str(step), _items(abstract)
     with _reading(step_dir):
       for name, target in targets.items():
-        check_same(_stored_tree(step_dir / name), target, step_dir / name)
+        trees.check_same_shapes(
+          _stored_tree(step_dir / name),
+          target,
+          f"checkpoint {step_dir / name}",
+          "use its config, or another workdir",
+        )
       items = {
         name: ocp.args.StandardRestore(tree) for name, tree in targets.items()
       }

@@ -337,7 +337,7 @@ class TestRefusals:
   def test_the_folder_of_another_model_is_unchanged(self, tmp_path, log):
     run(tmp_path, num_steps=2)
     config = (tmp_path / "config.json").read_text()
-    with pytest.raises(InputError, match="checkpoint of another model"):
+    with pytest.raises(InputError, match="is of another model"):
       run(tmp_path, num_steps=9, init=lambda rng: {"kernel": jnp.zeros((5, 5))})
     assert (tmp_path / "config.json").read_text() == config
 
