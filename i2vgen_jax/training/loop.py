@@ -201,6 +201,8 @@ def train(
       if is_first and evaluating:
         record.draw(workdir)
       if evaluating and to_show is not None:
+        # Two programs with collectives at once can starve a CPU's threads.
+        jax.block_until_ready(state)
         picture = draw(state.ema_params, frozen, shown)
         if picture is not None:
           writer.picture(done, np.asarray(picture))

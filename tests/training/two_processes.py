@@ -27,7 +27,7 @@ class SilentWriter:
     self.flush = self.close = lambda: None
 
 
-def run(workdir, layout, num_steps):
+def run(workdir, layout, num_steps, sampling=False):
   """A short run of the stand-in denoiser on all devices of all processes."""
   from training_standins import make_batch, make_config, make_denoising
 
@@ -52,7 +52,7 @@ def run(workdir, layout, num_steps):
     make_config(num_steps=num_steps, log_every=1),
     workdir,
     mesh,
-    to_show=make_batch(0, num_frames=8),
+    to_show=make_batch(0, num_frames=8) if sampling else None,
   )
 
 
@@ -60,7 +60,7 @@ def main(address, processes, process, folder):
   jax.config.update("jax_num_cpu_devices", 8 // int(processes))
   jax.distributed.initialize(address, int(processes), int(process))
   for layout in LAYOUTS:
-    run(Path(folder, str(layout)), layout, num_steps=2)
+    run(Path(folder, str(layout)), layout, num_steps=2, sampling=True)
   print(ENDLESS, flush=True)
   run(Path(folder, "endless"), LAYOUTS[0], num_steps=10**6)
 
