@@ -15,8 +15,13 @@ from jaxtyping import Float, UInt8
 
 from data_pipelines.footage.quarantine import REASONS, read_drops
 from data_pipelines.media import video
-from data_pipelines.shards.dataset import SCORES, Dataset, Kind, dataset_dir
-from i2vgen_jax import preprocessing
+from data_pipelines.shards.dataset import (
+  SCORES,
+  Dataset,
+  Kind,
+  dataset_dir,
+  load_frames,
+)
 from i2vgen_jax.errors import InputError, reading
 from i2vgen_jax.files import read_json
 
@@ -102,22 +107,15 @@ def sample(
   for number in rng.choice(len(dataset), count, replace=False).tolist():
     try:
       row = dataset[number]
-      media = row.pop("image" if kind == "text_image" else "video")
-      if len(drawn.shown) < num_shown:
-        frames = _decoded(kind, media, row["id"].decode())
+      is_shown = len(drawn.shown) < num_shown
+      frames = load_frames(row, _spread)[0] if is_shown else None
+      row.pop("image" if kind == "text_image" else "video")
+      if is_shown:
         drawn.shown.append(Shown(row, frames))
       drawn.rows.append(row)
     except InputError as e:
       drawn.damaged.append(str(e))
   return drawn
-
-
-def _decoded(
-  kind: Kind, media: bytes, name: str
-) -> UInt8[np.ndarray, "f h w 3"]:
-  if kind == "text_image":
-    return preprocessing.load_picture(media, name)[None]
-  return video.decode_mp4(media, _spread, name=name)[0]
 
 
 def _spread(times: video.Times) -> list[int]:
