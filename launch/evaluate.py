@@ -93,10 +93,11 @@ def main(argv: list[str]) -> None:
     "motion_untrained": accuracy(few, motions(few, untrained, small=True)),
     "first_frame_psnr_untrained": first_frame_psnr(few, untrained),
   }
-  write_sheet(args.output / "clips.png", cases, base, refined)
-  write_spectra(args.output / "spectra.png", cases, base, refined)
+  # The figures first: drawing the spectra needs matplotlib.
   write_json(args.output / "figures.json", figures)
   print(table(figures))
+  write_sheet(args.output / "clips.png", cases, base, refined)
+  write_spectra(args.output / "spectra.png", cases, base, refined)
   print(f"contact sheet, spectra and figures in {args.output}")
 
 
