@@ -29,72 +29,76 @@ such classes gives subcommands named after the classes.
 
 import contextlib
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from i2vgen_jax.errors import InputError
 
 MAX_FPS = 240
 
-
-def parse_count(text: str) -> int:
-  """An integer of at least 1."""
-  number = _parse_int(text)
-  if number < 1:
-    raise ValueError(f"{number} is too few; use at least 1")
-  return number
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
-def parse_seed(text: str) -> int:
-  """A seed that jax.random.key takes without losing bits."""
-  number = _parse_int(text)
-  if not 0 <= number < 2**32:
-    raise ValueError(f"{number} is not between 0 and 2^32 - 1")
-  return number
+def check_path(text: str) -> str:
+  """Raises ValueError for an empty path and for a URL.
+
+  `Path` would turn them into the current folder and into `http:/host/name`.
+  """
+  if not text:
+    raise ValueError("the path is empty; give a path")
+  if _URL.match(text):
+    raise ValueError(
+      f"{text} is a URL, but only local files are read and written; download "
+      "it first and give the path of the file"
+    )
+  return text
 
 
-def parse_size(text: str) -> tuple[int, int]:
-  """WIDTHxHEIGHT, in pixels."""
+def _number(
+  read: Callable[[str], float],
+  name: str,
+  low: float = -math.inf,
+  high: float = math.inf,
+) -> Callable[[str], float]:
+  """A parser of numbers from `low` to `high`."""
+
+  def parse_number(text: str) -> float:
+    try:
+      value = read(text)
+      if not abs(value) < math.inf:
+        raise ValueError
+    except ValueError:
+      raise ValueError(f"{text!r} is not {name}") from None
+    if value < low:
+      raise ValueError(f"{text} is too small; use at least {low}")
+    if value > high:
+      raise ValueError(f"{text} is too large; use at most {high}")
+    return value
+
+  return parse_number
+
+
+_parse_count = _number(int, "an integer", 1)
+# jax.random.key would drop higher bits.
+_parse_seed = _number(int, "an integer", 0, 2**32 - 1)
+
+
+def _parse_size(text: str) -> tuple[float, float]:
   width, cross, height = text.lower().partition("x")
   if not cross:
     raise ValueError(f"{text!r} is not WIDTHxHEIGHT")
-  return parse_count(width), parse_count(height)
+  return _parse_count(width), _parse_count(height)
 
 
-def parse_number(text: str) -> float:
-  """A finite number."""
-  try:
-    value = float(text)
-  except ValueError:
-    value = math.nan
-  if not math.isfinite(value):
-    raise ValueError(f"{text!r} is not a finite number")
-  return value
-
-
-def parse_seconds(text: str) -> float:
-  """A duration of at least 0.1 seconds."""
-  value = parse_number(text)
-  if value < 0.1:
-    raise ValueError(f"{text} is too short; use at least 0.1")
-  return value
-
-
-def parse_fps(text: str) -> float:
-  """Frames per second."""
-  value = parse_number(text)
-  if not 0.1 <= value <= MAX_FPS:
-    raise ValueError(f"{text} is not between 0.1 and {MAX_FPS}")
-  return value
-
-
-def parse_text(text: str) -> str:
-  """Text that can be encoded as UTF-8."""
+def _parse_text(text: str) -> str:
   try:
     text.encode()
   except UnicodeEncodeError as e:
@@ -102,31 +106,23 @@ def parse_text(text: str) -> str:
   return text
 
 
-def parse_pair(text: str) -> tuple[str, str]:
-  """NAME=VALUE."""
+def _parse_pair(text: str) -> tuple[str, str]:
   name, equals, value = text.partition("=")
   if not (name and equals and value):
     raise ValueError(f"{text!r} is not NAME=VALUE")
   return name, value
 
 
-def _parse_int(text: str) -> int:
-  try:
-    return int(text)
-  except ValueError:
-    raise ValueError(f"{text!r} is not an integer") from None
-
-
 def _parsed_by(
   parse: Callable[[str], Any], metavar: str, separator: str = ""
-) -> tyro.constructors.PrimitiveConstructorSpec:
+) -> PrimitiveConstructorSpec:
   """A type for tyro: one word, shown in the help as `metavar`."""
 
   def show(value: Any) -> list[str]:
     parts = value if isinstance(value, tuple) else (value,)
     return [separator.join(map(str, parts))]
 
-  return tyro.constructors.PrimitiveConstructorSpec(
+  return PrimitiveConstructorSpec(
     nargs=1,
     metavar=metavar,
     instance_from_str=lambda words: parse(*words),
@@ -135,23 +131,28 @@ def _parsed_by(
   )
 
 
-Count = Annotated[int, _parsed_by(parse_count, "N")]
-Seed = Annotated[int, _parsed_by(parse_seed, "SEED")]
-Size = Annotated[tuple[int, int], _parsed_by(parse_size, "WxH", "x")]
-Number = Annotated[float, _parsed_by(parse_number, "NUMBER")]
-Seconds = Annotated[float, _parsed_by(parse_seconds, "SECONDS")]
-Fps = Annotated[float, _parsed_by(parse_fps, "FPS")]
-Text = Annotated[str, _parsed_by(parse_text, "TEXT")]
-Pair = Annotated[tuple[str, str], _parsed_by(parse_pair, "NAME=VALUE", "=")]
+def _real(metavar: str, *bounds: float) -> PrimitiveConstructorSpec:
+  return _parsed_by(_number(float, "a finite number", *bounds), metavar)
+
+
+Count = Annotated[int, _parsed_by(_parse_count, "N")]
+Seed = Annotated[int, _parsed_by(_parse_seed, "SEED")]
+Size = Annotated[tuple[int, int], _parsed_by(_parse_size, "WxH", "x")]
+Number = Annotated[float, _real("NUMBER")]
+Seconds = Annotated[float, _real("SECONDS", 0.1)]
+Fps = Annotated[float, _real("FPS", 0.1, MAX_FPS)]
+Text = Annotated[str, _parsed_by(_parse_text, "TEXT")]
+Pair = Annotated[tuple[str, str], _parsed_by(_parse_pair, "NAME=VALUE", "=")]
+Weights = Annotated[str, _parsed_by(check_path, "PATH")]
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
 @_REGISTRY.primitive_rule
-def _optional(
-  info: tyro.constructors.PrimitiveTypeInfo,
-) -> tyro.constructors.PrimitiveConstructorSpec | None:
-  """Parses `Size | None` as Size: tyro's unions garble the error message."""
+def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+  """Checks paths; parses `Size | None` as Size, for a clear error message."""
+  if info.type is Path:
+    return _parsed_by(lambda text: Path(check_path(text)), "PATH")
   kinds = [k for k in get_args(info.type) if k is not type(None)]
   if info.type_origin in (Union, UnionType):
     if kinds == [float, int]:
@@ -189,32 +190,40 @@ def parse(
     InputError: The command line is unusable.
     SystemExit: Help was asked for and has been printed.
   """
-  # tyro draws coloured boxes on a terminal; into a buffer it writes plain text.
-  output = io.StringIO()
-  try:
+
+  def call(args: Sequence[str], output: io.StringIO) -> Any:
+    # tyro draws coloured boxes on a terminal, but plain text into a buffer.
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
       return tyro.cli(
         kind,
         prog=prog,
         description=description,
-        args=argv,
+        args=args,
         config=_CONFIG,
         registry=_REGISTRY,
       )
+
+  output, help_text = io.StringIO(), io.StringIO()
+  try:
+    return call(argv, output)
   except SystemExit as e:
-    text = output.getvalue()
     if e.code:
-      raise InputError(_one_line(text)) from None
+      # Not every message of tyro names the subcommand; its usage does.
+      words = itertools.takewhile(lambda word: word[:1] != "-", argv)
+      with contextlib.suppress(SystemExit):
+        call([*words, "--help"], help_text)
+      command = help_text.getvalue().removeprefix("usage: ").partition(" [")[0]
+      message = _one_line(output.getvalue())
+      raise InputError(f"{message}; see {command} --help") from None
+    text = re.sub(r"\(default:\s+None\)", "(optional)", output.getvalue())
     print(*map(str.rstrip, text.splitlines()), sep="\n")
     raise
 
 
 def _one_line(text: str) -> str:
-  """The message in an error box of tyro, and how to see the help."""
+  """The message in an error box of tyro."""
   # Title, message, perhaps other sections, and the command for help.
   sections = re.split(r"^\s*[-─]+\s*$", text, flags=re.MULTILINE)
-  _, *facts, hint = (" ".join(s.split()).rstrip(" .") for s in sections)
+  _, *facts, _ = (" ".join(s.split()).rstrip(" .") for s in sections)
   facts = [f for f in facts if not f.startswith("Argument helptext")]
-  facts[0] = facts[0].replace("Error parsing", "argument")
-  command = re.sub(r"^For full helptext, (see|run:?) ", "", hint)
-  return "; ".join([*facts, f"see {command}"])
+  return "; ".join(facts).replace("Error parsing", "argument", 1)

@@ -39,7 +39,7 @@ class Arguments:
       by default that of the source's form.
   """
 
-  source: tyro.conf.Positional[str]
+  source: tyro.conf.Positional[arguments.Weights]
   target: tyro.conf.Positional[Path]
   to: Literal["orbax", "diffusers", "vgen", "modelscope"]
   dtype: Literal["float32", "bfloat16", "float16"] | None = None

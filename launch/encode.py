@@ -19,7 +19,7 @@ from i2vgen_jax import autoencoding, interop, sharding
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models.build import Network
-from launch.arguments import Count, Size
+from launch.arguments import Count, Size, Weights
 from launch.progress import ProgressBar, note
 
 
@@ -39,7 +39,7 @@ class Encode:
 
   source: Positional[Path]
   output: Path
-  weights: str
+  weights: Weights
   size: Size
   chunk: Count = 8
 

@@ -16,7 +16,7 @@ from i2vgen_jax.evaluation.quality import psnr
 from i2vgen_jax.files import replacing, write_json
 from i2vgen_jax.models import build
 from launch import arguments, outputs
-from launch.arguments import Count, Seed
+from launch.arguments import Count, Seed, Weights
 from launch.progress import ProgressBar
 
 BATCH = 16
@@ -47,7 +47,7 @@ class Arguments:
     output: Folder for figures and pictures.
   """
 
-  weights: str = str(BUNDLED)
+  weights: Weights = str(BUNDLED)
   num_clips: Count = 128
   seed: Seed = 0
   output: Path = Path("evaluation")

@@ -19,7 +19,7 @@ from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.stage import STAGES, Stage
 from launch import arguments, contact_sheet, outputs
-from launch.arguments import Count, Fps, Number, Seed, Size, Text
+from launch.arguments import Count, Fps, Number, Seed, Size, Text, Weights
 from launch.input_clip import Frames, InputClip
 from launch.progress import ProgressBar, note
 
@@ -73,7 +73,7 @@ class Arguments:
   image: Path
   output: Path
   prompt: Text | None = None
-  weights: str | None = None
+  weights: Weights | None = None
   stage: Literal["base", "refine", "cascade"] | None = None
   size: Size | None = None
   num_frames: Count | None = None

@@ -9,60 +9,78 @@ from tyro.conf import Positional, UseAppendAction
 
 from i2vgen_jax.errors import InputError
 from launch import arguments
-from launch.arguments import Count, Pair, Size
+from launch.arguments import (
+  Count,
+  Fps,
+  Number,
+  Pair,
+  Seconds,
+  Seed,
+  Size,
+  Text,
+  Weights,
+)
+
+
+def read(kind, text):
+  """The value that a flag of this type has for a word."""
+  return kind.__metadata__[0].instance_from_str([text])
 
 
 @pytest.mark.parametrize(
   ("kind", "text", "value"),
   [
-    (arguments.parse_count, "1", 1),
-    (arguments.parse_seed, "0", 0),
-    (arguments.parse_seed, "4294967295", 2**32 - 1),
-    (arguments.parse_size, "64x32", (64, 32)),
-    (arguments.parse_size, "64X32", (64, 32)),
-    (arguments.parse_number, "-1.5", -1.5),
-    (arguments.parse_fps, "23.976", 23.976),
-    (arguments.parse_seconds, "3600", 3600),
-    (arguments.parse_text, "", ""),
-    (arguments.parse_text, "été", "été"),
-    (arguments.parse_pair, "a=b=c", ("a", "b=c")),
+    (Count, "1", 1),
+    (Seed, "0", 0),
+    (Seed, "4294967295", 2**32 - 1),
+    (Size, "64x32", (64, 32)),
+    (Size, "64X32", (64, 32)),
+    (Number, "-1.5", -1.5),
+    (Fps, "23.976", 23.976),
+    (Seconds, "3600", 3600),
+    (Text, "", ""),
+    (Text, "été", "été"),
+    (Pair, "a=b=c", ("a", "b=c")),
+    (Weights, "owner/name", "owner/name"),
   ],
 )
 def test_accepted(kind, text, value):
-  assert kind(text) == value
+  assert read(kind, text) == value
 
 
 @pytest.mark.parametrize(
   ("kind", "text"),
   [
-    (arguments.parse_count, "0"),
-    (arguments.parse_count, "-3"),
-    (arguments.parse_count, "2.5"),
-    (arguments.parse_count, "many"),
-    (arguments.parse_seed, "-1"),
-    (arguments.parse_seed, "4294967296"),
-    (arguments.parse_size, "64"),
-    (arguments.parse_size, "64x"),
-    (arguments.parse_size, "64x0"),
-    (arguments.parse_size, "64x-8"),
-    (arguments.parse_size, "64x32x3"),
-    (arguments.parse_number, "nan"),
-    (arguments.parse_number, "-inf"),
-    (arguments.parse_number, "x"),
-    (arguments.parse_fps, "0"),
-    (arguments.parse_fps, "nan"),
-    (arguments.parse_fps, "1e9"),
-    (arguments.parse_seconds, "0"),
-    (arguments.parse_seconds, "inf"),
-    (arguments.parse_text, "\udcff"),
-    (arguments.parse_pair, "a="),
-    (arguments.parse_pair, "=b"),
-    (arguments.parse_pair, "a"),
+    (Count, "0"),
+    (Count, "-3"),
+    (Count, "2.5"),
+    (Count, "many"),
+    (Seed, "-1"),
+    (Seed, "4294967296"),
+    (Size, "64"),
+    (Size, "64x"),
+    (Size, "64x0"),
+    (Size, "64x-8"),
+    (Size, "64x32x3"),
+    (Number, "nan"),
+    (Number, "-inf"),
+    (Number, "x"),
+    (Fps, "0"),
+    (Fps, "nan"),
+    (Fps, "1e9"),
+    (Seconds, "0"),
+    (Seconds, "inf"),
+    (Text, "\udcff"),
+    (Pair, "a="),
+    (Pair, "=b"),
+    (Pair, "a"),
+    (Weights, ""),
+    (Weights, "https://huggingface.co/owner/name"),
   ],
 )
 def test_rejected(kind, text):
   with pytest.raises(ValueError):
-    kind(text)
+    read(kind, text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,8 +130,21 @@ def test_flags_and_defaults():
   [
     ([], ["SOURCE", "--output PATH"]),
     (["a", "--output"], ["--output"]),
-    (["a", "--output=b", "--num-frames=-3"], ["--num-frames", "-3 is too few"]),
-    (["a", "--output=b", "--num-frames", "-3"], ["--num-frames", "-3 is too"]),
+    (
+      ["a", "--output=b", "--num-frames=-3"],
+      ["--num-frames", "-3 is too small"],
+    ),
+    (
+      ["a", "--output=b", "--num-frames", "-3"],
+      ["--num-frames", "-3 is too small"],
+    ),
+    (["", "--output=b"], ["SOURCE", "the path is empty"]),
+    (["a", "--output="], ["--output", "the path is empty"]),
+    (
+      ["http://host/x.png", "--output=b"],
+      ["SOURCE: http://host/x.png is a URL", "local files", "download it"],
+    ),
+    (["a", "--output", "s3://b/c"], ["--output: s3://b/c is a URL"]),
     (["a", "--output=b", "--num-frames", "x"], ["'x' is not an integer"]),
     (["a", "--output=b", "--num-frames=None"], ["'None' is not an integer"]),
     (
@@ -151,9 +182,10 @@ def test_help_is_plain_and_shows_defaults(capsys):
     "Makes something.", "i2vgen it photo.jpg --output x.mp4", "SOURCE",
     "--output PATH", "What is written. (required)", "--num-frames N",
     "--size WxH", "(default: 64x32)", "--stage {base,refine}", "--no-progress",
-    "NAME=VALUE",
+    "NAME=VALUE", "(optional)",
   ):  # fmt: skip
     assert part in text, part
+  assert "None" not in text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,3 +199,26 @@ def test_unions_are_subcommands():
     with pytest.raises(InputError, match="see i2vgen it --help") as error:
       make(*argv, kind=Make | Other)
     assert part in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  """Has subcommands of its own."""
+
+  inner: Make | Other
+
+
+@pytest.mark.parametrize(
+  ("argv", "command"),
+  [
+    (["outer", "make", "a", "--output=b", "--num-frames=0"], "outer make"),
+    (["outer", "make", "a"], "outer make"),
+    (["outer", "make", "a", "--output=b", "--sise=8x8"], "outer make"),
+    (["outer"], "outer"),
+    (["other", "stray"], "other"),
+  ],
+)
+def test_errors_point_to_the_help_of_the_subcommand(argv, command):
+  with pytest.raises(InputError) as error:
+    make(*argv, kind=Outer | Other)
+  assert str(error.value).endswith(f"; see i2vgen it {command} --help")

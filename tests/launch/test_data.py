@@ -138,7 +138,7 @@ def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
     (["build", "procedural"], "--output"),
     (
       ["build", "procedural", *PLACE, "--num-clips=0"],
-      "--num-clips: 0 is too few",
+      "--num-clips: 0 is too small",
     ),
     (["build", "procedural", "--split=dev"], "--split"),
     (
