@@ -7,6 +7,7 @@ frames = cascade("photo.jpg", "a sailing boat in the evening sun", seed=0)
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from i2vgen_jax.stage import (
   Stage,
   read_group,
 )
-from i2vgen_jax.tokenizer import Tokenizer
+from i2vgen_jax.tokenizer import PromptWarning, Tokenizer
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny"
 
@@ -182,6 +183,9 @@ class Cascade:
       decode: False returns the scaled latents, float32[b f h w c].
       progress: called with the number of denoiser evaluations done.
 
+    Warns:
+      PromptWarning: words of a prompt are cut, or unknown to the tokenizer.
+
     Raises:
       InputError: inputs, prompts and seeds do not match, a picture cannot be
         read, or memory runs out.
@@ -270,9 +274,12 @@ class Cascade:
   ) -> tuple[np.ndarray, np.ndarray]:
     if not stage.unet.use_text:
       return np.zeros((len(prompts), 1), np.int32), np.zeros((1, 1), np.int32)
-    suffix = stage.sampling.prompt_suffix
+    texts = [prompt + stage.sampling.prompt_suffix for prompt in prompts]
+    for text in dict.fromkeys(texts):
+      for problem in self.tokenizer.problems(text):
+        warnings.warn(problem, PromptWarning, stacklevel=3)
     return (
-      self.tokenizer([prompt + suffix for prompt in prompts]).ids,
+      self.tokenizer(texts).ids,
       self.tokenizer([stage.sampling.negative_prompt]).ids,
     )
 

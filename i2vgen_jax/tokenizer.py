@@ -5,6 +5,7 @@ padding are done here, because the Hub's tokenizer pads with the end token and
 the public variants were trained with 0.
 """
 
+import collections
 import dataclasses
 import html
 import json
@@ -25,6 +26,10 @@ _ADVICE = (
 )
 
 
+class PromptWarning(UserWarning):
+  """A network does not see some words of a prompt as they are written."""
+
+
 class Tokens(NamedTuple):
   """Ids of a batch of texts, and the number of tokens cut from each text."""
 
@@ -37,11 +42,14 @@ class Tokenizer:
   """Converts a text to BOS, its tokens, EOS and padding: `max_length` ids.
 
   EOS is the largest id of the vocabulary; the text tower finds it by that.
+  In a `word_level` vocabulary, as `build_vocabulary` writes it, each known word
+  is one token.
   """
 
   bpe: Any
   max_length: int
   pad_token_id: int
+  word_level: bool = False
 
   @classmethod
   def load(
@@ -66,7 +74,14 @@ class Tokenizer:
         f"transformers kept {len(bpe)} of the {len(vocab)} tokens in {folder};"
         " install the transformers version that this project names"
       )
-    return cls(bpe, max_length, pad_token_id)
+    parts = {part for pair in merges for part in pair}
+    merged = {"".join(pair) for pair in merges}
+    # The public vocabulary has pieces such as "ing", which end no word and are
+    # part of no larger piece.
+    word_level = bool(merged) and all(
+      token.endswith(_WORD_END) or token in parts for token in merged
+    )
+    return cls(bpe, max_length, pad_token_id, word_level)
 
   def __call__(self, texts: list[str]) -> Tokens:
     """Ids of the cleaned texts; tokens that do not fit are cut."""
@@ -79,6 +94,31 @@ class Tokenizer:
       row = [self.bpe.bos_token_id, *row[:room], self.bpe.eos_token_id]
       out[: len(row)] = row
     return Tokens(ids, tuple(max(len(row) - room, 0) for row in rows))
+
+  def problems(self, prompt: str) -> list[str]:
+    """Messages about the words that are cut, and those that are unknown."""
+    text = clean(prompt)
+    encoding = self.bpe(text, add_special_tokens=False)
+    words = encoding.word_ids()
+    problems = []
+    if cut := words[self.max_length - 2 :]:
+      start, _ = encoding.word_to_chars(cut[0])
+      start = text.rfind(" ", 0, start) + 1
+      problems.append(
+        f"the prompt is too long: its last {len(cut)} tokens were cut: "
+        f"{text[start:]}"
+      )
+    unknown = [
+      text[slice(*encoding.word_to_chars(word))]
+      for word, count in collections.Counter(words).items()
+      if count > 1
+    ]
+    if self.word_level and unknown:
+      problems.append(
+        "the vocabulary lacks the words "
+        f"{', '.join(dict.fromkeys(unknown))}; use other words"
+      )
+    return problems
 
 
 def has_vocabulary(folder: Path) -> bool:

@@ -6,11 +6,13 @@ import importlib.metadata
 import json
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import jax
+from PIL import Image
 
 from data_pipelines.media import video
 from i2vgen_jax import interop, tokenizer
@@ -25,11 +27,7 @@ from launch.progress import ProgressBar, note
 
 Plan = dict[str, Stage]
 
-_STAGES = {
-  "base": ("base",),
-  "refine": ("refine",),
-  "cascade": ("base", "refine"),
-}
+_STAGES = {"base": ("base",), "refine": ("refine",), "cascade": STAGES}
 _PACKAGES = ("i2vgen-jax", "jax", "jaxlib", "flax", "orbax-checkpoint")
 
 # One for the process: the compiled program of a stage holds on to it, and a
@@ -90,62 +88,38 @@ def main(argv: list[str]) -> None:
   """Reads the picture, runs the stages, writes video, sheet and settings.
 
   Raises:
-    InputError: something given is unusable; nothing is written then.
+    InputError: an argument or a file is unusable; nothing is written then.
   """
   args = arguments.parse(Arguments, argv, "i2vgen sample")
   LINE.silent = args.no_progress
   outputs.check(args.output, args.image)
-  bundled = args.weights is None
-  weights = interop.open_weights(BUNDLED if bundled else args.weights)
-  names = [name for name in STAGES if name in weights.networks]
-  if args.stage:
-    names = _STAGES[args.stage]
-  source = _read(args, names)
+  weights = interop.open_weights(args.weights or BUNDLED)
+  names = _STAGES.get(args.stage)
+  if "base" in (names or weights.networks):
+    source = InputClip.photo(args.image)
+  else:
+    source = InputClip.video(args.image, args.num_frames)
   seconds: dict[str, float] = {}
   with _timed(seconds, "load"):
     cascade = Cascade.load(weights, stages=names)
   plan = _plan(cascade, args, source)
-  cut = _cut_tokens(cascade, plan, args.prompt)
-  _describe_weights(cascade, bundled)
+  cut = _check_prompt(cascade, plan, args.prompt)
+  report = _report(args, cascade, plan, source)
+  _describe_weights(report["weights"])
   with _interruptible():
     clips = _generate(cascade, plan, source, args, seconds)
   *_, last = plan.values()
   with _timed(seconds, "encode"):
     mp4 = video.encode_mp4(clips[last.name], last.sampling.fps)
     png = contact_sheet.encode_png(_sheet(clips, args))
-  report = _report(args, cascade, plan, source, bundled) | {
-    "tokens_cut": cut,
-    "seconds": {k: round(value, 3) for k, value in seconds.items()},
-  }
+  report |= {"tokens_cut": cut, "seconds": seconds}
   text = json.dumps(report, indent=2) + "\n"
   paths = outputs.beside(args.output)
   outputs.write(dict(zip(paths, (mp4, png, text.encode()), strict=True)))
-  note("wrote " + ", ".join(str(path) for path in paths))
+  note("wrote " + ", ".join(map(str, paths)))
 
 
-# ---- Before: what is asked for, and whether it can be done ----
-
-
-def _read(args: Arguments, names: list[str]) -> InputClip:
-  if "base" in names:
-    return InputClip.photo(args.image)
-  return InputClip.video(args.image, args.num_frames)
-
-
-def _describe_weights(cascade: Cascade, bundled: bool) -> None:
-  """Says which weights are used, and the choices for those of a public form."""
-  if bundled:
-    note(
-      "no --weights: using the small cascade of this package, trained on "
-      "drawn shapes that move; it has not seen photographs"
-    )
-  if "source" in cascade.networks["vae"].config:
-    taken = Choices.of(_configs(cascade))
-    note("weights take " + ", ".join(f"{n} {v}" for n, v in taken.items()))
-
-
-def _configs(cascade: Cascade) -> dict[str, dict]:
-  return {name: part.config for name, part in cascade.networks.items()}
+# ---- Before the run ----
 
 
 def _plan(cascade: Cascade, args: Arguments, source: InputClip) -> Plan:
@@ -164,25 +138,71 @@ def _plan(cascade: Cascade, args: Arguments, source: InputClip) -> Plan:
   )
 
 
-def _cut_tokens(
+def _check_prompt(
   cascade: Cascade, plan: Plan, prompt: str | None
 ) -> dict[str, int]:
   """Number of tokens of the prompt that do not fit, by stage that reads it."""
-  readers = [stage for stage in plan.values() if stage.unet.use_text]
-  if readers and not tokenizer.clean(prompt or ""):
+  texts = {
+    name: f"{prompt}{stage.sampling.prompt_suffix}"
+    for name, stage in plan.items()
+    if stage.unet.use_text
+  }
+  if texts and not tokenizer.clean(prompt or ""):
     raise InputError("the prompt is empty; say with --prompt what happens")
-  if prompt and not readers:
+  if prompt and not texts:
     note("these weights take no text: the prompt has no effect")
-  cut = {}
-  for stage in readers:
-    text = f"{prompt}{stage.sampling.prompt_suffix}"
-    cut[stage.name] = cascade.tokenizer([text]).cut[0]
-  if lost := max(cut.values(), default=0):
-    note(f"the prompt is too long: its last {lost} tokens were cut")
-  return cut
+  for text in dict.fromkeys(texts.values()):
+    for problem in cascade.tokenizer.problems(text):
+      note(problem)
+  return {
+    name: cascade.tokenizer([text]).cut[0] for name, text in texts.items()
+  }
 
 
-# ---- The work ----
+def _report(
+  args: Arguments, cascade: Cascade, plan: Plan, source: InputClip
+) -> dict:
+  """Every setting of the run."""
+  count, height, width, _ = source.frames.shape
+  configs = {name: part.config for name, part in cascade.networks.items()}
+  return {
+    "prompt": args.prompt,
+    "seed": args.seed,
+    "stage": "cascade" if len(plan) > 1 else next(iter(plan)),
+    "input": {
+      "path": str(args.image.absolute()),
+      "width": width,
+      "height": height,
+      "num_frames": count,
+    },
+    "output": str(args.output.absolute()),
+    "settings": {
+      name: dataclasses.asdict(stage.sampling) for name, stage in plan.items()
+    },
+    "weights": {
+      "folder": str(cascade.folder.absolute()),
+      "bundled": args.weights is None,
+      "choices": Choices.of(configs),
+      "config": configs,
+    },
+    "device": jax.devices()[0].device_kind,
+    "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+  }
+
+
+def _describe_weights(weights: dict) -> None:
+  """Logs which weights are used, and the choices for those of a public form."""
+  if weights["bundled"]:
+    note(
+      "no --weights: using the small cascade of this package, trained on "
+      "drawn shapes that move; it has not seen photographs"
+    )
+  if "source" in weights["config"]["vae"]:
+    taken = ", ".join(f"{n} {v}" for n, v in weights["choices"].items())
+    note(f"weights take {taken}")
+
+
+# ---- The run ----
 
 
 def _generate(
@@ -200,18 +220,15 @@ def _generate(
   else:
     shown = source.cropped(*first.sampling.size)
     given = list(source.frames)
-  clips = {"input": shown}
+  clips, prompts = {"input": shown}, [args.prompt or ""]
+  options = {"seed": args.seed, "progress": LINE.update}
   for name, stage in plan.items():
     total = stage.solver.num_evaluations
     LINE.begin(name, total, "compiling, then the first step ...")
-    with _timed(seconds, name):
-      given = cascade.run(
-        stage,
-        given,
-        [args.prompt or ""],
-        seed=args.seed,
-        progress=LINE.update,
-      )
+    with _timed(seconds, name), warnings.catch_warnings():
+      # `_check_prompt` has logged them.
+      warnings.simplefilter("ignore", tokenizer.PromptWarning)
+      given = cascade.run(stage, given, prompts, **options)
       jax.effects_barrier()
     LINE.end()
     clips[name] = given[0]
@@ -235,53 +252,13 @@ def _interruptible() -> Iterator[None]:
 def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
   start = time.monotonic()
   yield
-  seconds[name] = time.monotonic() - start
+  seconds[name] = round(time.monotonic() - start, 3)
 
 
-# ---- After: what is written ----
-
-
-def _sheet(
-  clips: dict[str, Frames], args: Arguments
-) -> contact_sheet.Image.Image:
+def _sheet(clips: dict[str, Frames], args: Arguments) -> Image.Image:
   labels = {"input": "input, cropped", "base": "base", "refine": "refined"}
   rows = [
     (f"{labels[name]} {frames.shape[2]}x{frames.shape[1]}", frames)
     for name, frames in clips.items()
   ]
   return contact_sheet.contact_sheet(args.prompt or args.image.name, rows)
-
-
-def _report(
-  args: Arguments,
-  cascade: Cascade,
-  plan: Plan,
-  source: InputClip,
-  bundled: bool,
-) -> dict:
-  """Every setting of the run."""
-  count, height, width, _ = source.frames.shape
-  configs = _configs(cascade)
-  return {
-    "prompt": args.prompt,
-    "seed": args.seed,
-    "stage": "cascade" if len(plan) > 1 else next(iter(plan)),
-    "input": {
-      "path": str(args.image.absolute()),
-      "width": width,
-      "height": height,
-      "num_frames": count,
-    },
-    "output": str(args.output.absolute()),
-    "settings": {
-      name: dataclasses.asdict(stage.sampling) for name, stage in plan.items()
-    },
-    "weights": {
-      "folder": str(cascade.folder.absolute()),
-      "bundled": bundled,
-      "choices": Choices.of(configs),
-      "config": configs,
-    },
-    "device": jax.devices()[0].device_kind,
-    "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-  }

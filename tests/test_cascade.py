@@ -13,6 +13,7 @@ from cascade_standin import BASE_SIZE, NUM_FRAMES, REFINED_SIZE
 from i2vgen_jax import interop, stage
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.tokenizer import PromptWarning
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -88,6 +89,11 @@ def test_refine_alone_sees_the_clip(cascade, refined_clip):
   made = run(cascade, "refine", clip)
   assert made.shape == refined_clip.shape
   assert changed(made, refined_clip)
+
+
+def test_cut_words_are_a_warning(cascade):
+  with pytest.warns(PromptWarning, match=r"last 5 tokens were cut: moves$"):
+    run(cascade, "base", [picture(0)], ["q " * 30 + "moves"])
 
 
 @pytest.mark.parametrize("name", ["base", "refine"])

@@ -92,6 +92,37 @@ def test_long_text_is_cut_before_eos_and_cut_tokens_are_counted(tok, vocab):
 
 
 @pytest.mark.parametrize(
+  ("text", "problems"),
+  [
+    ("a red coco, left; GREENS", []),
+    ("", []),
+    ("a cox left 猫 cox", ["the words cox, 猫; use other words"]),
+    (
+      "red &amp; " + "a " * 7 + "left cococo, green a",
+      ["its last 4 tokens were cut: cococo, green a"],
+    ),
+    # Two tokens of the last word are left.
+    ("a " * 8 + "coxx", ["tokens were cut: coxx", "words coxx; use"]),
+  ],
+)
+def test_words_that_are_cut_or_unknown_are_named(tok, text, problems):
+  found = tok.problems(text)
+  assert len(found) == len(problems)
+  for message, part in zip(found, problems, strict=True):
+    assert part in message
+
+
+def test_a_vocabulary_of_pieces_of_words_knows_every_word(folder, tmp_path):
+  vocab, merges = tokenizer.read_vocabulary(folder)
+  for pieces in ([], [*merges, ("i", "n")]):
+    more = {"".join(pair): len(vocab) + 9 for pair in pieces}
+    end = {"<|endoftext|>": len(vocab) + 99}
+    tokenizer.write_vocabulary(tmp_path, more | vocab | end, pieces)
+    tok = tokenizer.Tokenizer.load(tmp_path)
+    assert tok.problems("an unknown word") == []
+
+
+@pytest.mark.parametrize(
   ("dirty", "cleaned"),
   [
     ("  a\t red\n\nleft ", "a red left"),
