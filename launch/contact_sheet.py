@@ -86,17 +86,8 @@ def stack(rows: Sequence[Row], width: int) -> Image.Image:
   return sheet
 
 
-def encode_png(picture: Image.Image) -> bytes:
-  """Content of a PNG file."""
-  return _encode(picture, "PNG")
-
-
-def encode_jpeg(picture: Image.Image) -> bytes:
-  """Content of a JPEG file, small enough for a page of many."""
-  return _encode(picture, "JPEG", quality=88)
-
-
-def _encode(picture: Image.Image, form: str, **options: int) -> bytes:
+def encode(picture: Image.Image, form: str, **options: int) -> bytes:
+  """Content of a file of the form "PNG" or "JPEG"."""
   buffer = io.BytesIO()
   picture.save(buffer, form, **options)
   return buffer.getvalue()

@@ -14,6 +14,7 @@ from i2vgen_jax import interop
 from i2vgen_jax.errors import enough_memory
 from i2vgen_jax.interop import StoredNetwork, StoredWeights, write
 from i2vgen_jax.interop.choices import Choices
+from i2vgen_jax.stage import STAGES
 from launch import arguments
 from launch.progress import ProgressBar, note
 
@@ -62,8 +63,9 @@ def main(argv: list[str]) -> None:
     weights = _only_unets(weights, args.to)
   _report(weights)
   write.check(weights.networks, args.to)
-  shown = {name: _shown(network) for name, network in weights.networks.items()}
-  with enough_memory("convert one network of the source at a time"):
+  advice = "convert one network of the source at a time"
+  with enough_memory(advice), ProgressBar() as progress:
+    shown = {n: _shown(net, progress) for n, net in weights.networks.items()}
     shown = dataclasses.replace(weights, networks=shown)
     write.write(shown, args.target, args.to, args.dtype)
   note(f"wrote {args.target}")
@@ -72,14 +74,10 @@ def main(argv: list[str]) -> None:
 
 
 def _only_unets(weights: StoredWeights, form: str) -> StoredWeights:
-  networks = {
-    name: network
-    for name, network in weights.networks.items()
-    if name in ("base", "refine")
-  }
-  if others := sorted(weights.networks.keys() - networks.keys()):
+  unets = {n: weights.networks[n] for n in STAGES if n in weights.networks}
+  if others := sorted(weights.networks.keys() - unets.keys()):
     note(f"{form} holds only a U-Net: {', '.join(others)} are left out")
-  return dataclasses.replace(weights, networks=networks)
+  return dataclasses.replace(weights, networks=unets)
 
 
 def _report(weights: StoredWeights) -> None:
@@ -94,14 +92,13 @@ def _report(weights: StoredWeights) -> None:
     # The reader, such as `head`, has closed the pipe. Without this, Python
     # would fail at exit when it flushes the rest.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  for name, report in reports.items():
+  for name, r in reports.items():
     network = weights.networks[name]
     kind = ", ".join(filter(None, (network.form, network.variant)))
     note(
-      f"{name} ({kind}): {len(report.mapped)} mapped, {len(report.missing)} "
-      f"missing, {len(report.unexpected)} unexpected, "
-      f"{len(report.wrong_shapes)} with a wrong shape, {len(report.ignored)} "
-      "ignored"
+      f"{name} ({kind}): {len(r.mapped)} mapped, {len(r.missing)} missing, "
+      f"{len(r.unexpected)} unexpected, {len(r.wrong_shapes)} with a wrong "
+      f"shape, {len(r.ignored)} ignored"
     )
   for report in reports.values():
     report.check()
@@ -110,21 +107,13 @@ def _report(weights: StoredWeights) -> None:
   note("choices: " + ", ".join(f"{name} {value}" for name, value in used))
 
 
-def _shown(network: StoredNetwork) -> StoredNetwork:
+def _shown(network: StoredNetwork, progress: ProgressBar) -> StoredNetwork:
   """The network, which shows how many of its tensors have been read."""
-  tensors, progress, numbers = (
-    network.tensors,
-    ProgressBar(),
-    itertools.count(1),
-  )
-  total = len(tensors.shapes)
+  tensors, numbers = network.tensors, itertools.count(1)
 
   def read(key: str) -> np.ndarray:
     array = tensors.read(key)
-    number = next(numbers)
-    progress(network.name, number, total)
-    if number == total:
-      progress.end()
+    progress(network.name, next(numbers), len(tensors.shapes))
     return array
 
   counted = dataclasses.replace(tensors, read=read)

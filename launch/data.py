@@ -15,8 +15,10 @@ finished build is left as it is. Arguments after `--` go to Apache Beam.
 
 import collections
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -30,6 +32,7 @@ from data_pipelines.running.build_directory import Built
 from data_pipelines.running.runner import beam_runner
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError, writing
+from i2vgen_jax.files import check_absent
 from launch import arguments, encode
 from launch.arguments import Count, Fps, Seconds, Seed, Size
 from launch.progress import ProgressBar, note
@@ -166,84 +169,68 @@ def main(argv: list[str]) -> None:
   Raises:
     InputError: Unusable arguments or data.
   """
-  own, beam = argv, []
-  if "--" in argv:
-    place = argv.index("--")
-    own, beam = argv[:place], argv[place + 1 :]
+  own = list(itertools.takewhile(lambda word: word != "--", argv))
+  beam = argv[len(own) + 1 :]
   command = arguments.parse(
     Build | encode.Encode | Inspect | Benchmark | Vocabulary,
     own,
     "i2vgen data",
     __doc__,
   )
-  is_manifest = isinstance(getattr(command, "source", None), Manifest)
-  if beam and not is_manifest:
-    raise InputError(
-      f"`i2vgen data {own[0]}` does not use Beam; remove -- {' '.join(beam)}"
-    )
   match command:
-    case Build(source):
-      with writing(
-        source.output,
-        "fix the cause and run the same command again, which keeps what is"
-        " done, or choose another place",
-      ):
-        if is_manifest:
-          _build_manifest(source, beam)
-        else:
-          _build_procedural(source)
+    case Build(source=Manifest() as args):
+      _build(args, beam)
+    case _ if beam:
+      raise InputError(
+        f"`i2vgen data {own[0]}` does not use Beam; remove -- {' '.join(beam)}"
+      )
+    case Build(source=args):
+      _build(args)
     case encode.Encode():
       encode.run(command)
-    case Inspect(data_dir=folder):
+    case Inspect():
       from launch import inspection  # matplotlib is slow to import
 
-      inspection.inspect(folder, command.output, command.count, command.seed)
-    case Benchmark(data_dir=folder):
-      _benchmark(folder, command.count, command.repeats, command.seed)
-    case Vocabulary(output=folder):
-      _write_vocabulary(folder)
+      inspection.inspect(**vars(command))
+    case Benchmark():
+      _benchmark(**vars(command))
+    case Vocabulary(output=output):
+      check_absent(output)
+      tokenizer.build_vocabulary(sorted(world.WORDS), output)
+      note(f"wrote a vocabulary of {len(world.WORDS)} words to {output}")
 
 
-def _build_procedural(args: Procedural) -> None:
-  with ProgressBar() as progress:
-    built = build_procedural(
-      args.output,
-      args.num_clips,
-      args.split,
-      size=args.size,
-      num_frames=args.num_frames,
-      fps=args.fps,
-      seed=args.seed,
-      progress=progress,
-    )
-  _report(built, args.output)
-
-
-def _build_manifest(args: Manifest, beam: list[str]) -> None:
-  settings = FootageSettings(
-    split=args.split,
-    scan=ScanSettings(
-      split_shots=not args.whole,
-      min_frames=args.min_frames,
-      max_seconds=args.max_seconds,
-      join_captions=args.join_captions,
-      aesthetics=args.aesthetics,
-    ),
-    limits=args.limits,
-    short_side=args.short_side,
-    shard_size=args.shard_size,
-    seed=args.seed,
-    stall_seconds=args.stall_seconds,
+def _build(args: Procedural | Manifest, beam: Sequence[str] = ()) -> None:
+  advice = (
+    "fix the cause and run the same command again, which keeps what is done, "
+    "or choose another place"
   )
-  with ProgressBar() as progress:
-    built = build_footage(
-      args.manifest,
-      args.output,
-      settings,
-      run=beam_runner(beam),
-      progress=progress,
-    )
-  _report(built, args.output)
+  with writing(args.output, advice):
+    with ProgressBar() as progress:
+      if isinstance(args, Manifest):
+        built = build_footage(
+          args.manifest,
+          args.output,
+          _settings(args),
+          run=beam_runner(beam),
+          progress=progress,
+        )
+      else:
+        scenes = dict(vars(args))
+        output = scenes.pop("output")
+        built = build_procedural(output, **scenes, progress=progress)
+    _report(built, args.output)
+
+
+def _settings(args: Manifest) -> FootageSettings:
+  """The settings of a build, whose fields have the names of the arguments."""
+
+  def pick(kind: type, **others: Any) -> Any:
+    names = {f.name for f in dataclasses.fields(kind)} & vars(args).keys()
+    return kind(**{name: getattr(args, name) for name in names}, **others)
+
+  scan = pick(ScanSettings, split_shots=not args.whole)
+  return pick(FootageSettings, scan=scan)
 
 
 def _benchmark(data_dir: Path, count: int, repeats: int, seed: int) -> None:
@@ -278,10 +265,3 @@ def _report(built: Built, output: Path) -> None:
   for reason, count in collections.Counter(built.dropped).most_common():
     note(f"left out {count}, {reason}: {REASONS[reason]}; {first[reason]}")
   note(f"everything that was left out is listed in {quarantine}")
-
-
-def _write_vocabulary(output: Path) -> None:
-  if output.exists():
-    raise InputError(f"{output} exists already; remove it first")
-  tokenizer.build_vocabulary(sorted(world.WORDS), output)
-  note(f"wrote a vocabulary of {len(world.WORDS)} words to {output}")

@@ -43,13 +43,13 @@ pre { white-space: pre-wrap; font-size: 85%; }
 """
 
 
-def inspect(data_dir: Path, output: Path, num_shown: int, seed: int) -> None:
+def inspect(data_dir: Path, output: Path, count: int, seed: int) -> None:
   """Writes index.html and its pictures.
 
   Args:
     data_dir: folder that `i2vgen data build` wrote.
     output: folder to write to.
-    num_shown: number of clips, and of pictures, to show.
+    count: number of clips, and of pictures, to show.
     seed: seed of the random sample.
 
   Raises:
@@ -57,7 +57,7 @@ def inspect(data_dir: Path, output: Path, num_shown: int, seed: int) -> None:
       output cannot be written.
   """
   samples = {
-    kind: survey.sample(data_dir, kind, num_shown, seed) for kind in _KINDS
+    kind: survey.sample(data_dir, kind, count, seed) for kind in _KINDS
   }
   found = {kind: s for kind, s in samples.items() if s is not None}
   _check(data_dir, found)

@@ -3,7 +3,7 @@
 import sys
 import time
 
-import tqdm
+from tqdm import tqdm
 
 # Lines per job where stderr is not a terminal.
 _LINES = 8
@@ -25,7 +25,7 @@ class ProgressBar:
     self.silent = False
     self._job, self._total, self._done = "", 0, 0
     self._start = self._first = 0.0
-    self._bar: tqdm.tqdm | None = None
+    self._bar: tqdm | None = None
 
   def __enter__(self) -> "ProgressBar":
     return self
@@ -70,18 +70,16 @@ class ProgressBar:
     if self._bar is not None:
       self._bar.close()
       self._bar = None
-    self._print(
-      f"{self._job}: done in {_clock(time.monotonic() - self._start)}"
-    )
+    seconds = tqdm.format_interval(time.monotonic() - self._start)
+    self._print(f"{self._job}: done in {seconds}")
     self._job, self._done = "", self._total
 
   def _draw(self, done: int) -> None:
     if self._bar is None:
-      self._bar = tqdm.tqdm(
+      self._bar = tqdm(
         desc=self._job,
         total=self._total,
         initial=done,
-        file=sys.stderr,
         leave=False,
         mininterval=0,
         miniters=1,
@@ -94,26 +92,15 @@ class ProgressBar:
     if not self._done:
       return ""
     seconds = (time.monotonic() - self._first) / (done - 1)
-    return f", {_clock(seconds * (self._total - done))} left"
+    left = tqdm.format_interval(seconds * (self._total - done))
+    return f", {left} left"
 
   def _print(self, text: str, end: str = "\n") -> None:
     if not self.silent:
-      print(
-        f"\r{text}" if sys.stderr.isatty() else text,
-        end=end,
-        file=sys.stderr,
-        flush=True,
-      )
+      start = "\r" if sys.stderr.isatty() else ""
+      print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:
   """Prints one line on stderr, whether progress is silent or not."""
   print(f"i2vgen: {text}", file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f"{hours}:{minutes:02}:{seconds:02}"
-  return f"{minutes}:{seconds:02}"

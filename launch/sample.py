@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
   *_, last = plan.values()
   with _timed(seconds, "encode"):
     mp4 = video.encode_mp4(clips[last.name], last.sampling.fps)
-    png = contact_sheet.encode_png(_sheet(clips, args))
+    png = contact_sheet.encode(_sheet(clips, args), "PNG")
   report |= {"tokens_cut": cut, "seconds": seconds}
   text = json.dumps(report, indent=2) + "\n"
   paths = outputs.beside(args.output)

@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -45,17 +45,27 @@ def run(config: ConfigDict, workdir: Path) -> None:
   Raises:
     InputError: config, data, frozen networks or workdir are unusable.
   """
-  augmentation = Augmentation(**config.data.augmentation)
-  if config.data.keep_latents and augmentation != Augmentation():
+  data, batch_size = config.data, config.train.batch_size
+  augmentation = Augmentation(**data.augmentation)
+  if data.keep_latents and augmentation != Augmentation():
     raise InputError(
       "config.data.keep_latents would keep every augmented view of a clip; "
       "turn it off, or leave config.data.augmentation at 1.0 and 0.0"
     )
   mesh = sharding.make_mesh(**config.mesh)
+  rows = sharding.process_rows(mesh, batch_size)
   task = make_task(config, mesh)
-  data = config.data
-  reader = _reader(
-    config, task, (data.video_dirs, data.image_dirs), augmentation
+  make_reader = functools.partial(
+    Reader,
+    batch_size=batch_size,
+    size=tuple(data.size),
+    buckets=data.buckets,
+    clip_size=task.clip_size,
+    tokenizer=task.tokenizer,
+    seed=config.train.seed,
+  )
+  reader = make_reader(
+    data.video_dirs, data.image_dirs, augmentation=augmentation
   )
   for line in reader.report:
     say(line)
@@ -65,14 +75,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
   if config.init_from is not None:
     rng = jax.random.key(config.train.seed)
     initial_params = task.load_params(config.init_from, rng)
+  held_out = None
+  if data.unseen_dirs:
+    batch = functools.partial(make_reader(data.unseen_dirs).batch, rows=rows)
+    held_out = functools.partial(map, batch, range(_HELD_OUT_BATCHES))
   state = train(
     task,
-    lambda start: _batches(reader, start, mesh, config, task),
+    lambda start: _batches(reader, start, rows, config, task),
     config,
     workdir,
     mesh,
     initial_params=initial_params,
-    held_out=_held_out(config, mesh, task),
+    held_out=held_out,
     to_show=to_show,
   )
   _report_cut(reader)
@@ -118,29 +132,9 @@ def _check_latents(config: ConfigDict, task: Task) -> None:
         )
 
 
-def _reader(
-  config: ConfigDict,
-  task: Task,
-  directories: tuple[tuple, tuple],
-  augmentation: Augmentation,
-) -> Reader:
-  data = config.data
-  return Reader(
-    *directories,
-    batch_size=config.train.batch_size,
-    size=tuple(data.size),
-    buckets=data.buckets,
-    clip_size=task.clip_size,
-    tokenizer=task.tokenizer,
-    seed=config.train.seed,
-    augmentation=augmentation,
-  )
-
-
 def _batches(
-  reader: Reader, start: int, mesh: Mesh, config: ConfigDict, task: Task
+  reader: Reader, start: int, rows: list[int], config: ConfigDict, task: Task
 ) -> Iterator[tuple[int, Batch]]:
-  rows = sharding.process_rows(mesh, config.train.batch_size)
   batches = reader.iterate(start, rows)
   if config.data.keep_latents and isinstance(task, Denoising):
     batches = map(LatentsMemory(task), batches)
@@ -148,17 +142,6 @@ def _batches(
     yield step, batch
     if (step + 1) % config.train.log_every == 0:
       _report_cut(reader)
-
-
-def _held_out(
-  config: ConfigDict, mesh: Mesh, task: Task
-) -> Callable[[], Iterator[Batch]] | None:
-  """The first batches of the held-out datasets, if there are any."""
-  if not config.data.unseen_dirs:
-    return None
-  reader = _reader(config, task, (config.data.unseen_dirs, ()), Augmentation())
-  rows = sharding.process_rows(mesh, config.train.batch_size)
-  return lambda: (reader.batch(n, rows) for n in range(_HELD_OUT_BATCHES))
 
 
 def _report_cut(reader: Reader) -> None:

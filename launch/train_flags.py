@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from i2vgen_jax.errors import InputError
-from launch import train
+from launch import arguments, train
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "i2vgen_xl.py"
 CONFIG = config_flags.DEFINE_config_file("config")
@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
   Raises:
     InputError: an unknown or unusable flag or config key.
   """
+  for arg in argv:
+    _check_url(arg)
   path = _config_path(argv)
   if {"-h", "--help"} & set(argv):
     print(_help(path), end="")
@@ -58,6 +60,13 @@ def main(argv: list[str]) -> None:
   if CONFIG.value is None or WORKDIR.value is None:
     raise InputError("train needs --config=FILE:NAME and --workdir=DIR")
   train.run(CONFIG.value, Path(WORKDIR.value))
+
+
+def _check_url(arg: str) -> None:
+  try:
+    arguments.check_path(arg.partition("=")[2] or arg)
+  except ValueError as e:
+    raise InputError(f"{e}; see i2vgen train --help") from e
 
 
 def _config_path(argv: list[str]) -> str | None:

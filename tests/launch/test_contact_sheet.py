@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.contact_sheet import contact_sheet, encode_png
+from launch.contact_sheet import contact_sheet, encode
 
 # Plain clips survive any scaling, so a frame can be found by its colour.
 SHADES = (40, 80, 120, 160, 200, 240)
@@ -65,5 +65,5 @@ def test_any_title(title):
 
 def test_png_holds_the_same_pixels():
   sheet = contact_sheet("title", [("base", clip(2))])
-  again = Image.open(io.BytesIO(encode_png(sheet)))
+  again = Image.open(io.BytesIO(encode(sheet, "PNG")))
   np.testing.assert_array_equal(np.asarray(again), np.asarray(sheet))

@@ -66,6 +66,15 @@ def test_mistaken_argument(refused, trained, argument, parts):
     (["--workdir=run"], "--config"),
     ([CONFIG, "--workdir"], "workdir"),
     (["--config", "--workdir=run"], "--config"),
+    (
+      ["--config=https://host/a.py:tiny", "--workdir=run"],
+      "https://host/a.py:tiny is a URL",
+    ),
+    ([CONFIG, "--workdir", "gs://a/b"], "gs://a/b is a URL"),
+    (
+      [CONFIG, "--workdir=run", "--config.frozen=http://host/w"],
+      "http://host/w is a URL, but only local files",
+    ),
     (["--config=absent.py:tiny", "--workdir=run"], "no config file absent.py"),
     ([f"{CONFIG}y", "--workdir=run"], "'tinyy'; choose one of base"),
   ],
