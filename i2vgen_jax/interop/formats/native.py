@@ -9,13 +9,18 @@
 
 `params/` is an Orbax checkpoint. `config.json` has the fields of the module
 under `module`, and next to it the settings that belong to the weights.
+`params/checksums.json` has the CRC-32 of each file of the checkpoint. Every
+process that reads weights checks the files before Orbax opens them; weights
+without checksums, of older versions, are read unchecked.
 """
 
 import contextlib
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from i2vgen_jax import files
-from i2vgen_jax.errors import InputError, writing
+from i2vgen_jax.errors import InputError, reading, writing
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.types import Params
 
@@ -33,6 +38,10 @@ from i2vgen_jax.types import Params
 # a store is held in memory until it is complete; the arrays of a large
 # network get a file each instead.
 _MAX_SHARED_BYTES = 2**28
+# Paths of these files end in the place of a chunk: .../0 or .../3.0.1.
+_CHUNK = re.compile(r"/\d+(\.\d+)*$")
+
+_CHECKSUMS = "checksums.json"
 
 
 def save(folder: Path, config: dict[str, Any], params: Params) -> None:
@@ -66,7 +75,11 @@ def write(folder: Path, config: dict[str, Any], params: Params) -> None:
       raise OSError(reason[1]) from e
     raise
   # It names the path at which the files were written.
-  (folder / "params" / "commit_success.txt").unlink(missing_ok=True)
+  place = folder / "params"
+  (place / "commit_success.txt").unlink(missing_ok=True)
+  stored = sorted(path for path in place.rglob("*") if path.is_file())
+  sums = {path.relative_to(place).as_posix(): _crc32(path) for path in stored}
+  files.write_json(place / _CHECKSUMS, sums)
 
 
 def _handler(params: Params) -> ocp.PyTreeCheckpointHandler:
@@ -127,9 +140,11 @@ def read(folder: Path) -> Tensors:
 
   def read(path: str) -> np.ndarray:
     if not held:
+      _check_files(folder, chunks=True)
       held.update(traverse_util.flatten_dict(_restore(folder), sep="/"))
     return held.pop(path)
 
+  _check_files(folder, chunks=False)
   with _checkpointer(folder) as (checkpointer, path):
     tree = checkpointer.metadata(path).item_metadata.tree
     leaves = traverse_util.flatten_dict(tree, sep="/")
@@ -139,6 +154,40 @@ def read(folder: Path) -> Tensors:
     dtypes={path: leaf.dtype for path, leaf in leaves.items()},
     read=read,
   )
+
+
+def _check_files(folder: Path, *, chunks: bool) -> None:
+  """Compares files with their checksums, if there are any.
+
+  Args:
+    folder: folder of the network.
+    chunks: whether to check the chunks of large networks, or all other files,
+      which Orbax reads to learn the shapes.
+
+  Raises:
+    InputError: a file is missing or damaged.
+  """
+  params = folder / "params"
+  if not (params / _CHECKSUMS).exists():
+    return
+  sums = files.read_json(params / _CHECKSUMS)
+
+  def check(name: str) -> None:
+    with reading(params / name, "copy the folder again"):
+      if _crc32(params / name) != sums[name]:
+        raise ValueError(f"damaged, its CRC-32 is not that in {_CHECKSUMS}")
+
+  names = [name for name in sums if bool(_CHUNK.search(name)) == chunks]
+  with ThreadPoolExecutor() as pool:
+    list(pool.map(check, names))
+
+
+def _crc32(path: Path) -> str:
+  crc = 0
+  with path.open("rb") as file:
+    while block := file.read(2**20):
+      crc = zlib.crc32(block, crc)
+  return f"{crc:08x}"
 
 
 def _restore(folder: Path) -> Params:
