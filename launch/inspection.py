@@ -29,7 +29,7 @@ body { font: 16px/1.45 sans-serif; color: #202020; background: white;
 h2 { margin: 2em 0 .4em; border-bottom: 1px solid #ccc; }
 img { max-width: 100%; display: block; }
 figure { margin: 0 0 1.6em; }
-figcaption p { margin: 0; }
+figure p { margin: 0; }
 .pictures { display: flex; flex-wrap: wrap; gap: 0 1em; }
 .pictures figure { width: 300px; }
 .facts, .note { color: #5a5a5a; font-size: 85%; }
@@ -41,6 +41,34 @@ td:last-child { overflow-wrap: anywhere; }
 td.number { text-align: right; }
 pre { white-space: pre-wrap; font-size: 85%; }
 """
+_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>{style}</style>"""
+
+
+class _Page:
+  """Elements of a web page, and the files that belong to it by name."""
+
+  def __init__(self):
+    self.parts: list[str] = []
+    self.files: dict[str, bytes] = {}
+
+  def add(self, tag: str, text: str, kind: str = "") -> None:
+    """Adds an element of a CSS class with a text."""
+    self.parts.append(f'<{tag} class="{kind}">{escape(text)}</{tag}>')
+
+  def embed(self, picture: bytes, form: str, text: str) -> None:
+    """Adds a picture, so that the page needs no other file."""
+    data = f"data:image/{form};base64,{base64.b64encode(picture).decode()}"
+    self.parts.append(f'<img src="{data}" alt="{escape(text)}">')
+
+  def plot(self, name: str, picture: bytes, text: str) -> None:
+    """Adds a PNG picture that is also a file."""
+    self.files[name] = picture
+    self.embed(picture, "png", text)
 
 
 def inspect(data_dir: Path, output: Path, count: int, seed: int) -> None:
@@ -60,65 +88,55 @@ def inspect(data_dir: Path, output: Path, count: int, seed: int) -> None:
     kind: survey.sample(data_dir, kind, count, seed) for kind in _KINDS
   }
   found = {kind: s for kind, s in samples.items() if s is not None}
-  _check(data_dir, found)
+  _check(data_dir, list(found.values()))
   summary = survey.told(data_dir)
   outputs.make_folder(output)
-  files: dict[str, bytes] = {}
+  page = _Page()
+  page.parts.append(_HEAD.format(title=escape(str(data_dir)), style=_STYLE))
+  page.add("h1", str(data_dir))
   counts = [f"{s.total:,} {_KINDS[kind]}" for kind, s in found.items()]
-  parts = [
-    f"<h1>{escape(str(data_dir))}</h1>",
-    f"<p>{' and '.join(counts)}</p>",
-  ]
+  page.add("p", " and ".join(counts))
   for kind, sample in found.items():
-    parts += _section(kind, sample, seed, files)
-  parts += ["<h2>Left out</h2>", *_left_out(data_dir, summary, files)]
+    _add_sample(page, kind, sample, seed)
+  page.add("h2", "Left out")
+  _add_left_out(page, data_dir, summary)
   if summary:
-    settings = escape(json.dumps(summary["identity"], indent=2))
-    parts += ["<h2>How it was built</h2>", f"<pre>{settings}</pre>"]
-  files["index.html"] = _page(str(data_dir), parts)
+    page.add("h2", "How it was built")
+    page.add("pre", json.dumps(summary["identity"], indent=2))
+  files = page.files | {"index.html": "\n".join(page.parts).encode()}
   outputs.write({output / name: data for name, data in files.items()})
   note(f"wrote {', '.join(sorted(files))} to {output}")
 
 
-def _check(data_dir: Path, found: dict[Kind, survey.Sample]) -> None:
-  if not found:
+def _check(data_dir: Path, samples: list[survey.Sample]) -> None:
+  if not samples:
     raise InputError(
       f"no dataset in {data_dir}; give the folder that `i2vgen data build`"
       " wrote, which contains text_video or text_image"
     )
-  damaged = [line for sample in found.values() for line in sample.damaged]
-  if not any(sample.rows for sample in found.values()):
+  damaged = [line for sample in samples for line in sample.damaged]
+  if not any(sample.rows for sample in samples):
     first = f": {damaged[0]}" if damaged else ""
     raise InputError(f"no record of {data_dir} can be read{first}")
   if damaged:
     note(f"{len(damaged)} records cannot be read; the first: {damaged[0]}")
 
 
-def _section(
-  kind: Kind, sample: survey.Sample, seed: int, files: dict[str, bytes]
-) -> list[str]:
-  """HTML about one kind; adds its pictures to `files`."""
-  noun = _KINDS[kind]
-  parts = [f"<h2>{noun.capitalize()}</h2>"]
-  if sample.damaged:
+def _add_sample(
+  page: _Page, kind: Kind, sample: survey.Sample, seed: int
+) -> None:
+  noun, num_damaged = _KINDS[kind], len(sample.damaged)
+  page.add("h2", noun.capitalize())
+  if num_damaged:
     text = (
-      f"{len(sample.damaged)} of the {noun} in the sample cannot be read; the"
-      f" first: {sample.damaged[0]}"
+      f"{num_damaged} of the {noun} in the sample cannot be read; the first"
     )
-    parts.append(f'<p class="alarm">{escape(text)}</p>')
-  if sample.rows:
-    parts += _statistics(kind, sample, seed, files)
-    parts += _samples(kind, sample, files)
-  return parts
-
-
-def _statistics(
-  kind: Kind, sample: survey.Sample, seed: int, files: dict[str, bytes]
-) -> list[str]:
-  noun, drawn = _KINDS[kind], len(sample.rows) + len(sample.damaged)
+    page.add("p", f"{text}: {sample.damaged[0]}", "alarm")
+  if not sample.rows:
+    return
   figures = survey.figures(kind, sample.rows)
   measured = {name: values for name, values in figures.items() if len(values)}
-  chart = files[f"{noun}-figures.png"] = plots.histograms(measured, noun)
+  drawn = len(sample.rows) + num_damaged
   text = f"Counted over all {drawn:,} {noun}."
   if drawn < sample.total:
     text = (
@@ -127,35 +145,26 @@ def _statistics(
     )
   if missing := [name for name in figures if name not in measured]:
     text += f" Not measured: {'; '.join(missing)}."
-  return [
-    f'<p class="note">{escape(text)}</p>',
-    _image(chart, "png", f"histograms of the {noun}"),
-  ]
-
-
-def _samples(
-  kind: Kind, sample: survey.Sample, files: dict[str, bytes]
-) -> list[str]:
-  noun = _KINDS[kind]
+  page.add("p", text, "note")
+  chart = plots.histograms(measured, noun)
+  page.plot(f"{noun}-figures.png", chart, f"histograms of the {noun}")
   rows = [
     Row(_captions(row), _facts(row), strip(frames))
     for row, frames in sample.shown
   ]
   sheet = contact_sheet.stack(rows, _WIDTH)
-  files[f"{noun}.png"] = contact_sheet.encode_png(sheet)
-  figures = []
+  page.files[f"{noun}.png"] = contact_sheet.encode(sheet, "PNG")
+  page.add("h3", f"{len(rows)} {noun}, drawn at random")
+  page.parts.append(f'<div class="{noun}">')
   for captions, facts, picture in rows:
-    texts = "".join(f"<p>{escape(caption)}</p>" for caption in captions)
-    texts += f'<p class="facts">{escape(facts)}</p>'
-    jpeg = contact_sheet.encode_jpeg(picture)
-    image = _image(jpeg, "jpeg", "; ".join(captions))
-    figures.append(f"<figure><figcaption>{texts}</figcaption>{image}</figure>")
-  return [
-    f"<h3>{len(rows)} {noun}, drawn at random</h3>",
-    f'<div class="{noun}">',
-    *figures,
-    "</div>",
-  ]
+    page.parts.append("<figure>")
+    for caption in captions:
+      page.add("p", caption)
+    page.add("p", facts, "facts")
+    jpeg = contact_sheet.encode(picture, "JPEG", quality=88)
+    page.embed(jpeg, "jpeg", "; ".join(captions))
+    page.parts.append("</figure>")
+  page.parts.append("</div>")
 
 
 def strip(frames: np.ndarray) -> Image.Image:
@@ -184,51 +193,24 @@ def _facts(row: survey.Row) -> str:
   return " · ".join(facts)
 
 
-def _left_out(
-  data_dir: Path, summary: dict, files: dict[str, bytes]
-) -> list[str]:
+def _add_left_out(page: _Page, data_dir: Path, summary: dict) -> None:
   if not summary:
-    return ["<p>There is no build.json: the build is unfinished.</p>"]
+    page.add("p", "There is no build.json: the build is unfinished.")
+    return
   rows = survey.left_out(data_dir, summary["dropped"])
   if not rows:
-    return ["<p>Nothing: the quarantine is empty.</p>"]
-  chart = files["left-out.png"] = plots.bars(rows)
-  lines = []
+    page.add("p", "Nothing: the quarantine is empty.")
+    return
+  page.add("p", f"{sum(row.count for row in rows):,} files, rows or shots.")
+  text = "number of inputs left out for each reason"
+  page.plot("left-out.png", plots.bars(rows), text)
+  page.parts.append("<table><tr>")
+  for name in ("count", "reason", "meaning", "example"):
+    page.add("th", name)
   for row in rows:
-    example = row.example or "see quarantine.jsonl"
-    cells = "".join(
-      f"<td>{escape(text)}</td>" for text in (row.reason, row.meaning, example)
-    )
-    lines.append(f'<tr><td class="number">{row.count:,}</td>{cells}</tr>')
-  total = sum(row.count for row in rows)
-  return [
-    f"<p>{total:,} files, rows or shots.</p>",
-    _image(chart, "png", "number of inputs left out for each reason"),
-    "<table><tr><th>count</th><th>reason</th><th>meaning</th>"
-    "<th>example</th></tr>",
-    *lines,
-    "</table>",
-  ]
-
-
-def _image(data: bytes, form: str, text: str) -> str:
-  source = f"data:image/{form};base64,{base64.b64encode(data).decode()}"
-  return f'<img src="{source}" alt="{escape(text)}">'
-
-
-def _page(title: str, parts: list[str]) -> bytes:
-  body = "\n".join(parts)
-  page = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-  return page.encode()
+    page.parts.append("<tr>")
+    page.add("td", f"{row.count:,}", "number")
+    for text in (row.reason, row.meaning):
+      page.add("td", text)
+    page.add("td", row.example or "see quarantine.jsonl")
+  page.parts.append("</table>")
