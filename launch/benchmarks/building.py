@@ -1,10 +1,11 @@
 """Cost of building a dataset: some of its examples are built once more."""
 
 import math
-import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,26 +44,30 @@ def _measure_kind(
   count = min(count, len(dataset))
   rng = np.random.default_rng(seed)
   chosen = rng.choice(len(dataset), count, replace=False).tolist()
-  settings = ScanSettings(min_frames=1, max_seconds=math.inf)
-  source = ManifestRow(1, file.name, str(file), ("",))
-  frames, sizes, scans, writes = [], [], [], []
+  costs = []
   with ProgressBar() as progress:
     for done, number in enumerate(chosen, 1):
-      record = dataset[number]
-      file.write_bytes(media_of(record))
-      frames.append(record.get("num_frames", 1))
-      sizes.append(len(media_of(record)) / 1e3)
-      start = time.process_time()
-      candidates, _ = scan.scan(source, file, settings)
-      scans.append(1e3 * (time.process_time() - start) / frames[-1])
-      for candidate in candidates[:1]:
-        start = time.process_time()
-        write.encode(candidate, file, min(record["width"], record["height"]))
-        seconds = time.process_time() - start
-        writes.append(1e3 * seconds / candidate.num_frames)
+      costs.append(_costs(dataset[number], file))
       progress(f"{kind}, built again", done, count)
-  mean, scan_ms = float(np.mean(frames)), statistics.median(scans)
-  write_ms = statistics.median(writes) if writes else math.nan
-  total = mean * (scan_ms + write_ms) / 1e3
-  cells = cell(mean), cell(float(np.mean(sizes)))
-  return row(kind, *cells, *(cell(x, 2) for x in (scan_ms, write_ms, total)))
+  frames, kilobytes, *_ = np.mean(costs, axis=0).tolist()
+  *_, scan_ms, write_ms = np.nanmedian(costs, axis=0).tolist()
+  times = scan_ms, write_ms, frames * (scan_ms + write_ms) / 1e3
+  return row(kind, cell(frames), cell(kilobytes), *(cell(x, 2) for x in times))
+
+
+def _costs(
+  record: Mapping[str, Any], file: Path
+) -> tuple[int, float, float, float]:
+  """Frames, kB, and CPU ms per frame to scan and to write an example again."""
+  media, frames = media_of(record), record.get("num_frames", 1)
+  file.write_bytes(media)
+  source = ManifestRow(1, file.name, str(file), ("",))
+  settings = ScanSettings(min_frames=1, max_seconds=math.inf)
+  start = time.process_time()
+  candidates, _ = scan.scan(source, file, settings)
+  scanned = time.process_time()
+  write_ms = math.nan
+  for candidate in candidates[:1]:
+    write.encode(candidate, file, min(record["width"], record["height"]))
+    write_ms = 1e3 * (time.process_time() - scanned) / candidate.num_frames
+  return frames, len(media) / 1e3, 1e3 * (scanned - start) / frames, write_ms

@@ -4,12 +4,12 @@ Times are CPU seconds of one core, so that other work on the machine disturbs
 them little; still, ratios and bytes are more reliable.
 """
 
-import collections
 import functools
 import math
 import statistics
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -101,19 +101,17 @@ def measure(
   if not count:
     note(f"{case}: left out, as no clip in {directory} is long enough")
     return None
-  seconds = collections.defaultdict(list)
+  speeds = {}
   with tempfile.TemporaryDirectory() as folder, ProgressBar() as progress:
     new_reader = functools.partial(make_reader, directory, case, seed)
     ways = _ways(new_reader, count, repeats, Path(folder))
-    for repeat in range(repeats):
-      for way in ways:
-        start = time.process_time()
-        way.read()
-        seconds[way].append(time.process_time() - start)
-      progress(str(case), repeat + 1, repeats)
-  return table(
-    case, {way: count / statistics.median(seconds[way]) for way in ways}
-  )
+    for done, way in enumerate(ways, 1):
+      seconds = timeit.repeat(
+        way.read, timer=time.process_time, repeat=repeats, number=1
+      )
+      speeds[way] = count / statistics.median(seconds)
+      progress(str(case), done, len(ways))
+  return table(case, speeds)
 
 
 def make_reader(directory: Path, case: Case, seed: int) -> RecordingReader:
@@ -230,22 +228,19 @@ def _store(
   shard = folder / name.split()[0]
   examples = [tfrecord.encode_example({"pieces": encode(c)}) for c in clips]
   tfrecord.write_shard(shard, (tfrecord.Record(e, 1, 1, 1) for e in examples))
-  quality = math.nan
-  if name != LATENTS:
-    pairs = zip(_stored(shard), clips, strict=True)
-    quality = float(np.mean([psnr(decode(p), clip) for p, clip in pairs]))
+
+  def stored() -> Iterator[np.ndarray]:
+    for offset, length, *_ in tfrecord.read_index(shard).tolist():
+      data = tfrecord.read_record(shard, offset, length)
+      yield decode(tfrecord.decode_example(data, ("pieces",))["pieces"])
 
   def read() -> None:
-    for pieces in _stored(shard):
-      values = decode(pieces)
+    for values in stored():
       if name != LATENTS:  # their CLIP embedding would be stored as well
         preprocessing.clip_view(values[0], values.shape[2], _CLIP)
 
-  size = float(tfrecord.read_index(shard)[:, 1].mean()) / 1e3
+  quality = math.nan
+  if name != LATENTS:
+    quality = float(np.mean([*map(psnr, stored(), clips)]))
+  size = float(np.mean([*map(len, examples)])) / 1e3
   return Way(name, size, quality, read)
-
-
-def _stored(shard: Path) -> Iterator[_Pieces]:
-  for offset, length, *_ in tfrecord.read_index(shard).tolist():
-    data = tfrecord.read_record(shard, offset, length)
-    yield tfrecord.decode_example(data, ("pieces",))["pieces"]
