@@ -19,14 +19,7 @@ from absl import logging
 
 from i2vgen_jax.errors import InputError
 
-# Imported only when asked for: sampling must run without TensorFlow.
-_MODULES = {
-  "sample": "launch.sample",
-  "train": "launch.train_flags",
-  "data": "launch.data",
-  "evaluate": "launch.evaluate",
-  "convert": "launch.convert",
-}
+_COMMANDS = ("sample", "train", "data", "evaluate", "convert")
 # Packages of the extra `data`; any other missing package is a bug.
 _EXTRA = (
   "apache_beam",
@@ -61,14 +54,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> None:
   name, *rest = argv
-  if name not in _MODULES:
-    near = difflib.get_close_matches(name, _MODULES, 1)
+  if name not in _COMMANDS:
+    near = difflib.get_close_matches(name, _COMMANDS, 1)
     hint = f"did you mean {near[0]}?" if near else "see i2vgen --help"
-    known = ", ".join(_MODULES)
+    known = ", ".join(_COMMANDS)
     raise InputError(f"unknown command {name!r}; known are {known}; {hint}")
   _quiet()
   try:
-    importlib.import_module(_MODULES[name]).main(rest)
+    # Imported only when asked for: sampling must run without TensorFlow.
+    importlib.import_module(f"launch.{name}").main(rest)
   except ModuleNotFoundError as e:
     package = (e.name or "").partition(".")[0]
     if package not in _EXTRA:

@@ -1,11 +1,11 @@
 """`i2vgen evaluate`: measures a cascade on held-out clips."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
@@ -15,7 +15,6 @@ from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.evaluation import motion, spectra
 from i2vgen_jax.evaluation.quality import psnr
 from i2vgen_jax.files import replacing, write_json
-from i2vgen_jax.models import build
 from i2vgen_jax.stage import STAGES
 from launch import arguments, outputs
 from launch.arguments import Count, Seed, Weights
@@ -112,12 +111,15 @@ def generate(
 
 
 def untrain(cascade: Cascade) -> Cascade:
-  """The same cascade with randomly initialised denoisers."""
+  """The same cascade with denoisers as they are before their training.
+
+  The last convolution of a new denoiser is zero: it predicts zero whatever its
+  other weights are, so these are zero as well and need not be drawn.
+  """
   networks = dict(cascade.networks)
   for name in STAGES:
-    init = jax.jit(functools.partial(build.init_params, networks[name].module))
-    params = init(jax.random.key(0))
-    networks[name] = dataclasses.replace(networks[name], params=params)
+    zeros = jax.tree.map(jnp.zeros_like, networks[name].params)
+    networks[name] = dataclasses.replace(networks[name], params=zeros)
   return dataclasses.replace(cascade, networks=networks)
 
 

@@ -1,12 +1,16 @@
 """The figures of an evaluation, on clips whose quality is known."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_pipelines.procedural import world
+from i2vgen_jax.cascade import Cascade
+from i2vgen_jax.models import build
 from launch import evaluate
 
 SMALL, LARGE, FRAMES = (64, 64), (128, 128), 8
@@ -60,6 +64,22 @@ def test_nearly_true_refined_clips_are_better_than_bilinear(scenes):
   blurred = evaluate.bilinear(base, refined)
   worse = evaluate.measure(scenes, base, noisy(blurred, 20))
   assert worse["object_psnr"]["clips_better"] == 0
+
+
+def test_untrained_clips_are_those_of_random_denoisers(weights):
+  cascade = Cascade.load(weights)
+  unet = cascade.networks["base"].module
+  params = jax.jit(lambda key: build.init_params(unet, key))(jax.random.key(0))
+  network = dataclasses.replace(cascade.networks["base"], params=params)
+  drawn = dataclasses.replace(
+    cascade, networks={**cascade.networks, "base": network}
+  )
+  pictures = [world.render(world.numbered_scene(0, 0, "test"), LARGE, 1)[0]]
+  made, expected = (
+    some.run(some.stage("base"), pictures, ["a disc"])
+    for some in (evaluate.untrain(cascade), drawn)
+  )
+  np.testing.assert_array_equal(made, expected)
 
 
 def test_table_has_every_figure():

@@ -6,7 +6,7 @@ import cascade_standin
 import pytest
 from absl import flags
 
-from launch import train, train_flags
+from launch import train
 
 CONFIG = f"--config={cascade_standin.CONFIGS}:tiny"
 
@@ -86,7 +86,7 @@ def test_invalid_command_lines(refused, trained, argv, part):
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"]])
 def test_help_lists_configs_and_keys_with_defaults(capsys, trained, argv):
-  train_flags.main(argv)
+  train.main(argv)
   lines = capsys.readouterr().out.splitlines()
   for name in ("base", "refine", "released", "image_to_video"):
     assert any(line.startswith(f"| {name} |") for line in lines)
@@ -97,7 +97,7 @@ def test_help_lists_configs_and_keys_with_defaults(capsys, trained, argv):
 
 
 def test_help_of_a_config_has_its_keys(capsys, trained):
-  train_flags.main([CONFIG, "--help"])
+  train.main([CONFIG, "--help"])
   lines = capsys.readouterr().out.splitlines()
   assert "    --config.unet.block_channels=(64, 96)" in lines
   assert "    --config.train.num_steps=17000" in lines
@@ -113,7 +113,7 @@ def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
   path = tmp_path / "broken.py"
   path.write_text("def get_config():\n  return 1 / 0\n")
   with pytest.raises(ZeroDivisionError):
-    train_flags.main([f"--config={path}", "--workdir=x"])
+    train.main([f"--config={path}", "--workdir=x"])
 
 
 @pytest.mark.parametrize("joined", [True, False])
@@ -139,7 +139,7 @@ def test_an_error_while_training_is_not_a_flag_error(trained, monkeypatch):
 
   monkeypatch.setattr(train, "run", fail)
   with pytest.raises(ValueError, match="inside"):
-    train_flags.main([CONFIG, "--workdir=run"])
+    train.main([CONFIG, "--workdir=run"])
 
 
 @pytest.mark.parametrize(
