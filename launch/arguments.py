@@ -42,60 +42,30 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from i2vgen_jax.errors import InputError
 
-MAX_FPS = 240
-
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def check_path(text: str) -> str:
-  """Raises ValueError for an empty path and for a URL.
+  """Raises InputError for an empty path and for a URL.
 
   `Path` would turn them into the current folder and into `http:/host/name`.
   """
   if not text:
-    raise ValueError("the path is empty; give a path")
+    raise InputError("the path is empty; give a path")
   if _URL.match(text):
-    raise ValueError(
+    raise InputError(
       f"{text} is a URL, but only local files are read and written; download "
       "it first and give the path of the file"
     )
   return text
 
 
-def _number(
-  read: Callable[[str], float],
-  name: str,
-  low: float = -math.inf,
-  high: float = math.inf,
-) -> Callable[[str], float]:
-  """A parser of numbers from `low` to `high`."""
-
-  def parse_number(text: str) -> float:
-    try:
-      value = read(text)
-      if not abs(value) < math.inf:
-        raise ValueError
-    except ValueError:
-      raise ValueError(f"{text!r} is not {name}") from None
-    if value < low:
-      raise ValueError(f"{text} is too small; use at least {low}")
-    if value > high:
-      raise ValueError(f"{text} is too large; use at most {high}")
-    return value
-
-  return parse_number
-
-
-_parse_count = _number(int, "an integer", 1)
-# jax.random.key would drop higher bits.
-_parse_seed = _number(int, "an integer", 0, 2**32 - 1)
-
-
-def _parse_size(text: str) -> tuple[float, float]:
+def _parse_size(text: str) -> tuple[int, int]:
   width, cross, height = text.lower().partition("x")
   if not cross:
     raise ValueError(f"{text!r} is not WIDTHxHEIGHT")
-  return _parse_count(width), _parse_count(height)
+  read_count = _spec(Count).instance_from_str
+  return read_count([width]), read_count([height])
 
 
 def _parse_text(text: str) -> str:
@@ -114,13 +84,13 @@ def _parse_pair(text: str) -> tuple[str, str]:
 
 
 def _parsed_by(
-  parse: Callable[[str], Any], metavar: str, separator: str = ""
+  parse: Callable[[str], Any], metavar: str
 ) -> PrimitiveConstructorSpec:
   """A type for tyro: one word, shown in the help as `metavar`."""
 
   def show(value: Any) -> list[str]:
     parts = value if isinstance(value, tuple) else (value,)
-    return [separator.join(map(str, parts))]
+    return ["x".join(map(str, parts))]
 
   return PrimitiveConstructorSpec(
     nargs=1,
@@ -131,18 +101,39 @@ def _parsed_by(
   )
 
 
-def _real(metavar: str, *bounds: float) -> PrimitiveConstructorSpec:
-  return _parsed_by(_number(float, "a finite number", *bounds), metavar)
+def _number(kind: type, metavar: str, low: float, high: float) -> Any:
+  """The type of a flag for a number from `low` to `high`."""
+  name = "an integer" if kind is int else "a finite number"
+
+  def parse(text: str) -> float:
+    try:
+      value = kind(text)
+      if not abs(value) < math.inf:
+        raise ValueError
+    except ValueError:
+      raise ValueError(f"{text!r} is not {name}") from None
+    if value < low:
+      raise ValueError(f"{text} is too small; use at least {low}")
+    if value > high:
+      raise ValueError(f"{text} is too large; use at most {high}")
+    return value
+
+  return Annotated[kind, _parsed_by(parse, metavar)]
 
 
-Count = Annotated[int, _parsed_by(_parse_count, "N")]
-Seed = Annotated[int, _parsed_by(_parse_seed, "SEED")]
-Size = Annotated[tuple[int, int], _parsed_by(_parse_size, "WxH", "x")]
-Number = Annotated[float, _real("NUMBER")]
-Seconds = Annotated[float, _real("SECONDS", 0.1)]
-Fps = Annotated[float, _real("FPS", 0.1, MAX_FPS)]
+def _spec(annotated: Any) -> PrimitiveConstructorSpec:
+  return annotated.__metadata__[0]
+
+
+Count = _number(int, "N", 1, math.inf)
+# jax.random.key would drop higher bits.
+Seed = _number(int, "SEED", 0, 2**32 - 1)
+Number = _number(float, "NUMBER", -math.inf, math.inf)
+Seconds = _number(float, "SECONDS", 0.1, math.inf)
+Fps = _number(float, "FPS", 0.1, 240)
+Size = Annotated[tuple[int, int], _parsed_by(_parse_size, "WxH")]
 Text = Annotated[str, _parsed_by(_parse_text, "TEXT")]
-Pair = Annotated[tuple[str, str], _parsed_by(_parse_pair, "NAME=VALUE", "=")]
+Pair = Annotated[tuple[str, str], _parsed_by(_parse_pair, "NAME=VALUE")]
 Weights = Annotated[str, _parsed_by(check_path, "PATH")]
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -156,9 +147,9 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
   kinds = [k for k in get_args(info.type) if k is not type(None)]
   if info.type_origin in (Union, UnionType):
     if kinds == [float, int]:
-      return Number.__metadata__[0]
+      return _spec(Number)
     if len(kinds) == 1 and hasattr(kinds[0], "__metadata__"):
-      return kinds[0].__metadata__[0]
+      return _spec(kinds[0])
   return None
 
 

@@ -43,14 +43,11 @@ def contact_sheet(title: str, rows: list[tuple[str, Frames]]) -> Image.Image:
   height, width = rows[-1][1].shape[1:3]
   scale = _LONG_SIDE / max(height, width)
   cell = round(width * scale), round(height * scale)
-  strips = [(label, strip(_some(frames), cell)) for label, frames in rows]
-  sheet_width = max(picture.width for _, picture in strips) + 2 * MARGIN
-  sheet_width = max(sheet_width, _MIN_WIDTH)
+  strips = [Row([], name, strip(_some(clip), cell)) for name, clip in rows]
+  widths = [row.picture.width + 2 * MARGIN for row in strips]
+  sheet_width = max(_MIN_WIDTH, *widths)
   lines = _wrap(title, sheet_width, max_lines=_TITLE_LINES, placeholder=" ...")
-  return stack(
-    [Row(lines), *(Row([], label, picture) for label, picture in strips)],
-    sheet_width,
-  )
+  return stack([Row(lines), *strips], sheet_width)
 
 
 def strip(frames: Frames, cell: tuple[int, int]) -> Image.Image:

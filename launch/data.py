@@ -13,7 +13,6 @@ A build that was interrupted continues when the same command is run again; a
 finished build is left as it is. Arguments after `--` go to Apache Beam.
 """
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -22,9 +21,9 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from data_pipelines.footage import survey
 from data_pipelines.footage.build import build_footage
 from data_pipelines.footage.filters import Limits
-from data_pipelines.footage.quarantine import REASONS, read_drops
 from data_pipelines.footage.settings import FootageSettings, ScanSettings
 from data_pipelines.procedural import world
 from data_pipelines.procedural.build import build_procedural
@@ -171,12 +170,8 @@ def main(argv: list[str]) -> None:
   """
   own = list(itertools.takewhile(lambda word: word != "--", argv))
   beam = argv[len(own) + 1 :]
-  command = arguments.parse(
-    Build | encode.Encode | Inspect | Benchmark | Vocabulary,
-    own,
-    "i2vgen data",
-    __doc__,
-  )
+  commands = Build | encode.Encode | Inspect | Benchmark | Vocabulary
+  command = arguments.parse(commands, own, "i2vgen data", __doc__)
   match command:
     case Build(source=Manifest() as args):
       _build(args, beam)
@@ -256,12 +251,9 @@ def _report(built: Built, output: Path) -> None:
     f"wrote {built.num_videos} clips and {built.num_images} pictures to "
     f"{output}; left out: {sum(built.dropped.values())}"
   )
-  if not built.dropped:
-    return
-  quarantine = output / "quarantine.jsonl"
-  first = {}
-  for drop in read_drops(quarantine):
-    first.setdefault(drop.reason, drop.detail)
-  for reason, count in collections.Counter(built.dropped).most_common():
-    note(f"left out {count}, {reason}: {REASONS[reason]}; {first[reason]}")
-  note(f"everything that was left out is listed in {quarantine}")
+  for row in survey.left_out(output, built.dropped):
+    example = row.example or "see the list"
+    note(f"left out {row.count}, {row.reason}: {row.meaning}; {example}")
+  if built.dropped:
+    path = output / "quarantine.jsonl"
+    note(f"everything that was left out is listed in {path}")

@@ -55,11 +55,8 @@ def run(args: Encode) -> None:
   if "vae" not in found:
     raise InputError(f"no vae in {args.weights}; name weights that have one")
   mesh = sharding.make_mesh(devices=jax.local_devices())
-  towers = {
-    name: found[name].load(mesh=mesh)
-    for name in ("vae", "image_encoder")
-    if name in found
-  }
+  names = [name for name in ("vae", "image_encoder") if name in found]
+  towers = {name: found[name].load(mesh=mesh) for name in names}
   width, height = args.size
   factor = 2 ** (len(towers["vae"].module.block_channels) - 1)
   if width % factor or height % factor:

@@ -198,14 +198,9 @@ def _distance(spectrum: Callable) -> Callable[..., float]:
 def bilinear(clips: Clips, like: Clips) -> Clips:
   """The clips enlarged to the size of others."""
   height, width = like.shape[2:4]
-
-  def enlarge(frame: np.ndarray) -> np.ndarray:
-    resized = Image.fromarray(frame).resize(
-      (width, height), Image.Resampling.BILINEAR
-    )
-    return np.asarray(resized)
-
-  return np.stack([[enlarge(frame) for frame in clip] for clip in clips])
+  frames = map(Image.fromarray, clips.reshape(-1, *clips.shape[2:]))
+  enlarged = [f.resize((width, height), Image.BILINEAR) for f in frames]
+  return np.reshape([np.asarray(frame) for frame in enlarged], like.shape)
 
 
 def table(figures: Mapping, indent: str = "") -> Iterator[str]:

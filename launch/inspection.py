@@ -84,10 +84,11 @@ def inspect(data_dir: Path, output: Path, count: int, seed: int) -> None:
     InputError: There is no dataset, none of its records can be read, or the
       output cannot be written.
   """
-  samples = {
-    kind: survey.sample(data_dir, kind, count, seed) for kind in _KINDS
+  found = {
+    kind: sample
+    for kind in _KINDS
+    if (sample := survey.sample(data_dir, kind, count, seed))
   }
-  found = {kind: s for kind, s in samples.items() if s is not None}
   _check(data_dir, list(found.values()))
   summary = survey.told(data_dir)
   outputs.make_folder(output)
@@ -137,12 +138,10 @@ def _add_sample(
   figures = survey.figures(kind, sample.rows)
   measured = {name: values for name, values in figures.items() if len(values)}
   drawn = len(sample.rows) + num_damaged
-  text = f"Counted over all {drawn:,} {noun}."
-  if drawn < sample.total:
-    text = (
-      f"Counted over {drawn:,} of {sample.total:,} {noun}, drawn at random,"
-      f" seed {seed}."
-    )
+  text = (
+    f"Counted over {drawn:,} of {sample.total:,} {noun}, drawn at random, seed "
+    f"{seed}."
+  )
   if missing := [name for name in figures if name not in measured]:
     text += f" Not measured: {'; '.join(missing)}."
   page.add("p", text, "note")

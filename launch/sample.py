@@ -239,13 +239,12 @@ def _generate(
 def _interruptible() -> Iterator[None]:
   """Lets Ctrl-C end the process at once; Python alone would wait for XLA."""
   before = signal.getsignal(signal.SIGINT)
-  if before is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+  is_python = before is signal.default_int_handler
+  signal.signal(signal.SIGINT, signal.SIG_DFL if is_python else before)
   try:
     yield
   finally:
-    if before is signal.default_int_handler:
-      signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

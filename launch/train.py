@@ -23,10 +23,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
@@ -71,13 +71,13 @@ def main(argv: list[str]) -> None:
     InputError: an unknown or unusable flag or config key.
   """
   for arg in argv:
-    _check_url(arg)
+    arguments.check_path(arg.partition("=")[2] or arg)
   path = _config_path(argv)
   if {"-h", "--help"} & set(argv):
     print(_help(path), end="")
     return
   if path is not None:
-    _check_keys(argv, _keys(_load(path)))
+    _check_keys(argv, _load(path))
   # ml_collections looks there for the config keys that are set.
   sys.argv = ["i2vgen train", *argv]
   try:
@@ -94,13 +94,6 @@ def main(argv: list[str]) -> None:
 # ---- The command line ----
 
 
-def _check_url(arg: str) -> None:
-  try:
-    arguments.check_path(arg.partition("=")[2] or arg)
-  except ValueError as e:
-    raise InputError(f"{e}; see i2vgen train --help") from e
-
-
 def _config_path(argv: list[str]) -> str | None:
   for arg, following in itertools.pairwise([*argv, None]):
     flag, equals, value = arg.partition("=")
@@ -115,11 +108,8 @@ def _help(path: str | None) -> str:
     return __doc__
   config = _load(path) if path else runpy.run_path(str(CONFIGS))["common"]()
   file = path.partition(":")[0] if path else str(CONFIGS)
-  keys = [
-    f"    --config.{key}={value}"
-    for key, value in _keys(config).items()
-    if not isinstance(value, ConfigDict)
-  ]
+  leaves = flatten_dict(config.to_dict(), sep=".")
+  keys = [f"    --config.{key}={value}" for key, value in leaves.items()]
   title = f"Keys of {path or 'every config'}, with their defaults:"
   about = runpy.run_path(file)["__doc__"] or ""
   return "\n".join([__doc__, about, title, "", *keys, ""])
@@ -142,21 +132,13 @@ def _load(path: str) -> ConfigDict:
   return config
 
 
-def _keys(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-  """All groups and leaves by their dotted paths."""
-  keys = {}
-  for name, value in config.items():
-    keys[prefix + name] = value
-    if isinstance(value, ConfigDict):
-      keys |= _keys(value, f"{prefix}{name}.")
-  return keys
-
-
-def _check_keys(argv: list[str], known: dict[str, Any]) -> None:
+def _check_keys(argv: list[str], config: ConfigDict) -> None:
+  leaves = flatten_dict(config.to_dict(), sep=".")
   for arg in argv:
     key = arg.partition("=")[0].removeprefix("--config.").partition("[")[0]
-    if arg.startswith("--config.") and key not in known:
-      near = difflib.get_close_matches(key, known, 1)
+    is_known = any(f"{leaf}.".startswith(f"{key}.") for leaf in leaves)
+    if arg.startswith("--config.") and not is_known:
+      near = difflib.get_close_matches(key, leaves, 1)
       hint = f"did you mean {near[0]}?" if near else "see the config file"
       raise InputError(f"unknown config key {key!r}; {hint}")
 
@@ -180,8 +162,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     InputError: config, data, frozen networks or workdir are unusable.
   """
   data, batch_size = config.data, config.train.batch_size
-  augmentation = Augmentation(**data.augmentation)
-  if data.keep_latents and augmentation != Augmentation():
+  augment = Augmentation(**data.augmentation)
+  if data.keep_latents and augment != Augmentation():
     raise InputError(
       "config.data.keep_latents would keep every augmented view of a clip; "
       "turn it off, or leave config.data.augmentation at 1.0 and 0.0"
@@ -198,9 +180,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tokenizer=task.tokenizer,
     seed=config.train.seed,
   )
-  reader = make_reader(
-    data.video_dirs, data.image_dirs, augmentation=augmentation
-  )
+  reader = make_reader(data.video_dirs, data.image_dirs, augmentation=augment)
   for line in reader.report:
     say(line)
   _check_latents(config, task)
@@ -225,7 +205,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   )
   _report_cut(reader)
   if int(state.step) == config.train.num_steps and jax.process_index() == 0:
-    _export(config, workdir, task, to_show)
+    _export(config.export_dtype, workdir, task, to_show)
 
 
 def make_task(config: ConfigDict, mesh: Mesh) -> Task:
@@ -292,13 +272,9 @@ def _moving_batch(reader: Reader) -> Batch:
   return reader.batch(next(moving, 0))
 
 
-def _export(
-  config: ConfigDict, workdir: Path, task: Task, batch: Batch
-) -> None:
+def _export(dtype: str, workdir: Path, task: Task, batch: Batch) -> None:
   # From the files, as no process has the whole of a sharded state.
-  params = jax.tree.map(
-    lambda x: x.astype(config.export_dtype), load_params(workdir)
-  )
+  params = jax.tree.map(lambda x: x.astype(dtype), load_params(workdir))
   folder = workdir / "export"
   shutil.rmtree(folder, ignore_errors=True)
   for name, (fields, tree) in task.exports(params, batch).items():

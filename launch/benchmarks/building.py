@@ -25,9 +25,8 @@ def measure(data_dir: Path, count: int, seed: int) -> str:
   Returns:
     A table with the means of frames and size, and median CPU times.
   """
-  headers = "frames", "kB", "scan ms", "write ms", "s an example"
   rows = ["Building, on one core, once more from what was built"]
-  rows.append(row("", *headers))
+  rows.append(row("", "frames", "kB", "scan ms", "write ms", "s an example"))
   for kind, suffix in _SUFFIXES.items():
     directory = dataset_dir(data_dir, kind)
     if directory.exists():

@@ -35,8 +35,6 @@ LATENTS = "latents (stand-in)"
 _CLIP = 224
 # Quality of the clips that builds write.
 _CRF = 18
-# Mean and variance of 4 channels for 8x8 pixels, in float16.
-_LATENT_CHANNELS, _LATENT_STEP = 8, 8
 
 
 class RecordingReader(Reader):
@@ -101,10 +99,11 @@ def measure(
   if not count:
     note(f"{case}: left out, as no clip in {directory} is long enough")
     return None
+  # A reader caches what it decoded: each pass needs its own.
+  readers = [make_reader(directory, case, seed) for _ in range(repeats + 1)]
   speeds = {}
   with tempfile.TemporaryDirectory() as folder, ProgressBar() as progress:
-    new_reader = functools.partial(make_reader, directory, case, seed)
-    ways = _ways(new_reader, count, repeats, Path(folder))
+    ways = _ways(readers, count, Path(folder))
     for done, way in enumerate(ways, 1):
       seconds = timeit.repeat(
         way.read, timer=time.process_time, repeat=repeats, number=1
@@ -131,10 +130,9 @@ def make_reader(directory: Path, case: Case, seed: int) -> RecordingReader:
 def table(case: Case, speeds: Mapping[Way, float]) -> str:
   """The table of a case, from the examples per second of each way."""
   [alone] = [speed for way, speed in speeds.items() if way.name == DECODER]
-  headers = "kB", "PSNR dB", "a second", "alone", "want", "cores", "MB/s"
   rows = [
     f"{case}; one example: 3 x {case.forward:.3f} + {case.encode:.2f} TFLOP",
-    row("", *headers),
+    row("", "kB", "PSNR dB", "a second", "alone", "want", "cores", "MB/s"),
   ]
   for way, speed in speeds.items():
     cells = [*map(cell, (way.kilobytes, way.psnr, speed))]
@@ -147,23 +145,18 @@ def table(case: Case, speeds: Mapping[Way, float]) -> str:
 
 
 def _ways(
-  new_reader: Callable[[], RecordingReader],
-  count: int,
-  repeats: int,
-  folder: Path,
+  readers: list[RecordingReader], count: int, folder: Path
 ) -> list[Way]:
   """The same examples, stored in several ways."""
-  first = new_reader()
+  first = readers.pop()
   first.read(count)
   decoded = first.decoded
-  # A reader caches what it decoded: each pass needs its own.
-  readers = [new_reader() for _ in range(repeats)]
   size = float(np.mean([len(media_of(record)) for record, *_ in decoded])) / 1e3
-  frames = [frames for _, _, frames in decoded]
+  clips = [frames for _, _, frames in decoded]
   return [
     Way("as built", size, math.nan, lambda: readers.pop().read(count)),
     Way(DECODER, size, math.nan, lambda: _decode_alone(decoded)),
-    *(_store(folder, *codec, frames) for codec in _codecs(frames[0].shape)),
+    *(_store(folder, codec, clips) for codec in _codecs(clips[0].shape)),
   ]
 
 
@@ -179,52 +172,49 @@ def _decode_alone(decoded: Iterable[tuple[dict, Window, np.ndarray]]) -> None:
 # ---- Ways to store only what a bucket shows ----
 
 _Pieces = list[bytes]
-_Encode = Callable[[np.ndarray], _Pieces]
-_Decode = Callable[[_Pieces], np.ndarray]
 
 
-def _codecs(
-  shape: tuple[int, int, int, int],
-) -> Iterator[tuple[str, _Encode, _Decode]]:
-  """Name, encoder and decoder of frames of this shape."""
+class _Codec(NamedTuple):
+  name: str
+  encode: Callable[[np.ndarray], _Pieces]
+  decode: Callable[[_Pieces], np.ndarray]
+
+
+def _codecs(shape: tuple[int, ...]) -> Iterator[_Codec]:
+  """Ways to encode frames of this shape."""
   num_frames, height, width, _ = shape
   if num_frames > 1:
-    yield (
+    yield _Codec(
       f"H.264 crf {_CRF}, this size",
       lambda frames: [video.encode_mp4(frames, 8, crf=_CRF)],
       lambda pieces: video.decode_mp4(pieces[0])[0],
     )
-  yield (
+  yield _Codec(
     "JPEG q95, this size",
     lambda frames: list(map(pictures.encode_jpeg, frames)),
     lambda pieces: np.stack(
       [preprocessing.load_picture(piece, "frame") for piece in pieces]
     ),
   )
-  yield (
+  yield _Codec(
     "raw, this size",
     lambda frames: [frames.tobytes()],
     lambda pieces: np.frombuffer(pieces[0], np.uint8).reshape(shape).copy(),
   )
-  # Random numbers take as long to read as latents.
-  size = height // _LATENT_STEP, width // _LATENT_STEP
-  latents = num_frames, *size, _LATENT_CHANNELS
+  # Mean and variance of 4 channels for 8x8 pixels. Random numbers take as long
+  # to read as latents.
+  latents = num_frames, height // 8, width // 8, 8
   rng = np.random.default_rng(0)
-  yield (
+  yield _Codec(
     LATENTS,
     lambda _: [rng.standard_normal(latents).astype(np.float16).tobytes()],
     lambda pieces: np.frombuffer(pieces[0], np.float16).astype(np.float32),
   )
 
 
-def _store(
-  folder: Path,
-  name: str,
-  encode: _Encode,
-  decode: _Decode,
-  clips: Sequence[np.ndarray],
-) -> Way:
+def _store(folder: Path, codec: _Codec, clips: Sequence[np.ndarray]) -> Way:
   """Writes a shard of the frames."""
+  name, encode, decode = codec
   shard = folder / name.split()[0]
   examples = [tfrecord.encode_example({"pieces": encode(c)}) for c in clips]
   tfrecord.write_shard(shard, (tfrecord.Record(e, 1, 1, 1) for e in examples))
