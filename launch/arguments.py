@@ -144,13 +144,12 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
   """Checks paths; parses `Size | None` as Size, for a clear error message."""
   if info.type is Path:
     return _parsed_by(lambda text: Path(check_path(text)), "PATH")
+  if info.type_origin not in (Union, UnionType):
+    return None
   kinds = [k for k in get_args(info.type) if k is not type(None)]
-  if info.type_origin in (Union, UnionType):
-    if kinds == [float, int]:
-      return _spec(Number)
-    if len(kinds) == 1 and hasattr(kinds[0], "__metadata__"):
-      return _spec(kinds[0])
-  return None
+  if kinds == [float, int]:
+    return _spec(Number)
+  return _spec(kinds[0]) if hasattr(kinds[0], "__metadata__") else None
 
 
 _CONFIG = (

@@ -54,11 +54,9 @@ def main(argv: list[str]) -> None:
     InputError: the source is incomplete, or the target cannot hold it.
   """
   args = arguments.parse(Arguments, argv, "i2vgen convert")
-  weights = interop.open_weights(
-    args.source,
-    choices=dict(args.choose),
-    half=args.dtype in ("bfloat16", "float16"),
-  )
+  half = args.dtype in ("bfloat16", "float16")
+  choices = dict(args.choose)
+  weights = interop.open_weights(args.source, choices=choices, half=half)
   if args.to in ("vgen", "modelscope"):
     weights = _only_unets(weights, args.to)
   _report(weights)

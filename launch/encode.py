@@ -107,8 +107,7 @@ def make_encoder(
     for chosen in numbers.reshape(-1, size):
       placed = jax.device_put((frames[chosen], views[chosen]), rows)
       encoded.append(jax.device_get(run_networks(params, *placed)))
-    return Encoded(
-      *jax.tree.map(lambda *x: np.concatenate(x)[:count], *encoded)
-    )
+    whole = jax.tree.map(lambda *x: np.concatenate(x)[:count], *encoded)
+    return Encoded(*whole)
 
   return encoder

@@ -23,7 +23,11 @@ _KINDS: dict[Kind, str] = {"text_video": "clips", "text_image": "pictures"}
 _WIDTH = 1280
 # Largest frame of a clip; a single picture may be twice as large.
 _CELL = (_WIDTH - 2 * MARGIN) // survey.FRAMES - 6, 150
-_STYLE = """
+_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<style>
 body { font: 16px/1.45 sans-serif; color: #202020; background: white;
   max-width: 1280px; margin: 2em auto; padding: 0 1em; }
 h2 { margin: 2em 0 .4em; border-bottom: 1px solid #ccc; }
@@ -40,20 +44,14 @@ td, th { text-align: left; vertical-align: top; padding: .3em 1em .3em 0;
 td:last-child { overflow-wrap: anywhere; }
 td.number { text-align: right; }
 pre { white-space: pre-wrap; font-size: 85%; }
-"""
-_HEAD = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>{style}</style>"""
+</style>"""
 
 
 class _Page:
   """Elements of a web page, and the files that belong to it by name."""
 
   def __init__(self):
-    self.parts: list[str] = []
+    self.parts = [_HEAD]
     self.files: dict[str, bytes] = {}
 
   def add(self, tag: str, text: str, kind: str = "") -> None:
@@ -93,8 +91,8 @@ def inspect(data_dir: Path, output: Path, count: int, seed: int) -> None:
   summary = survey.told(data_dir)
   outputs.make_folder(output)
   page = _Page()
-  page.parts.append(_HEAD.format(title=escape(str(data_dir)), style=_STYLE))
-  page.add("h1", str(data_dir))
+  for tag in ("title", "h1"):
+    page.add(tag, str(data_dir))
   counts = [f"{s.total:,} {_KINDS[kind]}" for kind, s in found.items()]
   page.add("p", " and ".join(counts))
   for kind, sample in found.items():
@@ -184,8 +182,8 @@ def _facts(row: survey.Row) -> str:
     facts += [f"{seconds:.1f} s", f"{row['fps']:.4g} fps"]
     facts.append(f"{row['num_frames']} frames")
   facts.append(f"{row['width']}x{row['height']}")
-  scores = {name: row[name] for name in SCORES if math.isfinite(row[name])}
-  facts += [f"{name} {plots.brief(score)}" for name, score in scores.items()]
+  measured = (name for name in SCORES if math.isfinite(row[name]))
+  facts += [f"{name} {plots.brief(row[name])}" for name in measured]
   if source := row["source"].decode(errors="replace"):
     at = f" at {row['start']:.2f} s" if "start" in row else ""
     facts.append(f"from {source}{at}")

@@ -30,7 +30,7 @@ def histograms(values: Mapping[str, np.ndarray], noun: str) -> bytes:
     noun: name of what is counted.
   """
   rows = math.ceil(len(values) / _COLUMNS)
-  figure = _figure(2.7 * rows)
+  figure = Figure((_WIDTH, 2.7 * rows), 100, layout="constrained")
   grid = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
   for axes, (name, numbers) in zip(grid, values.items(), strict=False):
     _histogram(axes, numbers)
@@ -62,7 +62,8 @@ def _histogram(axes: Axes, numbers: np.ndarray) -> None:
 
 def bars(rows: Sequence[LeftOut]) -> bytes:
   """How many inputs were left out for each reason."""
-  figure = _figure(0.6 + 0.45 * len(rows))
+  height = 0.6 + 0.45 * len(rows)
+  figure = Figure((_WIDTH, height), 100, layout="constrained")
   axes = figure.subplots()
   names = [f"{row.meaning} ({row.reason})" for row in rows]
   drawn = axes.barh(names, [row.count for row in rows], 0.6, color=_BLUE)
@@ -72,10 +73,6 @@ def bars(rows: Sequence[LeftOut]) -> bytes:
   axes.margins(x=0.1)
   axes.spines[["top", "right", "bottom"]].set_visible(False)
   return _png(figure)
-
-
-def _figure(height: float) -> Figure:
-  return Figure(figsize=(_WIDTH, height), dpi=100, layout="constrained")
 
 
 def _png(figure: Figure) -> bytes:

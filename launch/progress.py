@@ -60,7 +60,12 @@ class ProgressBar:
     if sys.stderr.isatty():
       self._draw(done)
     elif done * _LINES // self._total > self._done * _LINES // self._total:
-      self._print(f"{self._job}: {done}/{self._total}{self._remaining(done)}")
+      left = ""
+      if self._done:
+        seconds = (time.monotonic() - self._first) / (done - 1)
+        seconds *= self._total - done
+        left = f", {tqdm.format_interval(seconds)} left"
+      self._print(f"{self._job}: {done}/{self._total}{left}")
     self._done = done
 
   def end(self) -> None:
@@ -87,13 +92,6 @@ class ProgressBar:
       )
     else:
       self._bar.update(done - self._done)
-
-  def _remaining(self, done: int) -> str:
-    if not self._done:
-      return ""
-    seconds = (time.monotonic() - self._first) / (done - 1)
-    left = tqdm.format_interval(seconds * (self._total - done))
-    return f", {left} left"
 
   def _print(self, text: str, end: str = "\n") -> None:
     if not self.silent:

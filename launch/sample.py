@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
   with _timed(seconds, "load"):
     cascade = Cascade.load(weights, stages=names)
   plan = _plan(cascade, args, source)
-  cut = _check_prompt(cascade, plan, args.prompt)
+  cut = _check_prompt(cascade, plan, args.prompt or "")
   report = _report(args, cascade, plan, source)
   _describe_weights(report["weights"])
   with _interruptible():
@@ -124,13 +124,11 @@ def main(argv: list[str]) -> None:
 
 def _plan(cascade: Cascade, args: Arguments, source: InputClip) -> Plan:
   """The stages to run, in order, with the settings of the command line."""
-  num_frames, fps = args.num_frames, args.fps
-  if len(source.frames) > 1:
-    num_frames, fps = len(source.frames), args.fps or source.fps
+  count = len(source.frames)
   return cascade.plan(
     size=args.size,
-    num_frames=num_frames,
-    fps=fps,
+    num_frames=count if count > 1 else args.num_frames,
+    fps=args.fps or source.fps,
     num_steps=args.steps,
     solver=args.solver,
     guidance_scale=args.guidance_scale,
@@ -138,25 +136,22 @@ def _plan(cascade: Cascade, args: Arguments, source: InputClip) -> Plan:
   )
 
 
-def _check_prompt(
-  cascade: Cascade, plan: Plan, prompt: str | None
-) -> dict[str, int]:
+def _check_prompt(cascade: Cascade, plan: Plan, prompt: str) -> dict[str, int]:
   """Number of tokens of the prompt that do not fit, by stage that reads it."""
   texts = {
-    name: f"{prompt}{stage.sampling.prompt_suffix}"
+    name: prompt + stage.sampling.prompt_suffix
     for name, stage in plan.items()
     if stage.unet.use_text
   }
-  if texts and not tokenizer.clean(prompt or ""):
+  if texts and not tokenizer.clean(prompt):
     raise InputError("the prompt is empty; say with --prompt what happens")
   if prompt and not texts:
     note("these weights take no text: the prompt has no effect")
+  tokenize = cascade.tokenizer
   for text in dict.fromkeys(texts.values()):
-    for problem in cascade.tokenizer.problems(text):
+    for problem in tokenize.problems(text):
       note(problem)
-  return {
-    name: cascade.tokenizer([text]).cut[0] for name, text in texts.items()
-  }
+  return {name: tokenize([text]).cut[0] for name, text in texts.items()}
 
 
 def _report(

@@ -103,10 +103,12 @@ def test_help_of_a_config_has_its_keys(capsys, trained):
   assert "    --config.train.num_steps=17000" in lines
 
 
-def test_a_config_file_that_returns_no_config(refused, tmp_path):
+@pytest.mark.parametrize("text", ["", "def get_config():\n  return 3\n"])
+def test_a_config_file_that_returns_no_config(refused, tmp_path, text):
   path = tmp_path / "other.py"
-  path.write_text("def get_config():\n  return 3\n")
-  assert "no ConfigDict" in refused("train", f"--config={path}", "--workdir=x")
+  path.write_text(text)
+  line = refused("train", f"--config={path}", "--workdir=x")
+  assert "no get_config" in line and "that returns a ConfigDict" in line
 
 
 def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
