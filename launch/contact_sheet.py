@@ -15,7 +15,7 @@ MARGIN = 16
 _GAP = 6
 _TEXT, _LINE = 14, 19
 _LETTER = 7.2  # approximate mean width in pixels
-# Of the sheet of a run.
+# Layout of the contact sheet of a run.
 _COLUMNS, _LONG_SIDE, _MIN_WIDTH, _TITLE_LINES = 8, 160, 480, 3
 
 

@@ -21,7 +21,7 @@ from launch.progress import ProgressBar, note
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-  """Converts weights between the public forms and ours.
+  """Converts weights between the public forms and the native one.
 
       i2vgen convert ali-vilab/i2vgen-xl cascade --to orbax
       i2vgen convert i2vgen_xl_00854500.pth cascade --to orbax --dtype bfloat16
@@ -33,7 +33,8 @@ class Arguments:
   Attributes:
     source: A weight file, a folder of any form, or owner/name on the Hub.
     target: A folder; a .pth file for vgen and modelscope.
-    to: Form of the target. orbax is ours; vgen and modelscope hold one U-Net.
+    to: Form of the target: orbax is the native one; vgen and modelscope hold
+      one U-Net.
     dtype: Type of the weights; by default as stored.
     choose: Value of a choice where the forms differ: concat_gain,
       scaling_factor, pad_token_id, to_clean, reference_start or black_edge;

@@ -211,9 +211,7 @@ def _build(args: Procedural | Manifest, beam: Sequence[str] = ()) -> None:
           progress=progress,
         )
       else:
-        scenes = dict(vars(args))
-        output = scenes.pop("output")
-        built = build_procedural(output, **scenes, progress=progress)
+        built = build_procedural(**vars(args), progress=progress)
     _report(built, args.output)
 
 

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     "motion_untrained": float(has_motion(few, untrained).mean()),
     "first_frame_psnr_untrained": first_frame_psnr(few, untrained),
   }
-  # The figures first: drawing the spectra needs matplotlib.
+  # Figures are written first, because the plot needs matplotlib.
   write_json(args.output / "figures.json", figures)
   print(*table(figures), sep="\n")
   clips = {

@@ -21,7 +21,7 @@ _CRF = 14
 
 
 def build_procedural(
-  output_dir: str | Path,
+  output: str | Path,
   num_clips: int,
   split: world.Split,
   *,
@@ -38,7 +38,7 @@ def build_procedural(
   a clip, and its caption does not mention the motion.
 
   Args:
-    output_dir: data_dir to create.
+    output: data_dir to create.
     num_clips: number of clips, and of pictures.
     split: side of the held-out combinations.
     size: (width, height) in pixels, even.
@@ -64,7 +64,7 @@ def build_procedural(
   scenes = {"split": split, "size": size, "num_frames": num_frames, "fps": fps}
   scenes["seed"] = seed
   settings = {"num_clips": num_clips, **scenes, "shard_size": shard_size}
-  directory = BuildDirectory(output_dir, {"procedural": settings})
+  directory = BuildDirectory(output, {"procedural": settings})
   if built := directory.begin():
     return built
   example = functools.partial(_example, **scenes)

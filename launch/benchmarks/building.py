@@ -1,4 +1,4 @@
-"""Cost of building a dataset: some of its examples are built once more."""
+"""Cost of building a dataset, measured by rebuilding some of its examples."""
 
 import math
 import tempfile
@@ -25,7 +25,7 @@ def measure(data_dir: Path, count: int, seed: int) -> str:
   Returns:
     A table with the means of frames and size, and median CPU times.
   """
-  rows = ["Building, on one core, once more from what was built"]
+  rows = ["Building on one core, measured by rebuilding stored examples"]
   rows.append(row("", "frames", "kB", "scan ms", "write ms", "s an example"))
   for kind, suffix in _SUFFIXES.items():
     directory = dataset_dir(data_dir, kind)
@@ -47,7 +47,7 @@ def _measure_kind(
   with ProgressBar() as progress:
     for done, number in enumerate(chosen, 1):
       costs.append(_costs(dataset[number], file))
-      progress(f"{kind}, built again", done, count)
+      progress(f"{kind}, rebuilt", done, count)
   frames, kilobytes, *_ = np.mean(costs, axis=0).tolist()
   *_, scan_ms, write_ms = np.nanmedian(costs, axis=0).tolist()
   times = scan_ms, write_ms, frames * (scan_ms + write_ms) / 1e3

@@ -26,7 +26,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_hook(monkeypatch):
-  """Gives pytest back the hook that the command sets."""
+  """Restores the unraisable hook, which the command replaces."""
   monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 

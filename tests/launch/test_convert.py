@@ -65,17 +65,17 @@ def refuses(convert, tmp_path):
 
 
 @pytest.fixture
-def spoiled(files, tmp_path):
+def damaged(files, tmp_path):
   """The released U-Net after a change to its tensors."""
 
-  def spoiled(change):
+  def damaged(change):
     arrays = torch.load(files / "released.pth")["state_dict"]
     arrays = {key: x.numpy() for key, x in arrays.items()}
     change(arrays)
     save_torch(tmp_path / "unet.pth", arrays)
     return tmp_path / "unet.pth"
 
-  return spoiled
+  return damaged
 
 
 # ---- Conversions ----
@@ -105,12 +105,12 @@ def test_report(convert, repository, tmp_path):
   assert lines[-1] == f"i2vgen: wrote {tmp_path / 'o'}"
 
 
-def test_all_problems_are_reported(convert, spoiled, tmp_path):
+def test_all_problems_are_reported(convert, damaged, tmp_path):
   def change(arrays):
     arrays["extra.weight"] = arrays.pop("out.0.bias")
     arrays["time_embed.0.bias"] = np.zeros(3, "f")
 
-  file = spoiled(change)
+  file = damaged(change)
   status, out, lines = convert(file, tmp_path / "o", "--to", "orbax")
   assert status == 2
   assert "base  missing     out.0.bias" in out
@@ -247,9 +247,9 @@ def test_choose(convert, files, tmp_path):
   ],
 )
 def test_weights_that_do_not_fit(
-  refuses, spoiled, tmp_path, form, change, part
+  refuses, damaged, tmp_path, form, change, part
 ):
-  file = spoiled(change)
+  file = damaged(change)
   line = refuses(file, tmp_path / "out", f"--to={form}")
   assert part in line and str(file) in line
 
@@ -324,21 +324,21 @@ def test_no_unet(refuses, repository, tmp_path, form):
   assert f"a file of {form} holds one U-Net, and the source has 0" in line
 
 
-def test_overflow_of_the_dtype(refuses, spoiled, tmp_path):
+def test_overflow_of_the_dtype(refuses, damaged, tmp_path):
   def change(arrays):
     arrays["out.2.bias"][1] = 1e6
 
-  file = spoiled(change)
+  file = damaged(change)
   line = refuses(file, tmp_path / "o", "--to=orbax", "--dtype=float16")
   assert "1 of 4 values of 'out.2.bias'" in line and "as float16" in line
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.bool_])
-def test_quantised_weights(refuses, spoiled, tmp_path, dtype):
+def test_quantised_weights(refuses, damaged, tmp_path, dtype):
   def change(arrays):
     arrays["out.2.bias"] = arrays["out.2.bias"].astype(dtype)
 
-  line = refuses(spoiled(change), tmp_path / "o", "--to=orbax")
+  line = refuses(damaged(change), tmp_path / "o", "--to=orbax")
   assert "'out.2.bias' is" in line
 
 

@@ -114,12 +114,12 @@ def test_damaged_records(run, refused, data_dir, tmp_path):
   [shard] = (data_dir / "text_image").rglob("*.tfrecord-*-of-00001")
   argv = ("data", "inspect", data_dir, "--output", output)
 
-  def spoil(place):
+  def damage(place):
     data = bytearray(shard.read_bytes())
     data[place] ^= 1
     shard.write_bytes(data)
 
-  spoil(30)
+  damage(30)
   status, lines = run(*argv)
   assert status == 0 and len(lines) == 2
   assert "1 records cannot be read; the first: cannot read" in lines[0]
@@ -127,7 +127,7 @@ def test_damaged_records(run, refused, data_dir, tmp_path):
   assert "1 of the pictures in the sample cannot" in Page(
     output / "index.html"
   ).text.replace("\n", " ")
-  spoil(-10)
+  damage(-10)
   assert run(*argv)[0] == 0
   (data_dir / "text_video").rename(tmp_path / "away")
   line = refused(*argv)

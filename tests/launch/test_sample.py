@@ -97,7 +97,7 @@ def test_json_has_every_setting(made, photos, weights):
   assert base["size"] == [48, 32] and refine["size"] == [96, 64]
   assert base["num_frames"] == refine["num_frames"] == NUM_FRAMES
   assert base["solver"] == "ddim" and refine["start_timestep"] == 300
-  # Asked for, of the base stage alone.
+  # Settings of the command line apply to the base stage only.
   assert base["guidance_scale"] == 1.5 and base["num_steps"] == 3
   assert refine["guidance_scale"] == 1.0 and refine["num_steps"] == 2
   assert report["weights"]["folder"] == str(weights)
@@ -192,7 +192,7 @@ def test_refine_holds_a_photo_still(run, command, tmp_path):
 def test_long_prompt_is_cut_with_a_notice(run, command, tmp_path):
   status, lines = run(*command(prompt="q " * 100, stage="base"))
   assert status == 0
-  # One token a letter; 32, of which two are the marks.
+  # One token per letter; 2 of the 32 tokens are the start and end tokens.
   line = "i2vgen: the prompt is too long: its last 70 tokens were cut: q q q"
   assert len([x for x in lines if x.startswith(line)]) == 1
   assert not any("Warning" in line for line in lines)
@@ -212,7 +212,7 @@ def test_bundled_weights_are_named(run, command, weights, monkeypatch):
 
 @pytest.fixture
 def no_work(monkeypatch):
-  """Whatever is wrong must be found before a network runs."""
+  """Errors must be found before a network runs."""
 
   def fail(*args, **kwargs):
     raise AssertionError("the networks ran")
@@ -222,7 +222,7 @@ def no_work(monkeypatch):
 
 @pytest.fixture
 def refuses(refused, command, no_work, tmp_path):
-  """The one line that a mistaken command gets; no file may appear."""
+  """Runs an invalid command, which must write no file; returns the error."""
 
   def refuses(**changes):
     before = sorted(tmp_path.rglob("*"))
@@ -279,8 +279,8 @@ def test_bad_argument(refuses, changes, part):
 
 
 @pytest.fixture
-def spoiled(photos, tmp_path):
-  """Files that are no pictures, by what is wrong with them."""
+def damaged(photos, tmp_path):
+  """A folder of files that cannot be decoded."""
   whole = photos["square"].read_bytes()
   contents = {
     "empty.jpg": b"",
@@ -306,10 +306,10 @@ def spoiled(photos, tmp_path):
     ("", "is a directory"),
   ],
 )
-def test_bad_input_file(refuses, spoiled, stage, name, part):
-  line = refuses(image=spoiled / name, stage=stage)
+def test_bad_input_file(refuses, damaged, stage, name, part):
+  line = refuses(image=damaged / name, stage=stage)
   assert part in line
-  assert str(spoiled / name) in line
+  assert str(damaged / name) in line
 
 
 def test_truncated_video(refuses, tmp_path):
@@ -332,16 +332,16 @@ def test_input_is_not_overwritten(refuses, photos, tmp_path):
   assert "overwrite the input" in refuses(image=photo)
 
 
-def test_weights_that_are_no_cascade(refuses, photos, tmp_path):
+def test_weights_that_are_not_a_cascade(refuses, photos, tmp_path):
   assert "no weights in" in refuses(weights=tmp_path)
   assert "holds no weights" in refuses(weights=photos["square"])
 
 
 def test_weights_of_another_variant(refuses, weights, tmp_path):
-  spoiled = shutil.copytree(weights, tmp_path / "weights")
-  shutil.rmtree(spoiled / "base" / "params")
-  shutil.copytree(spoiled / "refine" / "params", spoiled / "base" / "params")
-  assert "weights do not fit the network" in refuses(weights=spoiled)
+  damaged = shutil.copytree(weights, tmp_path / "weights")
+  shutil.rmtree(damaged / "base" / "params")
+  shutil.copytree(damaged / "refine" / "params", damaged / "base" / "params")
+  assert "weights do not fit the network" in refuses(weights=damaged)
 
 
 @pytest.fixture
@@ -357,7 +357,7 @@ def without(weights, tmp_path):
 
 @pytest.fixture
 def no_load(monkeypatch):
-  """Whatever is missing must be found before large weights are read."""
+  """Missing parts must be found before large weights are read."""
 
   def fail(*args, **kwargs):
     raise AssertionError("weights were read")

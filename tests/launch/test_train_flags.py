@@ -51,7 +51,7 @@ def trained(monkeypatch):
     ("stray", ["'stray'"]),
   ],
 )
-def test_mistaken_argument(refused, trained, argument, parts):
+def test_invalid_argument(refused, trained, argument, parts):
   line = refused("train", CONFIG, "--workdir=run", argument)
   for part in parts:
     assert part in line
