@@ -22,19 +22,17 @@ class InputClip:
   fps: float | None = None
 
   @classmethod
-  def photo(cls, path: Path) -> "InputClip":
-    """Raises InputError unless the file is a picture."""
-    return cls(preprocessing.load_picture(path)[None])
-
-  @classmethod
-  def video(cls, path: Path, num_frames: int | None) -> "InputClip":
-    """The first `num_frames` frames of a video, or a photo.
+  def read(
+    cls, path: Path, num_frames: int | None, only_photo: bool
+  ) -> "InputClip":
+    """A photo, or the first `num_frames` frames of a video.
 
     Raises:
-      InputError: the file is neither, or the video has fewer frames.
+      InputError: the file is neither or, if `only_photo`, not a picture; or the
+        video has fewer frames.
     """
-    if pictures.is_picture(path):
-      return cls.photo(path)
+    if only_photo or pictures.is_picture(path):
+      return cls(preprocessing.load_picture(path)[None])
     frames, times = video.decode_mp4(
       path, lambda times: range(len(times))[:num_frames]
     )

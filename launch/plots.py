@@ -31,13 +31,11 @@ def histograms(values: Mapping[str, np.ndarray], noun: str) -> bytes:
   """
   rows = math.ceil(len(values) / _COLUMNS)
   figure = Figure((_WIDTH, 2.7 * rows), 100, layout="constrained")
-  grid = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
-  for axes, (name, numbers) in zip(grid, values.items(), strict=False):
+  for number, (name, numbers) in enumerate(values.items(), 1):
+    axes = figure.add_subplot(rows, _COLUMNS, number)
     _histogram(axes, numbers)
     axes.set_title(name, fontsize=10)
     axes.set_ylabel("captions" if "caption" in name else noun)
-  for axes in grid[len(values) :]:
-    axes.set_visible(False)
   return _png(figure)
 
 

@@ -95,10 +95,8 @@ def main(argv: list[str]) -> None:
   outputs.check(args.output, args.image)
   weights = interop.open_weights(args.weights or BUNDLED)
   names = _STAGES.get(args.stage)
-  if "base" in (names or weights.networks):
-    source = InputClip.photo(args.image)
-  else:
-    source = InputClip.video(args.image, args.num_frames)
+  has_base = "base" in (names or weights.networks)
+  source = InputClip.read(args.image, args.num_frames, only_photo=has_base)
   seconds: dict[str, float] = {}
   with _timed(seconds, "load"):
     cascade = Cascade.load(weights, stages=names)
