@@ -149,7 +149,9 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
   kinds = [k for k in get_args(info.type) if k is not type(None)]
   if kinds == [float, int]:
     return _spec(Number)
-  return _spec(kinds[0]) if hasattr(kinds[0], "__metadata__") else None
+  if len(kinds) == 1 and hasattr(kinds[0], "__metadata__"):
+    return _spec(kinds[0])
+  return None
 
 
 _CONFIG = (

@@ -18,6 +18,7 @@ in Python: --config.data.size="(64, 64)".
 import difflib
 import functools
 import itertools
+import re
 import runpy
 import shutil
 import sys
@@ -71,7 +72,9 @@ def main(argv: list[str]) -> None:
     InputError: an unknown or unusable flag or config key.
   """
   for arg in argv:
-    arguments.check_path(arg.partition("=")[2] or arg)
+    # The value of a flag may be a tuple of paths.
+    for word in re.split(r"['\"(), ]+", arg.partition("=")[2] or arg):
+      arguments.check_path(word or arg)
   path = _config_path(argv)
   if {"-h", "--help"} & set(argv):
     print(_help(path), end="")

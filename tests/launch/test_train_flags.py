@@ -75,6 +75,10 @@ def test_invalid_argument(refused, trained, argument, parts):
       [CONFIG, "--workdir=run", "--config.frozen=http://host/w"],
       "http://host/w is a URL, but only local files",
     ),
+    (
+      [CONFIG, "--workdir=run", "--config.data.video_dirs=('s3://a/b', 'c')"],
+      "s3://a/b is a URL",
+    ),
     (["--config=absent.py:tiny", "--workdir=run"], "no config file absent.py"),
     ([f"{CONFIG}y", "--workdir=run"], "'tinyy'; choose one of base"),
   ],
