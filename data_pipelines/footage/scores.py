@@ -224,7 +224,8 @@ def _letters(
     strokes.astype(np.uint8), connectivity=8
   )
   left, top, width, height, area = stats.T
-  lumas = np.bincount(labels.ravel(), gray.ravel()) / area
+  # Not over the whole frame, most of which is background.
+  lumas = np.bincount(labels[strokes], gray[strokes], len(area)) / area
   fill = area / (width * height)
   may = (
     (height >= 6)
