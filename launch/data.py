@@ -240,6 +240,7 @@ def _benchmark(data_dir: Path, count: int, repeats: int, seed: int) -> None:
       " build` wrote, with clips of 16 frames or more"
     )
   tables.append(building.measure(data_dir, count, seed))
+  tables.append(building.measure_rows())
   print(demand.EXPLANATION, *tables, sep="\n\n")
 
 

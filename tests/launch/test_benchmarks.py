@@ -58,6 +58,8 @@ def test_tables_are_complete(data_dir, capsys, monkeypatch):
   assert built[2].split()[:2] == ["text_video", "12.0"]
   assert built[3].split()[:2] == ["text_image", "1.0"]
   assert all(float(cell) > 0 for cell in built[3].split()[1:])
+  overhead = [line[2:26].strip() for line in blocks[5].splitlines()[2:]]
+  assert overhead == ["in order", "by Beam", "a child"]
 
 
 def lines_of(block):
