@@ -5,12 +5,11 @@ import json
 
 import numpy as np
 from flax import traverse_util
-from weight_helpers import unreadable
+from weight_helpers import tensors_of, unreadable
 
 from i2vgen_jax import tokenizer
 from i2vgen_jax.interop import mapping, stored
 from i2vgen_jax.interop.formats import diffusers_folder
-from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.models import build
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.unet import I2VGenUNet
@@ -83,7 +82,7 @@ def write_repository(folder, base=None, dtype=np.float32):
       "scaling_factor": 0.18125,
     }
     part = "unet" if name == "base" else name
-    diffusers_folder.write_component(folder, part, config, Tensors.of(arrays))
+    diffusers_folder.write_component(folder, part, config, tensors_of(arrays))
   config = VARIANTS["released"].config()
   config["sampling"]["to_clean"] = True
   words = folder / "words"

@@ -10,21 +10,31 @@ from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.interop.mapping import compare, materialise, to_flax
 
 
+def tensors_of(arrays, where="memory"):
+  """Tensors from arrays that are in memory."""
+  return Tensors(
+    where=where,
+    shapes={key: tuple(x.shape) for key, x in arrays.items()},
+    dtypes={key: x.dtype for key, x in arrays.items()},
+    read=lambda key: np.asarray(arrays[key]),
+  )
+
+
 def load(arrays, table, abstract_params):
   """Our parameters from the arrays of a file, in their dtypes."""
-  tensors = arrays if isinstance(arrays, Tensors) else Tensors.of(arrays)
+  tensors = arrays if isinstance(arrays, Tensors) else tensors_of(arrays)
   return materialise(to_flax(tensors, table, abstract_params))
 
 
 def check_fit(arrays, table, abstract_params):
   """Raises unless a file and a network agree."""
-  compare(Tensors.of(arrays), table, abstract_params).check()
+  compare(tensors_of(arrays), table, abstract_params).check()
 
 
 def leaves_of(params):
   """Our parameters, keyed by path."""
   flat = traverse_util.flatten_dict(params, sep="/")
-  return Tensors.of({path: np.asarray(leaf) for path, leaf in flat.items()})
+  return tensors_of({path: np.asarray(leaf) for path, leaf in flat.items()})
 
 
 def arrays_of(tensors):

@@ -2,11 +2,10 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.formats import safetensors_files, weight_files
+from i2vgen_jax.interop.formats import weight_files
 from i2vgen_jax.interop.formats.diffusers_folder import PARTS
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -38,20 +37,17 @@ def resolve(path_or_id: str | Path, half: bool = False) -> Path:
     raise InputError(f"no weights at {name}; check the path")
   precisions = (".fp16", "") if half else ("", ".fp16")
   for suffix, precision in itertools.product(weight_files.STEMS, precisions):
-    patterns = _patterns(wanted, suffix, precision)
-    folder = _download(name, [*_CONFIGS, *patterns])
+    files = [
+      f"{part}/{stem}{precision}{shard}.{suffix}"
+      for part in wanted
+      for stem in weight_files.STEMS[suffix]
+      for shard in ("", "-*")
+    ]
+    folder = _download(name, [*_CONFIGS, *files])
     wanted = [part for part in PARTS if _lacks_weights(folder / part)]
     if not wanted:
       break
   return folder
-
-
-def _patterns(
-  parts: Iterable[str], suffix: str, precision: str
-) -> Iterator[str]:
-  for part, stem in itertools.product(parts, weight_files.STEMS[suffix]):
-    yield f"{part}/{stem}{precision}.{suffix}"
-    yield f"{part}/{stem}{precision}-*.{suffix}"
 
 
 def _lacks_weights(part: Path) -> bool:
@@ -59,26 +55,21 @@ def _lacks_weights(part: Path) -> bool:
   if not (part / "config.json").is_file():
     return False
   weights = weight_files.weights_in(part)
-  return weights is None or not safetensors_files.has_all_shards(weights)
+  return weights is None or not weight_files.has_all_shards(weights)
 
 
 def _download(name: str, patterns: list[str]) -> Path:
   # Slow to import, and only needed for repositories.
-  from huggingface_hub import snapshot_download
-  from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-  )
+  from huggingface_hub import errors, snapshot_download
 
   try:
     return Path(snapshot_download(name, allow_patterns=patterns))
-  except LocalEntryNotFoundError as e:
+  except errors.LocalEntryNotFoundError as e:
     raise InputError(
       f"{name} is neither a path nor in the Hub's cache, and the Hub "
       "cannot be reached; connect, or give a folder"
     ) from e
-  except (HfHubHTTPError, HFValidationError, OSError) as e:
+  except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as e:
     reason = str(e).strip().splitlines()[0]
     raise InputError(
       f"cannot get {name} from the Hub: {reason}; check the name"

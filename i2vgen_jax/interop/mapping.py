@@ -8,8 +8,8 @@ The mapping is strict: every key must be used, every parameter filled and every
 shape right, or one error lists all problems.
 """
 
+import collections
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -68,11 +68,11 @@ def compare(tensors: Tensors, table: Table, abstract_params: Params) -> Report:
     abstract_params: tree of anything with a shape.
   """
   shapes = trees.shapes_of(abstract_params)
-  expected, paths = {}, {}
+  expected, paths = {}, collections.defaultdict(tuple)
   for path, row in _rows_by_path(table, shapes).items():
-    key = _present(row, tensors)
-    expected[key] = _torch_shape(row, shapes[path])
-    paths[key] = (*paths.get(key, ()), path)
+    key = row.key_in(tensors.shapes)
+    expected[key] = row.torch_shape(shapes[path])
+    paths[key] += (path,)
   differences = trees.compare_shapes(tensors.shapes, expected)
   unfit = {*differences.missing, *differences.wrong_shapes}
   extra = differences.unexpected
@@ -93,19 +93,18 @@ def to_flax(tensors: Tensors, table: Table, abstract_params: Params) -> Tensors:
     InputError: keys are missing or unexpected, or shapes differ.
   """
   compare(tensors, table, abstract_params).check()
-  shapes = trees.shapes_of(abstract_params)
-  rows = _rows_by_path(table, shapes)
+  keys = {row.path: row.key_in(tensors.shapes) for row in table.rows}
+  rows = {row.path: row for row in table.rows}
 
   def read(path: str) -> np.ndarray:
-    row = rows[path]
-    index, count = row.part
-    whole = tensors.read(_present(row, tensors))
-    return row.layout.to_flax(np.split(whole, count)[index])
+    index, count = rows[path].part
+    parts = np.split(tensors.read(keys[path]), count)
+    return rows[path].layout.to_flax(parts[index])
 
   return Tensors(
     where=tensors.where,
-    shapes=shapes,
-    dtypes={p: tensors.dtypes[_present(r, tensors)] for p, r in rows.items()},
+    shapes=trees.shapes_of(abstract_params),
+    dtypes={path: tensors.dtypes[key] for path, key in keys.items()},
     read=read,
   )
 
@@ -120,23 +119,20 @@ def to_torch(leaves: Tensors, table: Table) -> Tensors:
   Raises:
     ValueError: table and parameters are not of the same network.
   """
-  parts: dict[str, list[Row]] = {}
+  rows: dict[str, list[Row]] = collections.defaultdict(list)
   for row in _rows_by_path(table, leaves.shapes).values():
-    parts.setdefault(row.keys[0], []).append(row)
-  for rows in parts.values():
-    rows.sort(key=lambda row: row.part)
+    rows[row.keys[0]].append(row)
+  first = {key: some[0] for key, some in rows.items()}
 
   def read(key: str) -> np.ndarray:
-    arrays = [row.layout.to_torch(leaves.read(row.path)) for row in parts[key]]
+    parts = sorted(rows[key], key=lambda row: row.part)
+    arrays = [row.layout.to_torch(leaves.read(row.path)) for row in parts]
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
-  first = {key: rows[0] for key, rows in parts.items()}
   return Tensors(
     where=leaves.where,
-    shapes={
-      k: _torch_shape(r, leaves.shapes[r.path]) for k, r in first.items()
-    },
-    dtypes={key: leaves.dtypes[row.path] for key, row in first.items()},
+    shapes={k: r.torch_shape(leaves.shapes[r.path]) for k, r in first.items()},
+    dtypes={k: leaves.dtypes[r.path] for k, r in first.items()},
     read=read,
   )
 
@@ -160,23 +156,10 @@ def materialise(
 
 def _rows_by_path(table: Table, leaves: Iterable[str]) -> dict[str, Row]:
   """Rows by path. A table that does not fit the tree is a programming error."""
-  rows = {row.path: row for row in table.rows}
-  twice = [p for p, n in Counter(r.path for r in table.rows).items() if n > 1]
-  differ = sorted(set(rows) ^ set(leaves))
-  if twice or differ:
+  counts = collections.Counter(row.path for row in table.rows)
+  counts.subtract([*leaves])
+  if wrong := sorted(path for path, count in counts.items() if count):
     raise ValueError(
-      "table and parameters are not of one network: "
-      f"{trees.few(twice + differ)}"
+      f"table and parameters are not of one network: {trees.few(wrong)}"
     )
-  return rows
-
-
-def _present(row: Row, tensors: Tensors) -> str:
-  """The spelling that the file uses, or the first one if it has none."""
-  return next((key for key in row.keys if key in tensors.shapes), row.keys[0])
-
-
-def _torch_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape of torch's whole tensor, of which the row may be a part."""
-  first, *rest = row.layout.to_torch(np.broadcast_to(0.0, shape)).shape
-  return (first * row.part[1], *rest)
+  return {row.path: row for row in table.rows}

@@ -1,20 +1,25 @@
 """Recognises networks in a weight file by keys and shapes, never by its name.
 
-A size is what most tensors agree on, so that a missing key or a wrong shape
-does not change it; the comparison that follows then names that key.
+The key tables say which key holds which of our parameters, so that a size has
+one description for all forms: the paths of the parameters that have it. A size
+is what most tensors agree on, so that a missing key or a wrong shape does not
+change it; the comparison that follows then names that key.
 """
 
+import contextlib
 import dataclasses
+import functools
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+import statistics
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.interop.keys import clip, unet, vae
+from i2vgen_jax.interop.keys.table import Table
 
 Shapes = Mapping[str, tuple[int, ...]]
-Fields = Callable[[Shapes], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,30 +45,62 @@ class Found:
   fields: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Signature:
+class _Signature(NamedTuple):
   """How to recognise one network in one form.
 
   Attributes:
     network: see `Found`.
     form: see `Found`.
-    prefix: prefix of its keys, which the patterns do not see.
     has: patterns, each of which must match the start of a key.
-    fields: shapes -> fields of the module.
-    lacks: pattern that must match no key; empty is no condition.
+    prefix: prefix of its keys, which the patterns do not see.
+    others: prefixes of keys beside them that belong to another network.
   """
 
   network: str
   form: str
-  prefix: str
   has: tuple[str, ...]
-  fields: Fields
-  lacks: str = ""
+  prefix: str = ""
+  others: tuple[str, ...] = ()
 
-  def matches(self, tensors: Tensors) -> bool:
-    if self.lacks and _any(self.lacks, tensors):
-      return False
-    return all(_any(f"^{pattern}", tensors) for pattern in self.has)
+
+_VIDEO_UNET = r"transformer_in\.", r"image_latents_proj_in\."
+_IMAGE_UNET = r"down_blocks\.0\.attentions\.", r"time_embedding\."
+_LDM_UNET = (r"input_blocks\.1\.1\.",)
+_VAE = r"encoder\.down_blocks\.", r"decoder\."
+_LDM_VAE = r"encoder\.down\.", r"decoder\."
+_TEXT = (r"(text_model\.)?embeddings\.token_embedding\.",)
+_OPENCLIP_TEXT = r"token_embedding\.", r"transformer\.resblocks\."
+_IMAGE = (r"vision_model\.embeddings\.",)
+_OPENCLIP_IMAGE = r"class_embedding", r"transformer\.resblocks\."
+_SIGNATURES = (
+  _Signature("unet", "diffusers", _VIDEO_UNET),
+  _Signature("unet", "vgen", (r".*temopral_conv",)),
+  _Signature("image_unet", "diffusers", _IMAGE_UNET),
+  _Signature("image_unet", "ldm", _LDM_UNET, "model.diffusion_model."),
+  _Signature("image_unet", "ldm", _LDM_UNET),
+  _Signature("vae", "diffusers", _VAE),
+  _Signature("vae", "ldm", _LDM_VAE, "first_stage_model."),
+  _Signature("vae", "ldm", _LDM_VAE),
+  _Signature("text_encoder", "transformers", _TEXT),
+  _Signature("text_encoder", "openclip", _OPENCLIP_TEXT, others=("visual.",)),
+  _Signature("image_encoder", "transformers", _IMAGE),
+  _Signature("image_encoder", "openclip", _OPENCLIP_IMAGE, "visual."),
+)
+# Keys that image models lack.
+_VIDEO = "transformer_in|temp_convs|temopral_conv"
+
+# Models that are confused with this one: a pattern of their keys, and one of
+# ours that they lack.
+_OTHER_MODELS = (
+  ("Stable Video Diffusion", r"spatial_res_block|time_stack|time_mixer", "$^"),
+  ("Stable Diffusion XL", r"add_embedding\.|label_emb\.", "$^"),
+  ("AnimateDiff", "motion_modules", "$^"),
+  (
+    "a text-to-video model (UNet3DConditionModel)",
+    r"^transformer_in\.",
+    r"^(image_latents_|context_embedding|fps_embedding)",
+  ),
+)
 
 
 def recognise(tensors: Tensors) -> list[Found]:
@@ -83,20 +120,17 @@ def recognise(tensors: Tensors) -> list[Found]:
   if not all(key.startswith(outer) for key in tensors.shapes):
     outer = ""
   found: dict[str, Found] = {}
-  for signature in _SIGNATURES:
-    prefix = outer + signature.prefix
-    inside = tensors.under(prefix)
-    network, form = signature.network, signature.form
-    if network in found or not signature.matches(inside):
+  for network, form, has, prefix, others in _SIGNATURES:
+    inside = tensors.under(outer + prefix, others)
+    matches = all(_any(f"^{pattern}", inside) for pattern in has)
+    if network in found or not matches:
       continue
-    found[network] = Found(
-      network=network,
-      form=form,
-      variant=_variant(inside) if network == "unet" else None,
-      prefix=prefix,
-      tensors=_without_images(inside) if form == "openclip" else inside,
-      fields=signature.fields(inside.shapes),
-    )
+    if network == "image_unet" and _any(_VIDEO, inside):
+      continue
+    variant = _variant(inside) if network == "unet" else None
+    fields = _fields(network, form, inside.shapes)
+    prefix = outer + prefix
+    found[network] = Found(network, form, variant, prefix, inside, fields)
   if not found:
     first = ", ".join(sorted(tensors.shapes)[:3]) or "nothing"
     raise InputError(
@@ -112,19 +146,15 @@ def _any(pattern: str, tensors: Tensors) -> bool:
 
 def _variant(tensors: Tensors) -> str:
   parts = {
-    "fps": r"fps_embedding\.",
-    "CLIP tokens": r"context_embedding\.",
-    "the local image path": r"(local_image_concat|image_latents_proj_in)\.",
+    "fps": r"^fps_embedding\.",
+    "CLIP tokens": r"^context_embedding\.",
+    "the local image path": r"^(local_image_concat|image_latents_proj_in)\.",
   }
-  has = [name for name, part in parts.items() if _any(f"^{part}", tensors)]
-  names = list(parts)
-  for variant, needed in (
-    ("refine", []),
-    ("image_to_video", names[:2]),
-    ("released", names),
-  ):
-    if has == needed:
-      return variant
+  names = tuple(parts)
+  has = tuple(name for name in names if _any(parts[name], tensors))
+  known = {(): "refine", names[:2]: "image_to_video", names: "released"}
+  if has in known:
+    return known[has]
   raise InputError(
     f"a video U-Net of no public variant, in {tensors.where}: it has only "
     f"{' and '.join(has)}; variant (c) has {', '.join(names)}, (a) the first "
@@ -132,18 +162,78 @@ def _variant(tensors: Tensors) -> str:
   )
 
 
-def _without_images(tensors: Tensors) -> Tensors:
-  """Without the image tower, which shares the file of OpenCLIP's text tower."""
-
-  def rest(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if not k.startswith("visual.")}
-
-  return dataclasses.replace(
-    tensors, shapes=rest(tensors.shapes), dtypes=rest(tensors.dtypes)
-  )
-
-
 # ---- Sizes ----
+
+
+def _fields(network: str, form: str, shapes: Shapes) -> dict[str, Any]:
+  """Fields of the module that the keys and shapes of its file decide."""
+  if network in ("text_encoder", "image_encoder"):
+    return _clip_fields(network, form, shapes)
+  levels, layers = _depth(shapes)
+  # No size depends on the skip convolutions between levels of other widths.
+  table = vae.table if network == "vae" else unet.table
+  size = functools.partial(_size, shapes, table(form, (0,) * levels, layers))
+  blocks = r"down_{}_\d+/resnet/(conv_[12]|norm_2/norm)/"
+  if network == "vae":
+    blocks = r"encoder/down_{}_resnet_\d+/conv_[12]/"
+  widths = [size((blocks.format(i), -1)) for i in range(levels)]
+  fields = {"block_channels": tuple(widths), "layers_per_block": layers}
+  if network == "vae":
+    middle = ("post_quant_conv/", -1), ("post_quant_conv/", -2)
+    return fields | {"latent_channels": size(*middle, ("decoder/conv_in/", -2))}
+  if network == "image_unet":
+    return fields
+  first = r"temporal_in/(proj_in|block/attn_[12]/to_[qkv])/"
+  text = r"(down|up)_\d+_\d+/spatial/block/attn_2/to_[kv]/"
+  return fields | {
+    "latent_channels": size(
+      (r"conv_out/|local_image/proj/conv_3/", -1),
+      (r"conv_in/|(local_image/proj|image_tokens)/conv_1/", -2),
+    ),
+    "context_dim": size((text, -2)),
+    # The first transformer has 8 heads, of the width that all heads have.
+    "input_heads": 8,
+    "head_dim": max(size((first, -1)) // 8, 1),
+  }
+
+
+def _depth(shapes: Shapes) -> tuple[int, int]:
+  """Number of levels of a U-Net or autoencoder, and of layers in each."""
+  if blocks := _count(shapes, r"input_blocks\.(\d+)\."):
+    # LDM has the blocks of all levels in one row, and conv_in before them.
+    step = re.compile(r"input_blocks\.(\d+)\..*op\.")
+    levels = 1 + len({m[1] for key in shapes if (m := step.match(key))})
+    return levels, blocks // levels - 1
+  down = r"(?:encoder\.)?down(?:_blocks)?\."
+  layers = _count(shapes, down + r"0\.(?:resnets|block)\.(\d+)\.")
+  return _count(shapes, down + r"(\d+)\."), layers
+
+
+def _clip_fields(network: str, form: str, shapes: Shapes) -> dict[str, Any]:
+  is_text = network == "text_encoder"
+  prefix = r"(?:text_model\.)?" if is_text else r"(?:vision_model\.)?"
+  lists = r"(?:encoder\.layers|transformer\.resblocks)\.(\d+)\."
+  num_layers = _count(shapes, prefix + lists)
+  table = clip.text_table if is_text else clip.vision_table
+  size = functools.partial(_size, shapes, table(form, num_layers))
+  width = size((r"(layer_\d+/)?(norm_|final_norm/)", -1))
+  length = size(("position_embedding", -2))
+  # The heads of all text towers of OpenCLIP are 64 wide, those of ViT-H/14 80.
+  fields = {
+    "width": width,
+    "num_layers": num_layers,
+    "num_heads": max(width // (64 if is_text else 80), 1),
+    "mlp_width": size((r"layer_\d+/mlp_in/", -1)),
+  }
+  if is_text:
+    words = size(("token_embedding/", -2))
+    return fields | {"vocab_size": words, "max_length": length}
+  patch = size(("patch_embedding/", 0), ("patch_embedding/", 1))
+  return fields | {
+    "patch_size": patch,
+    "image_size": patch * round(max(length - 1, 0) ** 0.5),
+    "projection_dim": size(("projection/", -1)),
+  }
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -152,268 +242,20 @@ def _count(shapes: Shapes, pattern: str) -> int:
   return max((int(m[1]) + 1 for m in matches if m), default=0)
 
 
-def _size(shapes: Shapes, *places: tuple[str, int]) -> int:
+def _size(shapes: Shapes, table: Table, *places: tuple[str, int]) -> int:
   """The size that most tensors have; 1 if there are none.
 
   Args:
     shapes: shapes in the file.
-    places: (pattern of keys, axis) at which the size is found.
+    table: table of the network.
+    places: (pattern of our paths, axis of our array) of the size.
   """
-  sizes = Counter(
-    shape[axis]
-    for pattern, axis in places
-    for key, shape in shapes.items()
-    if len(shape) > axis and re.match(pattern, key)
-  )
-  return sizes.most_common(1)[0][0] if sizes else 1
-
-
-def _diffusers_unet(shapes: Shapes) -> dict[str, Any]:
-  conditions = r"image_latents_(proj_in|context_embedding)\.0\."
-  return _diffusers_levels(shapes) | {
-    "latent_channels": _size(
-      shapes,
-      (r"conv_out\.", 0),
-      (r"image_latents_proj_in\.4\.", 0),
-      (conditions, 1),
-    ),
-    "context_dim": _size(
-      shapes, (r"(down|up)_blocks\.\d+\.attentions.*attn2\.to_[kv]\.", 1)
-    ),
-    **_heads(shapes, r"transformer_in"),
-  }
-
-
-def _diffusers_levels(shapes: Shapes) -> dict[str, Any]:
-  levels = _count(shapes, r"down_blocks\.(\d+)\.")
-  layer = r"resnets\.\d+\.(conv[12]|norm2)\."
-  return {
-    "block_channels": tuple(
-      _size(shapes, (rf"down_blocks\.{i}\.{layer}", 0)) for i in range(levels)
-    ),
-    "layers_per_block": _count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
-  }
-
-
-def _vgen_unet(shapes: Shapes) -> dict[str, Any]:
-  return _ldm_levels(shapes) | {
-    "latent_channels": _size(
-      shapes,
-      (r"out\.2\.", 0),
-      (r"input_blocks\.0\.0\.", 1),
-      (r"local_image_concat\.4\.", 0),
-      (r"local_image_(concat|embedding)\.0\.", 1),
-    ),
-    "context_dim": _size(
-      shapes, (r"(in|out)put_blocks\.\d+\.1\..*attn2\.to_[kv]\.", 1)
-    ),
-    **_heads(shapes, r"input_blocks\.0\.1"),
-  }
-
-
-def _ldm_levels(shapes: Shapes) -> dict[str, Any]:
-  """The blocks of all levels in one row: conv_in, blocks, downsampling, ..."""
-  steps = {
-    m[1] for k in shapes if (m := re.match(r"input_blocks\.(\d+)\..*op\.", k))
-  }
-  levels = 1 + len(steps)
-  layers = _count(shapes, r"input_blocks\.(\d+)\.") // levels - 1
-  layer = r"0\.(in_layers\.2|out_layers\.[03])\."
-
-  def width(level: int) -> int:
-    first = 1 + level * (layers + 1)
-    numbers = "|".join(str(first + j) for j in range(layers))
-    return _size(shapes, (rf"input_blocks\.({numbers})\.{layer}", 0))
-
-  return {
-    "block_channels": tuple(width(i) for i in range(levels)),
-    "layers_per_block": layers,
-  }
-
-
-def _heads(shapes: Shapes, first_transformer: str) -> dict[str, int]:
-  """The first transformer has 8 heads, of the width that all heads have."""
-  layers = rf"{first_transformer}\.(proj_in|.*to_[qkv])\."
-  return {
-    "input_heads": 8,
-    "head_dim": max(_size(shapes, (layers, 0)) // 8, 1),
-  }
-
-
-def _vae(level: str, block: str) -> Fields:
-  def fields(shapes: Shapes) -> dict[str, Any]:
-    levels = _count(shapes, rf"encoder\.{level}\.(\d+)\.")
-    return {
-      "block_channels": tuple(
-        _size(shapes, (rf"encoder\.{level}\.{i}\.{block}\.\d+\.conv[12]\.", 0))
-        for i in range(levels)
-      ),
-      "layers_per_block": _count(
-        shapes, rf"encoder\.{level}\.0\.{block}\.(\d+)\."
-      ),
-      "latent_channels": _size(
-        shapes,
-        (r"post_quant_conv\.", 0),
-        (r"post_quant_conv\.", 1),
-        (r"decoder\.conv_in\.", 1),
-      ),
-    }
-
-  return fields
-
-
-def _clip(
-  first: str, layers: str, mlp: str, head_dim: int, axis: int
-) -> Fields:
-  """Fields of both CLIP towers.
-
-  Args:
-    first: keys of the first layer.
-    layers: key of the list of layers.
-    mlp: first layer of the feed-forward network.
-    head_dim: width of a head.
-    axis: that of the width in the first layer.
-  """
-
-  def fields(shapes: Shapes) -> dict[str, Any]:
-    norms = rf"{layers}\.\d+\.(layer_norm|ln_)"
-    width = _size(shapes, (first, axis), (norms, 0))
-    return {
-      "width": width,
-      "num_layers": _count(shapes, rf"{layers}\.(\d+)\."),
-      "num_heads": max(width // head_dim, 1),
-      "mlp_width": _size(shapes, (rf"{layers}\.\d+\.{mlp}\.", 0)),
-    }
-
-  return fields
-
-
-def _text(words: str, positions: str, layers: str, mlp: str) -> Fields:
-  # The heads of all text towers of OpenCLIP are 64 wide.
-  tower = _clip(words, layers, mlp, head_dim=64, axis=1)
-  return lambda shapes: (
-    tower(shapes)
-    | {
-      "vocab_size": _size(shapes, (words, 0)),
-      "max_length": _size(shapes, (positions, 0)),
-    }
-  )
-
-
-def _vision(
-  patches: str, positions: str, layers: str, mlp: str, output: tuple[str, int]
-) -> Fields:
-  # The heads of ViT-H/14 are 80 wide.
-  tower = _clip(patches, layers, mlp, head_dim=80, axis=0)
-
-  def fields(shapes: Shapes) -> dict[str, Any]:
-    patch = _size(shapes, (patches, 2), (patches, 3))
-    grid = round(max(_size(shapes, (positions, 0)) - 1, 0) ** 0.5)
-    return tower(shapes) | {
-      "patch_size": patch,
-      "image_size": patch * grid,
-      "projection_dim": _size(shapes, output),
-    }
-
-  return fields
-
-
-def _transformers_text(prefix: str) -> _Signature:
-  words = rf"{prefix}embeddings\.token_embedding\."
-  positions = rf"{prefix}embeddings\.position_embedding\."
-  fields = _text(words, positions, rf"{prefix}encoder\.layers", r"mlp\.fc1")
-  return _Signature("text_encoder", "transformers", "", (words,), fields)
-
-
-# ---- Signatures ----
-
-_IMAGE_UNET = (r"input_blocks\.1\.1\.",)
-_LDM_VAE = (r"encoder\.down\.", r"decoder\.")
-_OPENCLIP = r"transformer\.resblocks"
-_VISION = r"vision_model\."
-
-_SIGNATURES = (
-  _Signature(
-    "unet",
-    "diffusers",
-    "",
-    (r"transformer_in\.", r"image_latents_proj_in\."),
-    _diffusers_unet,
-  ),
-  _Signature("unet", "vgen", "", (r".*temopral_conv",), _vgen_unet),
-  _Signature(
-    "image_unet",
-    "diffusers",
-    "",
-    (r"down_blocks\.0\.attentions\.", r"time_embedding\."),
-    _diffusers_levels,
-    lacks=r"transformer_in|temp_convs",
-  ),
-  *(
-    _Signature(
-      "image_unet", "ldm", prefix, _IMAGE_UNET, _ldm_levels, "temopral_conv"
-    )
-    for prefix in ("model.diffusion_model.", "")
-  ),
-  _Signature(
-    "vae",
-    "diffusers",
-    "",
-    (r"encoder\.down_blocks\.", r"decoder\."),
-    _vae("down_blocks", "resnets"),
-  ),
-  *(
-    _Signature("vae", "ldm", prefix, _LDM_VAE, _vae("down", "block"))
-    for prefix in ("first_stage_model.", "")
-  ),
-  _transformers_text(r"text_model\."),
-  _transformers_text(""),
-  _Signature(
-    "text_encoder",
-    "openclip",
-    "",
-    (r"token_embedding\.", rf"{_OPENCLIP}\."),
-    _text(
-      r"token_embedding\.", r"positional_embedding", _OPENCLIP, r"mlp\.c_fc"
-    ),
-  ),
-  _Signature(
-    "image_encoder",
-    "transformers",
-    "",
-    (rf"{_VISION}embeddings\.",),
-    _vision(
-      rf"{_VISION}embeddings\.patch_embedding\.",
-      rf"{_VISION}embeddings\.position_embedding\.",
-      rf"{_VISION}encoder\.layers",
-      r"mlp\.fc1",
-      (r"visual_projection\.", 0),
-    ),
-  ),
-  _Signature(
-    "image_encoder",
-    "openclip",
-    "visual.",
-    (r"class_embedding", rf"{_OPENCLIP}\."),
-    _vision(
-      r"conv1\.",
-      r"positional_embedding",
-      _OPENCLIP,
-      r"mlp\.c_fc",
-      (r"proj$", 1),
-    ),
-  ),
-)
-
-# Models that are confused with this one: a pattern of their keys, and one of
-# ours that they lack.
-_OTHER_MODELS = (
-  ("Stable Video Diffusion", r"spatial_res_block|time_stack|time_mixer", "$^"),
-  ("Stable Diffusion XL", r"add_embedding\.|label_emb\.", "$^"),
-  ("AnimateDiff", "motion_modules", "$^"),
-  (
-    "a text-to-video model (UNet3DConditionModel)",
-    r"^transformer_in\.",
-    r"^(image_latents_|context_embedding|fps_embedding)",
-  ),
-)
+  sizes = []
+  for pattern, axis in places:
+    for row in table.rows:
+      if re.match(pattern, row.path):
+        # The tensor may be missing or have another rank.
+        with contextlib.suppress(KeyError, ValueError, IndexError):
+          shape = shapes[row.key_in(shapes)]
+          sizes.append(row.flax_shape(shape)[axis])
+  return statistics.mode(sizes or [1])

@@ -1,6 +1,5 @@
 """Weights that a training starts from."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from flax import traverse_util
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop import hub, mapping
-from i2vgen_jax.interop.formats import weight_files
+from i2vgen_jax.interop.formats.weight_files import open_tensors
 from i2vgen_jax.interop.keys.unet import stable_diffusion_table
 from i2vgen_jax.interop.opening import open_weights
 from i2vgen_jax.interop.recognise import Found, recognise
@@ -20,8 +19,8 @@ from i2vgen_jax.types import Params
 
 # Fields that the weights of a U-Net do not depend on, or, like the gain, to
 # which they can be rescaled.
-_FREE = ("dropout", "remat", "dtype", "param_dtype", "concat_gain")
-_FREE += ("parent", "name")  # Fields of every Flax module.
+_FREE = {"dropout", "remat", "dtype", "param_dtype", "concat_gain"}
+_FREE |= {"parent", "name"}  # Fields of every Flax module.
 
 
 def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
@@ -45,12 +44,10 @@ def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
     InputError: there are no such weights, or they are of another size.
   """
   folder = hub.resolve(path)
-  image = _image_unet(folder)
-  if image is not None:
+  if image := _image_unet(folder):
     return _from_image_model(image, unet, rng)
   stored = open_weights(folder).one("unet")
-  for field in dataclasses.fields(unet):
-    name = field.name
+  for name in type(unet).__dataclass_fields__:
     theirs, ours = getattr(stored.module, name), getattr(unet, name)
     if theirs != ours and name not in _FREE:
       raise InputError(
@@ -64,39 +61,30 @@ def initial_params(path: str | Path, unet: Any, rng: jax.Array) -> Params:
 def _image_unet(folder: Path) -> Found | None:
   """The U-Net of an image model; None if there is one of ours, or no file."""
   for place in (folder / "unet", folder):
-    config = place / "config.json"
-    if not place.exists() or (place.is_dir() and not config.is_file()):
-      continue
     if (place / "params").is_dir():
       return None
-    tensors = weight_files.open_tensors(place)
-    found = {one.network: one for one in recognise(tensors)}
-    return found.get("image_unet") if "unet" not in found else None
+    if place.is_file() or (place / "config.json").is_file():
+      found = {one.network: one for one in recognise(open_tensors(place))}
+      return None if "unet" in found else found.get("image_unet")
   return None
 
 
 def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
   table = stable_diffusion_table(
-    unet.block_channels, unet.layers_per_block, image.form
+    image.form, unet.block_channels, unet.layers_per_block
   )
   shapes = traverse_util.flatten_dict(build.abstract_params(unet), sep="/")
   spatial = {row.path: shapes[row.path] for row in table.rows}
-  conv_in = spatial["conv_in/kernel"]
-  height, width, channels, features = conv_in.shape
-  spatial["conv_in/kernel"] = jax.ShapeDtypeStruct(
-    (height, width, unet.latent_channels, features), conv_in.dtype
+  spatial["conv_in/kernel"] = jax.eval_shape(
+    lambda kernel: kernel[:, :, : unet.latent_channels],
+    spatial["conv_in/kernel"],
   )
-  leaves = mapping.to_flax(
-    image.tensors.checked(),
-    table,
-    traverse_util.unflatten_dict(spatial, sep="/"),
-  )
+  leaves = mapping.to_flax(image.tensors.checked(), table, spatial)
   init = jax.jit(lambda key: build.init_params(unet, key))(rng)
   params = traverse_util.flatten_dict(init, sep="/")
   for path in leaves.shapes:
-    array = leaves.read(path)
-    if path == "conv_in/kernel":
-      extra = channels - array.shape[2]
-      array = np.pad(array, ((0, 0), (0, 0), (0, extra), (0, 0)))
-    params[path] = jnp.asarray(array, params[path].dtype)
+    old, array = params[path], leaves.read(path)
+    # Only the first convolution has more channels than that of the image model.
+    extra = [(0, n - m) for n, m in zip(old.shape, array.shape, strict=True)]
+    params[path] = jnp.asarray(np.pad(array, extra), old.dtype)
   return traverse_util.unflatten_dict(params, sep="/")

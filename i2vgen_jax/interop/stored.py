@@ -1,7 +1,8 @@
 """One network as it is stored: its module, its config and unread weights."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from i2vgen_jax.interop.formats import native
 from i2vgen_jax.interop.formats.diffusers_folder import read_fields
 from i2vgen_jax.interop.formats.tensors import Tensors, weight_dtype
 from i2vgen_jax.interop.keys import clip, unet, vae
-from i2vgen_jax.interop.keys.layouts import PLAIN
-from i2vgen_jax.interop.keys.table import Row, Table
+from i2vgen_jax.interop.keys.kinds import PLAIN
+from i2vgen_jax.interop.keys.table import LIBRARIES, Row, Table
 from i2vgen_jax.interop.recognise import Found
 from i2vgen_jax.models import build
-from i2vgen_jax.models.build import Network
 from i2vgen_jax.sharding import param_shardings
 from i2vgen_jax.types import Params
 from i2vgen_jax.variants import VARIANTS, variant_of
@@ -73,8 +73,9 @@ class StoredNetwork:
 
     Args:
       dtype: dtype to convert to; None keeps what is stored.
-      concat_gain: gain of the U-Net that is to use the weights; None is the
-        gain of the module.
+      concat_gain: gain of the U-Net that is to use the weights, to which the
+        first convolution is rescaled; None is the gain of the module. Other
+        networks have no gain.
 
     Raises:
       InputError: the file does not fit the network, or weights cannot have
@@ -84,13 +85,21 @@ class StoredNetwork:
     tensors = self.tensors if dtype is None else self.tensors.cast(dtype)
     table = table_of(self.module, self.form)
     leaves = mapping.to_flax(tensors.checked(), table, self.abstract_params)
-    if concat_gain is None or self.module.local_image != "concat":
+    module = self.module
+    if concat_gain is None or getattr(module, "local_image", "") != "concat":
       return leaves
-    return _rescaled(
-      leaves, self.module.latent_channels, self.module.concat_gain / concat_gain
-    )
 
-  def load(self, dtype: Any = None, mesh: Mesh | None = None) -> Network:
+    def read(path: str) -> np.ndarray:
+      array = leaves.read(path)
+      if path == "conv_in/kernel":
+        # This is exact for powers of two, which the public gains are.
+        array, factor = array.copy(), module.concat_gain / concat_gain
+        array[:, :, module.latent_channels :] *= array.dtype.type(factor)
+      return array
+
+    return dataclasses.replace(leaves, read=read)
+
+  def load(self, dtype: Any = None, mesh: Mesh | None = None) -> build.Network:
     """Reads the weights, each one directly onto its devices.
 
     Args:
@@ -110,7 +119,7 @@ class StoredNetwork:
       self.leaves(dtype),
       put=lambda path, array: jax.device_put(array, places.get(path)),
     )
-    return Network(module, params, self.config)
+    return build.Network(module, params, self.config)
 
 
 def from_file(
@@ -127,8 +136,8 @@ def from_file(
     InputError: an impossible value, or a network that cannot exist.
   """
   where = Path(found.tensors.where)
-  theirs = found.form in ("diffusers", "transformers")
-  values = dataclasses.asdict(DEFAULTS["diffusers" if theirs else "vgen"])
+  code = "diffusers" if found.form in LIBRARIES else "vgen"
+  values = dataclasses.asdict(DEFAULTS[code])
   if "scaling_factor" in given:
     factor = {"scaling_factor": given["scaling_factor"]}
     values |= Choices.read(factor, where.parent / "config.json")
@@ -142,8 +151,7 @@ def from_file(
   config["module"] |= read_fields(given, known, str(where))
   put(config, name, values)
   config["source"] = {"form": found.form}
-  module = _module(name, config, choices, where)
-  return StoredNetwork(name, found.form, module, config, found.tensors)
+  return _network(name, found.form, config, found.tensors, choices, where)
 
 
 def from_native(folder: Path, choices: Mapping[str, Any]) -> StoredNetwork:
@@ -155,55 +163,38 @@ def from_native(folder: Path, choices: Mapping[str, Any]) -> StoredNetwork:
   config = native.load_config(folder)
   name = _native_name(folder, config)
   put(config, name, Choices.read(choices))
-  module = _module(name, config, choices, folder / "config.json")
-  return StoredNetwork(name, NATIVE, module, config, native.read(folder))
+  tensors, where = native.read(folder), folder / "config.json"
+  return _network(name, NATIVE, config, tensors, choices, where)
 
 
-def table_of(module: Any, form: str) -> Table:
-  """The table between a network of ours and a form.
-
-  Raises:
-    InputError: the form does not have this network.
-  """
-  if form == NATIVE:
-    paths = trees.shapes_of(build.abstract_params(module))
-    return Table(tuple(Row(path, (path,), PLAIN) for path in paths))
-  kind = type(module).__name__
-  if (kind, form) not in _TABLES:
-    raise InputError(f"no {form} form of a {kind}; choose another form")
-  return _TABLES[kind, form](module)
-
-
-def _levels(table: Callable[..., Table]) -> Callable[[Any], Table]:
-  return lambda m: table(m.block_channels, m.layers_per_block)
-
-
-def _layers(table: Callable[[int], Table]) -> Callable[[Any], Table]:
-  return lambda m: table(m.num_layers)
-
-
-_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
-  ("I2VGenUNet", "vgen"): lambda m: unet.vgen_table(
-    m.block_channels,
-    m.layers_per_block,
-    fps=m.use_fps,
-    image_embeds=m.use_image_embeds,
-    local_image=m.local_image == "concat",
-  ),
-  ("I2VGenUNet", "diffusers"): _levels(unet.diffusers_table),
-  ("AutoencoderKL", "diffusers"): _levels(vae.diffusers_table),
-  ("AutoencoderKL", "ldm"): _levels(vae.ldm_table),
-  ("CLIPTextModel", "transformers"): _layers(clip.transformers_text_table),
-  ("CLIPTextModel", "openclip"): _layers(clip.openclip_text_table),
-  ("CLIPVisionModel", "transformers"): _layers(clip.transformers_vision_table),
-  ("CLIPVisionModel", "openclip"): _layers(clip.openclip_vision_table),
+# The arguments of a table, after the form, are fields of the module.
+_TABLES = {
+  "I2VGenUNet": unet.table,
+  "AutoencoderKL": vae.table,
+  "CLIPTextModel": clip.text_table,
+  "CLIPVisionModel": clip.vision_table,
 }
 
 
-def _module(
-  name: str, config: dict[str, Any], choices: Mapping[str, Any], where: Path
-) -> Any:
-  """The module of a config, if a network can have such sizes."""
+def table_of(module: Any, form: str) -> Table:
+  """The table between a network of ours and a form that it has."""
+  if form == NATIVE:
+    paths = trees.shapes_of(build.abstract_params(module))
+    return Table(tuple(Row(path, (path,), PLAIN) for path in paths))
+  table = _TABLES[type(module).__name__]
+  fields = inspect.signature(table).parameters.keys() - {"form"}
+  return table(form, **{name: getattr(module, name) for name in fields})
+
+
+def _network(
+  name: str,
+  form: str,
+  config: dict[str, Any],
+  tensors: Tensors,
+  choices: Mapping[str, Any],
+  where: Path,
+) -> StoredNetwork:
+  """A network whose config is complete, if one can have such sizes."""
   module = build.make_module(name, config["module"], where)
   try:
     build.abstract_params(module)
@@ -221,7 +212,7 @@ def _module(
         f"pad_token_id {pad} is not one of the {module.vocab_size} tokens in "
         f"{where}; choose a smaller one"
       )
-  return module
+  return StoredNetwork(name, form, module, config, tensors)
 
 
 def _native_name(folder: Path, config: Mapping[str, Any]) -> str:
@@ -229,33 +220,17 @@ def _native_name(folder: Path, config: Mapping[str, Any]) -> str:
   if (name := folder.resolve().name) in build.TYPES:
     return name
   module, sampling = config["module"], config.get("sampling")
-  if sampling is not None:
-    refines = sampling.get("start_timestep") is not None
-    return "refine" if refines else "base"
-  if "patch_size" in module:
-    return "image_encoder"
-  if "vocab_size" in module:
-    return "text_encoder"
-  if "scaling_factor" in config:
-    return "vae"
+  signs = {
+    "refine": sampling and sampling.get("start_timestep") is not None,
+    "base": sampling is not None,
+    "image_encoder": "patch_size" in module,
+    "text_encoder": "vocab_size" in module,
+    "vae": "scaling_factor" in config,
+  }
+  for name, is_present in signs.items():
+    if is_present:
+      return name
   raise InputError(
     f"cannot tell which network {folder} is; rename it to one of "
     f"{', '.join(build.TYPES)}"
   )
-
-
-def _rescaled(leaves: Tensors, latent_channels: int, factor: float) -> Tensors:
-  """The weights with a factor on the extra channels of the first convolution.
-
-  This is exact for powers of two, which the public gains are.
-  """
-  scale = np.ones((2 * latent_channels, 1), np.float32)
-  scale[latent_channels:] = factor
-
-  def read(path: str) -> np.ndarray:
-    array = leaves.read(path)
-    if path != "conv_in/kernel" or factor == 1:
-      return array
-    return array * scale.astype(array.dtype)
-
-  return dataclasses.replace(leaves, read=read)

@@ -88,7 +88,9 @@ def weights(tmp_path_factory):
     dict.fromkeys(leaves, np.dtype(np.float32)),
     read,
   )
-  table = unet.diffusers_table(module.block_channels, module.layers_per_block)
+  table = unet.table(
+    "diffusers", module.block_channels, module.layers_per_block
+  )
   folder = tmp_path_factory.mktemp("full")
   path = folder / "unet" / "diffusion_pytorch_model.safetensors"
   path.parent.mkdir()

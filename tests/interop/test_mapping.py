@@ -6,13 +6,12 @@ import pytest
 import torch
 import weight_helpers
 from torch.nn import functional
-from weight_helpers import arrays_of, leaves_of, unreadable
+from weight_helpers import arrays_of, leaves_of, tensors_of, unreadable
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop.formats.tensors import Tensors
-from i2vgen_jax.interop.keys import layouts
-from i2vgen_jax.interop.keys.layouts import LINEAR, PLAIN
-from i2vgen_jax.interop.keys.table import Row, Table, conv2d, linear, norm
+from i2vgen_jax.interop.keys import kinds
+from i2vgen_jax.interop.keys.kinds import LINEAR, PLAIN, conv2d, linear, norm
+from i2vgen_jax.interop.keys.table import Row, Table
 from i2vgen_jax.interop.mapping import compare, materialise, to_flax, to_torch
 
 
@@ -38,7 +37,7 @@ def test_conv2d_layout():
   expected = functional.conv2d(torch.tensor(x), torch.tensor(w))
   ours = jax.lax.conv_general_dilated(
     x.transpose(0, 2, 3, 1),
-    layouts.CONV2D.to_flax(w),
+    kinds.CONV2D.to_flax(w),
     (1, 1),
     "VALID",
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -53,7 +52,7 @@ def test_temporal_conv_layout():
   expected = functional.conv3d(
     torch.tensor(x), torch.tensor(w), padding=(1, 0, 0)
   )
-  kernel = layouts.TEMPORAL_CONV.to_flax(w)
+  kernel = kinds.TEMPORAL_CONV.to_flax(w)
   ours = shifted_sum(x[0, ..., 0].transpose(1, 2, 0), kernel)
   np.testing.assert_allclose(
     ours, expected[0, ..., 0].numpy().transpose(1, 2, 0), atol=1e-5
@@ -67,10 +66,10 @@ def test_convolutions_of_width_one_are_linear_layouts():
     torch.tensor(x[None, ..., None]), torch.tensor(w[..., None, None])
   )
   np.testing.assert_allclose(
-    x.T @ layouts.CONV1D.to_flax(w[..., None]), line[0].T, atol=1e-5
+    x.T @ kinds.CONV1D.to_flax(w[..., None]), line[0].T, atol=1e-5
   )
   np.testing.assert_allclose(
-    x.T @ layouts.CONV1X1.to_flax(w[..., None, None]),
+    x.T @ kinds.CONV1X1.to_flax(w[..., None, None]),
     plane[0, ..., 0].T,
     atol=1e-5,
   )
@@ -79,13 +78,13 @@ def test_convolutions_of_width_one_are_linear_layouts():
 @pytest.mark.parametrize(
   ("layout", "shape"),
   [
-    (layouts.PLAIN, (5,)),
-    (layouts.PLAIN, (5, 3)),
-    (layouts.LINEAR, (5, 3)),
-    (layouts.CONV2D, (5, 3, 2, 4)),
-    (layouts.TEMPORAL_CONV, (5, 3, 3, 1, 1)),
-    (layouts.CONV1D, (5, 3, 1)),
-    (layouts.CONV1X1, (5, 3, 1, 1)),
+    (kinds.PLAIN, (5,)),
+    (kinds.PLAIN, (5, 3)),
+    (kinds.LINEAR, (5, 3)),
+    (kinds.CONV2D, (5, 3, 2, 4)),
+    (kinds.TEMPORAL_CONV, (5, 3, 3, 1, 1)),
+    (kinds.CONV1D, (5, 3, 1)),
+    (kinds.CONV1X1, (5, 3, 1, 1)),
   ],
 )
 def test_layouts_are_exact_inverses(layout, shape):
@@ -96,9 +95,9 @@ def test_layouts_are_exact_inverses(layout, shape):
 
 TABLE = Table(
   (
-    *linear("mlp/in", "net.0", "net.proj"),
-    *conv2d("conv", "conv", bias=False),
-    *norm("norm", "norm"),
+    *linear("mlp/in", ("net.0", "net.proj")),
+    *conv2d("conv", ("conv",), bias=False),
+    *norm("norm", ("norm",)),
     *(
       Row(f"attn/{name}", ("qkv.weight",), LINEAR, part=(i, 3))
       for i, name in enumerate("qkv")
@@ -171,7 +170,7 @@ def test_stacked_rows_are_split_in_order(tensors, abstract):
 
 def test_values_keep_their_dtype_unless_cast(tensors, abstract):
   halves = {key: value.astype(np.float16) for key, value in tensors.items()}
-  leaves = to_flax(Tensors.of(halves), TABLE, abstract)
+  leaves = to_flax(tensors_of(halves), TABLE, abstract)
   for dtype, result in (
     (np.float16, leaves),
     (np.float32, leaves.cast(np.dtype("float32"))),
@@ -240,7 +239,7 @@ def test_report_lists_every_key(tensors, abstract):
   tensors["extra.weight"] = draw(1)
   tensors["place_ids"] = np.arange(7)
   tensors["conv.weight"] = draw(4, 3, 2, 1)
-  report = compare(Tensors.of(tensors), TABLE, abstract)
+  report = compare(tensors_of(tensors), TABLE, abstract)
   lines = list(report.lines())
   assert "mapped      qkv.weight -> attn/q, attn/k, attn/v" in lines
   assert lines[-5:] == [
@@ -264,7 +263,7 @@ def test_nothing_is_read_unless_everything_fits(tensors, abstract):
 def test_arrays_are_put_on_the_requested_device(tensors, abstract):
   device = jax.devices()[3]
   params = materialise(
-    to_flax(Tensors.of(tensors), TABLE, abstract),
+    to_flax(tensors_of(tensors), TABLE, abstract),
     put=lambda path, array: jax.device_put(array, device),
   )
   assert {leaf.device for leaf in jax.tree.leaves(params)} == {device}

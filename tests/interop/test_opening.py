@@ -12,7 +12,7 @@ import pytest
 import torch
 from flax import traverse_util
 from public_standin import TEXT, VAE, VISION, draw, rewrite_json, unet
-from weight_helpers import arrays_of, save_torch
+from weight_helpers import arrays_of, save_torch, tensors_of
 
 from i2vgen_jax import sharding, tokenizer
 from i2vgen_jax.cascade import Cascade
@@ -26,7 +26,6 @@ from i2vgen_jax.interop import (
 from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.interop.formats import native
 from i2vgen_jax.interop.formats.safetensors_files import write
-from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.models import build
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
@@ -315,7 +314,7 @@ def damaged(folder, part, change):
   source = next(iter(find(folder / part).values()))
   arrays = {k: x.copy() for k, x in arrays_of(source.tensors).items()}
   change(arrays)
-  write(file, Tensors.of(arrays), {"format": "pt"})
+  write(file, tensors_of(arrays), {"format": "pt"})
   return find(folder / part), str(file)
 
 
@@ -552,7 +551,7 @@ def image_unet():
 @pytest.mark.parametrize("given", ["file", "component"])
 def test_image_unet_alone(tmp_path, given):
   file = tmp_path / "diffusion_pytorch_model.safetensors"
-  write(file, Tensors.of(image_unet()))
+  write(file, tensors_of(image_unet()))
   (tmp_path / "config.json").write_text(
     '{"_class_name": "UNet2DConditionModel"}'
   )

@@ -11,9 +11,9 @@ import safetensors
 import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
-from weight_helpers import assert_refused, numbered
+from weight_helpers import assert_refused, numbered, tensors_of
 
-from i2vgen_jax.interop.formats import safetensors_files
+from i2vgen_jax.interop.formats import safetensors_files, weight_files
 from i2vgen_jax.interop.formats.tensors import Tensors
 
 BF16 = np.dtype(jnp.bfloat16)
@@ -68,23 +68,23 @@ def test_reads_bfloat16_of_torch(tmp_path):
 
 def test_the_library_reads_our_files(tmp_path):
   path = tmp_path / "a.safetensors"
-  tensors = Tensors.of(arrays())
+  tensors = tensors_of(arrays())
   safetensors_files.write(path, tensors, {"made": "ünder \n test"})
   with safetensors.safe_open(path, "np") as file:
     assert file.metadata() == {"made": "ünder \n test"}
-  assert_same(Tensors.of(load_file(path)), arrays())
+  assert_same(tensors_of(load_file(path)), arrays())
   assert_same(safetensors_files.read(path), arrays())
   assert os.listdir(tmp_path) == [path.name]
 
 
 def test_no_metadata_and_no_tensors(tmp_path):
-  safetensors_files.write(tmp_path / "a", Tensors.of({}))
+  safetensors_files.write(tmp_path / "a", tensors_of({}))
   assert load_file(tmp_path / "a") == {}
 
 
 def test_every_tensor_is_aligned(tmp_path):
   path = tmp_path / "a"
-  safetensors_files.write(path, Tensors.of(arrays()))
+  safetensors_files.write(path, tensors_of(arrays()))
   data = path.read_bytes()
   length = int.from_bytes(data[:8], "little")
   assert length % 8 == 0
@@ -104,8 +104,8 @@ def test_views_are_written_in_c_order(tmp_path):
     "spread": np.broadcast_to(x[0], (3, 6)),
     "bf16": x.astype(BF16).T,
   }
-  safetensors_files.write(tmp_path / "a", Tensors.of(views))
-  assert_same(Tensors.of(load_file(tmp_path / "a")), views)
+  safetensors_files.write(tmp_path / "a", tensors_of(views))
+  assert_same(tensors_of(load_file(tmp_path / "a")), views)
 
 
 def test_the_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_the_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
     sync(descriptor)
 
   monkeypatch.setattr(os, "fsync", spy)
-  safetensors_files.write(path, Tensors.of(arrays()))
+  safetensors_files.write(path, tensors_of(arrays()))
   # First the file, then, after it was renamed, its folder.
   assert seen[0] == (path.stat().st_size, False)
   assert [exists for _, exists in seen] == [False, True]
@@ -127,11 +127,11 @@ def test_source_can_be_overwritten(tmp_path):
   path = tmp_path / "a"
   save_file(arrays(), path)
   safetensors_files.write(path, safetensors_files.read(path))
-  assert_same(Tensors.of(load_file(path)), arrays())
+  assert_same(tensors_of(load_file(path)), arrays())
 
 
 def one(array, **listed):
-  tensors = Tensors.of({"x": array})
+  tensors = tensors_of({"x": array})
   return Tensors(
     "memory",
     {"x": listed.get("shape", array.shape)},
@@ -162,7 +162,7 @@ def test_full_disk_keeps_the_old_file(tmp_path, small_disk, old):
   path = tmp_path / "a.safetensors"
   if old:
     path.write_bytes(old)
-  tensors = Tensors.of({key: np.zeros(100_000) for key in "ab"})
+  tensors = tensors_of({key: np.zeros(100_000) for key in "ab"})
   assert_refused(
     lambda: safetensors_files.write(path, tensors), f"cannot write {path}: F"
   )
@@ -174,7 +174,7 @@ def test_full_disk_keeps_the_old_file(tmp_path, small_disk, old):
 def test_unwritable_places(tmp_path, name):
   (tmp_path / "folder" / "full").mkdir(parents=True)
   (tmp_path / "file").write_text("")
-  tensors = Tensors.of(arrays())
+  tensors = tensors_of(arrays())
   assert_refused(
     lambda: safetensors_files.write(tmp_path / name, tensors), "cannot write"
   )
@@ -301,7 +301,7 @@ def index(tmp_path):
 
 
 def test_shards(index):
-  assert_same(safetensors_files.read_index(index()), arrays())
+  assert_same(weight_files.read_index(index()), arrays())
 
 
 def test_shards_behind_links(index, tmp_path):
@@ -311,7 +311,7 @@ def test_shards_behind_links(index, tmp_path):
   for name in ("0.safetensors", path.name):
     (tmp_path / name).rename(tmp_path / "cache" / name)
     (tmp_path / name).symlink_to(tmp_path / "cache" / name)
-  assert_same(safetensors_files.read_index(path), arrays())
+  assert_same(weight_files.read_index(path), arrays())
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_shards_behind_links(index, tmp_path):
 )
 def test_broken_shards(index, name, match):
   path = index(extra=name)
-  assert_refused(lambda: safetensors_files.read_index(path), match)
+  assert_refused(lambda: weight_files.read_index(path), match)
 
 
 def test_tensor_that_the_index_lacks(index, tmp_path):
@@ -343,7 +343,7 @@ def test_tensor_that_the_index_lacks(index, tmp_path):
     tmp_path / "0.safetensors",
   )
   assert_refused(
-    lambda: safetensors_files.read_index(path),
+    lambda: weight_files.read_index(path),
     "'more' is in shard 0.safetensors and not in the index",
   )
 
@@ -360,6 +360,6 @@ def test_tensor_that_the_index_lacks(index, tmp_path):
 def test_broken_index(tmp_path, text, match):
   path = tmp_path / "index.json"
   path.write_text(text)
-  assert_refused(lambda: safetensors_files.read_index(path), match)
+  assert_refused(lambda: weight_files.read_index(path), match)
   path.unlink()
-  assert_refused(lambda: safetensors_files.read_index(path), "cannot read")
+  assert_refused(lambda: weight_files.read_index(path), "cannot read")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from weight_helpers import assert_refused, numbered
+from weight_helpers import assert_refused, numbered, tensors_of
 
 from i2vgen_jax.interop.formats import safetensors_files, torch_files
 from i2vgen_jax.interop.formats.tensors import Tensors
@@ -307,7 +307,7 @@ def test_without_torch(tmp_path, monkeypatch, new):
   monkeypatch.setitem(sys.modules, "torch", None)
   match = r"torch is not installed.*pip install 'i2vgen-jax\[interop\]'"
   assert_refused(lambda: torch_files.read(path), match)
-  tensors = Tensors.of({"a": np.zeros(1)})
+  tensors = tensors_of({"a": np.zeros(1)})
   assert_refused(lambda: torch_files.write(tmp_path / "b", tensors), match)
 
 
@@ -327,11 +327,11 @@ def numpy_arrays():
 @pytest.mark.parametrize("step", [None, 0, 7])
 def test_torch_reads_our_files(tmp_path, step, recwarn):
   path = tmp_path / "a.pth"
-  torch_files.write(path, Tensors.of(numpy_arrays()), step)
+  torch_files.write(path, tensors_of(numpy_arrays()), step)
   content = torch.load(path, weights_only=True)
   assert content.pop("step", None) == step
   assert list(content) == ["state_dict"]
-  assert_same(Tensors.of(numpy_arrays()), content["state_dict"])
+  assert_same(tensors_of(numpy_arrays()), content["state_dict"])
   assert all(x.is_contiguous() for x in content["state_dict"].values())
   assert_same(torch_files.read(path), content["state_dict"])
   assert os.listdir(tmp_path) == [path.name]
@@ -340,7 +340,7 @@ def test_torch_reads_our_files(tmp_path, step, recwarn):
 
 def test_slice_of_an_array_is_written_alone(tmp_path):
   wide = np.zeros(2**18)
-  torch_files.write(tmp_path / "a", Tensors.of({"a": wide[5:9]}))
+  torch_files.write(tmp_path / "a", tensors_of({"a": wide[5:9]}))
   assert (tmp_path / "a").stat().st_size < 4000
 
 
@@ -365,7 +365,7 @@ def test_full_disk_keeps_the_old_file(tmp_path, small_disk, old, sizes):
   path = tmp_path / "a.pth"
   if old:
     path.write_bytes(old)
-  tensors = Tensors.of({str(i): np.zeros(n) for i, n in enumerate(sizes)})
+  tensors = tensors_of({str(i): np.zeros(n) for i, n in enumerate(sizes)})
   assert_refused(
     lambda: torch_files.write(path, tensors),
     f"cannot write {path}: File too large",
@@ -376,7 +376,7 @@ def test_full_disk_keeps_the_old_file(tmp_path, small_disk, old, sizes):
 
 def test_writing_holds_one_copy(tmp_path):
   tensors = numbered(16, 2**18)
-  torch_files.write(tmp_path / "warm", Tensors.of({}))
+  torch_files.write(tmp_path / "warm", tensors_of({}))
   tracemalloc.start()
   torch_files.write(tmp_path / "a", tensors)
   _, peak = tracemalloc.get_traced_memory()

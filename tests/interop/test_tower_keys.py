@@ -181,9 +181,9 @@ def test_ldm_autoencoder(
       block_channels=channels, layers_per_block=layers, norm_groups=4
     )
   )
-  table = vae.ldm_table(channels, layers)
+  table = vae.table("ldm", channels, layers)
   params = load(file, table, target)
-  listed = vae.diffusers_table(channels, layers)
+  listed = vae.table("diffusers", channels, layers)
   assert_same(params, load(theirs, listed, target))
   assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
@@ -196,7 +196,7 @@ def test_full_size_autoencoder(state_shapes, hollow_arrays, as_ldm):
   assert len(file) == 248
   assert sum(x.size for x in file.values()) == 83_653_863
   check_fit(
-    file, vae.ldm_table(*PUBLIC_VAE), build.abstract_params(AutoencoderKL())
+    file, vae.table("ldm", *PUBLIC_VAE), build.abstract_params(AutoencoderKL())
   )
 
 
@@ -207,9 +207,9 @@ def test_openclip_text(state_shapes, draw_arrays, as_openclip, assert_same):
     {"text_projection": (24, 24), "logit_scale": (), "attn_mask": (11, 11)}
   )
   target = build.abstract_params(CLIPTextModel(**TEXT))
-  table = clip.openclip_text_table(TEXT["num_layers"])
+  table = clip.text_table("openclip", TEXT["num_layers"])
   params = load(file | unused, table, target)
-  listed = clip.transformers_text_table(TEXT["num_layers"])
+  listed = clip.text_table("transformers", TEXT["num_layers"])
   assert_same(params, load(theirs, listed, target))
   assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
@@ -218,9 +218,9 @@ def test_openclip_vision(state_shapes, draw_arrays, as_openclip, assert_same):
   theirs = draw_arrays(state_shapes(lambda: vision_reference(**VISION)))
   file = as_openclip(theirs, VISION_RULES, VISION["num_layers"])
   target = build.abstract_params(CLIPVisionModel(**VISION))
-  table = clip.openclip_vision_table(VISION["num_layers"])
+  table = clip.vision_table("openclip", VISION["num_layers"])
   params = load(file, table, target)
-  listed = clip.transformers_vision_table(VISION["num_layers"])
+  listed = clip.vision_table("transformers", VISION["num_layers"])
   assert_same(params, load(theirs, listed, target))
   assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
@@ -230,7 +230,9 @@ def test_full_size_openclip(state_shapes, hollow_arrays, as_openclip):
   file = as_openclip(theirs, TEXT_RULES, num_layers=24)
   assert sum(x.size for x in file.values()) == 352_984_064
   check_fit(
-    file, clip.openclip_text_table(24), build.abstract_params(CLIPTextModel())
+    file,
+    clip.text_table("openclip", 24),
+    build.abstract_params(CLIPTextModel()),
   )
 
   theirs = hollow_arrays(
@@ -240,6 +242,6 @@ def test_full_size_openclip(state_shapes, hollow_arrays, as_openclip):
   assert sum(x.size for x in file.values()) == 632_076_800
   check_fit(
     file,
-    clip.openclip_vision_table(32),
+    clip.vision_table("openclip", 32),
     build.abstract_params(CLIPVisionModel()),
   )

@@ -10,11 +10,8 @@ import torch
 from flax import traverse_util
 from weight_helpers import arrays_of, check_fit, leaves_of, load
 
-from i2vgen_jax.interop.keys.unet import (
-  diffusers_table,
-  stable_diffusion_table,
-  vgen_table,
-)
+from i2vgen_jax.interop.keys.unet import stable_diffusion_table
+from i2vgen_jax.interop.keys.unet import table as unet_table
 from i2vgen_jax.interop.mapping import to_torch
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
@@ -24,22 +21,15 @@ FULL = ((320, 640, 1280, 1280), 2)
 SIZES = [((16, 24, 32, 32), 2), ((8, 16, 16), 1), ((8, 16), 3)]
 WIDTHS = {"norm_groups": 4, "context_dim": 20, "head_dim": 4}
 
-A = {"fps": True, "image_embeds": True, "local_image": False}
-B = {"fps": False, "image_embeds": False, "local_image": False}
-C = {"fps": True, "image_embeds": True, "local_image": True}
+A = {"use_fps": True, "use_image_embeds": True, "local_image": "none"}
+B = {"use_fps": False, "use_image_embeds": False, "local_image": "none"}
+C = {"use_fps": True, "use_image_embeds": True, "local_image": "concat"}
 LOCAL_IMAGE = ("local_image_concat.", "local_image_embedding.", "local_temp")
 EMBEDDINGS = ("context_embedding.", "fps_embedding.")
 
 
-def unet(channels, layers, fps, image_embeds, local_image, **widths):
-  return I2VGenUNet(
-    block_channels=channels,
-    layers_per_block=layers,
-    use_fps=fps,
-    use_image_embeds=image_embeds,
-    local_image="concat" if local_image else "none",
-    **widths,
-  )
+def unet(channels, layers, **fields):
+  return I2VGenUNet(block_channels=channels, layers_per_block=layers, **fields)
 
 
 def keys(table):
@@ -175,7 +165,7 @@ def as_vgen(rename):
 
 def as_modelscope(arrays, features):
   """A file of VGen without the layers that ModelScope's variants lack."""
-  left_out = LOCAL_IMAGE + (() if features["fps"] else EMBEDDINGS)
+  left_out = LOCAL_IMAGE + (() if features["use_fps"] else EMBEDDINGS)
   result = {k: x for k, x in arrays.items() if not k.startswith(left_out)}
   result["input_blocks.0.0.weight"] = arrays["input_blocks.0.0.weight"][:, :4]
   return result
@@ -190,9 +180,11 @@ def test_vgen_holds_the_same_parameters(
   )
   file = as_vgen(theirs, layers)
   target = build.abstract_params(unet(channels, layers, **C, **WIDTHS))
-  table = vgen_table(channels, layers, **C)
+  table = unet_table("vgen", channels, layers, **C)
   params = load(file, table, target)
-  assert_same(params, load(theirs, diffusers_table(channels, layers), target))
+  assert_same(
+    params, load(theirs, unet_table("diffusers", channels, layers), target)
+  )
   assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
 
@@ -206,12 +198,12 @@ def test_modelscope_holds_the_same_parameters(
   )
   file = as_modelscope(as_vgen(theirs, layers), features)
   target = build.abstract_params(unet(channels, layers, **features, **WIDTHS))
-  table = vgen_table(channels, layers, **features)
+  table = unet_table("vgen", channels, layers, **features)
   params = load(file, table, target)
   assert_same(arrays_of(to_torch(leaves_of(params), table)), file)
 
   theirs["conv_in.weight"] = theirs["conv_in.weight"][:, :4]
-  table = diffusers_table(channels, layers, **features)
+  table = unet_table("diffusers", channels, layers, **features)
   fewer = {key: x for key, x in theirs.items() if key in keys(table)}
   assert len(fewer) < len(theirs)
   assert_same(params, load(fewer, table, target))
@@ -244,13 +236,15 @@ def test_full_size_video(
   assert sum(x.size for x in file.values()) == parameters
   check_fit(
     file,
-    vgen_table(*FULL, **features),
+    unet_table("vgen", *FULL, **features),
     build.abstract_params(unet(*FULL, **features)),
   )
 
 
 def test_differences_between_the_variants():
-  a, b, c = (keys(vgen_table(*FULL, **features)) for features in (A, B, C))
+  a, b, c = (
+    keys(unet_table("vgen", *FULL, **features)) for features in (A, B, C)
+  )
   assert b < a < c
   local = sorted(key.split(".")[0] for key in c - a)
   assert local == (
@@ -263,8 +257,8 @@ def test_differences_between_the_variants():
 
 
 def test_public_keys_of_the_resampling_convolutions():
-  vgen = keys(vgen_table(*FULL, **C))
-  stable = keys(stable_diffusion_table(*FULL, "ldm"))
+  vgen = keys(unet_table("vgen", *FULL, **C))
+  stable = keys(stable_diffusion_table("ldm", *FULL))
   for name in ("input_blocks.3.op", "input_blocks.6.op", "input_blocks.9.op"):
     assert f"{name}.weight" in vgen
     assert f"{name.replace('op', '0.op')}.weight" in stable
@@ -288,8 +282,8 @@ def test_stable_diffusion_in_both_forms(
     state_shapes(lambda: image_reference(channels, layers, **WIDTHS))
   )
   file = rename(theirs, ldm_rules(layers, video=False))
-  listed = stable_diffusion_table(channels, layers, "diffusers")
-  numbered = stable_diffusion_table(channels, layers, "ldm")
+  listed = stable_diffusion_table("diffusers", channels, layers)
+  numbered = stable_diffusion_table("ldm", channels, layers)
   target = spatial(
     build.abstract_params(unet(channels, layers, **B, **WIDTHS)), listed
   )
@@ -304,7 +298,7 @@ def test_stable_diffusion_draws_the_same_image():
   channels, layers = SIZES[1]
   torch.manual_seed(0)
   theirs = image_reference(channels, layers, **WIDTHS).eval()
-  table = stable_diffusion_table(channels, layers, "diffusers")
+  table = stable_diffusion_table("diffusers", channels, layers)
   model = unet(channels, layers, **B, **WIDTHS)
   target = build.abstract_params(model)
   params = load(
@@ -347,8 +341,8 @@ def test_full_size_stable_diffusion(state_shapes, hollow_arrays, rename):
   )
   assert len(theirs) == 686
   assert sum(x.size for x in theirs.values()) == 865_910_724
-  table = stable_diffusion_table(*FULL, "diffusers")
+  table = stable_diffusion_table("diffusers", *FULL)
   target = spatial(build.abstract_params(unet(*FULL, **B)), table)
   check_fit(theirs, table, target)
   file = rename(theirs, ldm_rules(layers=2, video=False))
-  check_fit(file, stable_diffusion_table(*FULL, "ldm"), target)
+  check_fit(file, stable_diffusion_table("ldm", *FULL), target)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from weight_helpers import assert_refused
+from weight_helpers import assert_refused, tensors_of
 
-from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.interop.formats.weight_files import open_tensors
 
 
@@ -127,7 +126,7 @@ def test_missing_file(tmp_path, name):
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, jnp.bfloat16])
 def test_nan_and_infinity_are_refused(dtype):
   x = np.zeros((2, 3), dtype)
-  tensors = Tensors.of({"good": x.copy(), "bad": x}, "a.pth").checked()
+  tensors = tensors_of({"good": x.copy(), "bad": x}, "a.pth").checked()
   x[0, 1], x[1, 1], x[1, 2] = np.nan, np.inf, -np.inf
   np.testing.assert_array_equal(tensors.read("good"), np.zeros((2, 3), dtype))
   assert_refused(
@@ -137,16 +136,16 @@ def test_nan_and_infinity_are_refused(dtype):
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, np.bool_])
 def test_integers_are_refused(dtype):
-  tensors = Tensors.of({"x": np.ones(3, dtype)}, "a.pth").checked()
+  tensors = tensors_of({"x": np.ones(3, dtype)}, "a.pth").checked()
   assert_refused(lambda: tensors.read("x"), r"'x' is .* in a\.pth; use weights")
 
 
 def test_empty_tensor():
-  tensors = Tensors.of({"empty": np.zeros((0, 2), np.float32)}).checked()
+  tensors = tensors_of({"empty": np.zeros((0, 2), np.float32)}).checked()
   assert tensors.read("empty").shape == (0, 2)
 
 
 def test_overflow_of_a_smaller_dtype_is_refused():
-  tensors = Tensors.of({"x": np.full(2, 1e6, "f")}, "a.pth")
+  tensors = tensors_of({"x": np.full(2, 1e6, "f")}, "a.pth")
   half = tensors.cast(np.dtype(np.float16)).checked()
   assert_refused(lambda: half.read("x"), "2 of 2 values of 'x' .* as float16")

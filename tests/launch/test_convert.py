@@ -12,11 +12,10 @@ import public_standin
 import pytest
 import torch
 from public_standin import draw, file_shapes, unet
-from weight_helpers import arrays_of, save_torch
+from weight_helpers import arrays_of, save_torch, tensors_of
 
 from i2vgen_jax.interop import open_weights
 from i2vgen_jax.interop.formats import safetensors_files
-from i2vgen_jax.interop.formats.tensors import Tensors
 from launch import cli
 
 UNET = "diffusion_pytorch_model.safetensors"
@@ -442,7 +441,7 @@ def test_sample_refuses_incomplete_weights(
   copied = shutil.copytree(repository, tmp_path / "copied")
   arrays = arrays_of(safetensors_files.read(copied / "unet" / UNET))
   del arrays["conv_norm_out.bias"]
-  safetensors_files.write(copied / "unet" / UNET, Tensors.of(arrays))
+  safetensors_files.write(copied / "unet" / UNET, tensors_of(arrays))
   line = refused(
     "sample",
     f"--weights={copied}",

@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from weight_helpers import arrays_of, leaves_of, load
+from weight_helpers import arrays_of, leaves_of, load, tensors_of
 
-from i2vgen_jax.interop.formats.tensors import Tensors
-from i2vgen_jax.interop.keys.clip import (
-  transformers_text_table,
-  transformers_vision_table,
-)
+from i2vgen_jax.interop.keys.clip import text_table, vision_table
 from i2vgen_jax.interop.mapping import compare, to_torch
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 
@@ -82,8 +78,8 @@ def text(randomised, state_arrays):
   )
   ours = CLIPTextModel(**sizes, num_layers=LAYERS, num_heads=6, mlp_width=80)
   params = load(
-    Tensors.of(state_arrays(theirs)),
-    transformers_text_table(LAYERS),
+    tensors_of(state_arrays(theirs)),
+    text_table("transformers", LAYERS),
     abstract(ours, captions(1, 77)),
   )
   return (
@@ -135,8 +131,8 @@ def test_vision(randomised, state_arrays, relative_error, patch, image, batch):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(batch, image, image, 3)).astype(np.float32)
   params = load(
-    Tensors.of(state_arrays(theirs)),
-    transformers_vision_table(3),
+    tensors_of(state_arrays(theirs)),
+    vision_table("transformers", 3),
     abstract(ours, x),
   )
   expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
@@ -152,10 +148,10 @@ def test_text_keys_with_and_without_prefix(text, state_arrays, prefix):
     for key, value in state_arrays(theirs).items()
   }
   tensors = {prefix + key: value for key, value in bare.items()}
-  again = load(Tensors.of(tensors), transformers_text_table(LAYERS), params)
+  again = load(tensors_of(tensors), text_table("transformers", LAYERS), params)
   jax.tree.map(np.testing.assert_array_equal, again, params)
   returned = arrays_of(
-    to_torch(leaves_of(params), transformers_text_table(LAYERS))
+    to_torch(leaves_of(params), text_table("transformers", LAYERS))
   )
   assert returned.keys() == {"text_model." + key for key in bare}
   for key, value in bare.items():
@@ -166,8 +162,8 @@ def test_full_size_text_has_the_same_tensors(meta_arrays):
   tensors = meta_arrays(text_reference)
   ids = jnp.zeros((1, 77), jnp.int32)
   compare(
-    Tensors.of(tensors),
-    transformers_text_table(24),
+    tensors_of(tensors),
+    text_table("transformers", 24),
     abstract(CLIPTextModel(), ids),
   ).check()
 
@@ -176,7 +172,7 @@ def test_full_size_vision_has_the_same_tensors(meta_arrays):
   tensors = meta_arrays(vision_reference)
   x = jnp.zeros((1, 224, 224, 3))
   compare(
-    Tensors.of(tensors),
-    transformers_vision_table(32),
+    tensors_of(tensors),
+    vision_table("transformers", 32),
     abstract(CLIPVisionModel(), x),
   ).check()

@@ -8,11 +8,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from weight_helpers import arrays_of, leaves_of, load
+from weight_helpers import arrays_of, leaves_of, load, tensors_of
 
 from i2vgen_jax.interop import mapping
-from i2vgen_jax.interop.formats.tensors import Tensors
-from i2vgen_jax.interop.keys.unet import diffusers_table
+from i2vgen_jax.interop.keys import unet
 from i2vgen_jax.interop.mapping import to_torch
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
@@ -66,7 +65,9 @@ def abstract(sizes):
 
 
 def table(sizes):
-  return diffusers_table(sizes["block_channels"], sizes["layers_per_block"])
+  return unet.table(
+    "diffusers", sizes["block_channels"], sizes["layers_per_block"]
+  )
 
 
 def draw_inputs(batch, frames, height, width):
@@ -123,7 +124,7 @@ def compare(state_arrays, relative_error):
     return module.apply({"params": params}, **inputs)
 
   def error(theirs, inputs, sizes=SMALL):
-    arrays = Tensors.of(state_arrays(theirs))
+    arrays = tensors_of(state_arrays(theirs))
     params = load(arrays, table(sizes), abstract(sizes))
     ours = run(I2VGenUNet(**sizes), params, inputs)
     return relative_error(ours, their_output(theirs, **inputs))
@@ -173,4 +174,4 @@ def test_full_size_has_the_same_tensors(meta_arrays):
   tensors = meta_arrays(lambda: reference(**FULL))
   assert len(tensors) == len(table(FULL).rows) == 1511
   assert sum(x.size for x in tensors.values()) == 1_420_469_224
-  mapping.compare(Tensors.of(tensors), table(FULL), abstract(FULL)).check()
+  mapping.compare(tensors_of(tensors), table(FULL), abstract(FULL)).check()

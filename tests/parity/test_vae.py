@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from weight_helpers import arrays_of, leaves_of, load
+from weight_helpers import arrays_of, leaves_of, load, tensors_of
 
-from i2vgen_jax.interop.formats.tensors import Tensors
-from i2vgen_jax.interop.keys.vae import diffusers_table
+from i2vgen_jax.interop.keys import vae
 from i2vgen_jax.interop.mapping import compare, to_torch
 from i2vgen_jax.models.vae import AutoencoderKL
 
@@ -48,13 +47,13 @@ def theirs(randomised):
 
 @pytest.fixture(scope="module")
 def table():
-  return diffusers_table(SMALL["block_channels"], layers_per_block=2)
+  return vae.table("diffusers", SMALL["block_channels"], layers_per_block=2)
 
 
 @pytest.fixture(scope="module")
 def params(theirs, table, state_arrays):
   return load(
-    Tensors.of(state_arrays(theirs)), table, abstract(AutoencoderKL(**SMALL))
+    tensors_of(state_arrays(theirs)), table, abstract(AutoencoderKL(**SMALL))
   )
 
 
@@ -116,7 +115,7 @@ def test_weights_go_back_unchanged(theirs, params, table, state_arrays):
 
 def test_full_size_has_the_same_tensors(meta_arrays):
   tensors = meta_arrays(lambda: reference(**FULL))
-  table = diffusers_table(FULL["block_channels"], layers_per_block=2)
+  table = vae.table("diffusers", FULL["block_channels"], layers_per_block=2)
   model = AutoencoderKL(**FULL)
   assert len(tensors) == len(table.rows) == 248
-  compare(Tensors.of(tensors), table, abstract(model)).check()
+  compare(tensors_of(tensors), table, abstract(model)).check()

@@ -1,10 +1,9 @@
-"""Safetensors files, one or several shards with an index."""
+"""Safetensors files."""
 
 import contextlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -27,7 +26,6 @@ DTYPES = {
   "U8": np.dtype(np.uint8),
   "BOOL": np.dtype(np.bool_),
 }
-_SAME_DOWNLOAD = "use shards and index of one download"
 
 
 def read(path: Path) -> Tensors:
@@ -60,45 +58,6 @@ def read(path: Path) -> Tensors:
   )
 
 
-def read_index(path: Path, read: Callable[[Path], Tensors] = read) -> Tensors:
-  """The tensors of all shards that a `*.index.json` names.
-
-  Args:
-    path: index file.
-    read: opens one shard.
-
-  Raises:
-    InputError: it is not an index, or index and shards do not agree.
-  """
-  shard_of = _weight_map(path)
-  shards = {name: read(_shard(path, name)) for name in set(shard_of.values())}
-  for key, name in shard_of.items():
-    if key not in shards[name].shapes:
-      raise InputError(
-        f"{key!r} is in the index {path} and not in shard {name}; "
-        f"{_SAME_DOWNLOAD}"
-      )
-  for name, shard in shards.items():
-    if extra := sorted(shard.shapes.keys() - shard_of.keys()):
-      raise InputError(
-        f"{extra[0]!r} is in shard {name} and not in the index {path}; "
-        f"{_SAME_DOWNLOAD}"
-      )
-  return Tensors(
-    where=str(path),
-    shapes={key: shards[name].shapes[key] for key, name in shard_of.items()},
-    dtypes={key: shards[name].dtypes[key] for key, name in shard_of.items()},
-    read=lambda key: shards[shard_of[key]].read(key),
-  )
-
-
-def has_all_shards(path: Path) -> bool:
-  """Whether all shards of an index exist; True for any other file."""
-  if path.suffix != ".json":
-    return True
-  return all((path.parent / n).is_file() for n in _weight_map(path).values())
-
-
 def write(
   path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -123,9 +82,7 @@ def write(
     raise ValueError(f"safetensors has no dtype {', '.join(sorted(unknown))}")
   # The widest first, so that each tensor is aligned to its width.
   keys = sorted(tensors.shapes, key=lambda k: (-tensors.dtypes[k].itemsize, k))
-  header: dict[str, object] = {}
-  if metadata:
-    header["__metadata__"] = dict(metadata)
+  header = {"__metadata__": dict(metadata)} if metadata else {}
   end = 0
   for key in keys:
     dtype, shape = tensors.dtypes[key], tensors.shapes[key]
@@ -150,28 +107,3 @@ def _reading(path: Path) -> Iterator[None]:
       yield
     except SafetensorError as e:
       raise ValueError(f"truncated or not a safetensors file: {e}") from e
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-  names = files.read_json(path, advice="download it again").get("weight_map")
-  if not isinstance(names, dict) or not all(
-    isinstance(name, str) for name in names.values()
-  ):
-    raise InputError(
-      f"{path} is not an index of shards: it has no `weight_map` of file "
-      "names; give the weight file itself"
-    )
-  return names
-
-
-def _shard(path: Path, name: str) -> Path:
-  """The path of a shard. Links are not resolved: the Hub's cache uses them."""
-  if Path(name).is_absolute() or ".." in Path(name).parts:
-    raise InputError(
-      f"shard {name!r} lies outside of the folder of {path}; nothing was "
-      "read, use an index that you trust"
-    )
-  shard = path.parent / name
-  if not os.path.isfile(shard):  # Unlike Path.is_file, it never raises.
-    raise InputError(f"no shard {name!r}, which {path} names; copy it there")
-  return shard

@@ -28,18 +28,6 @@ class Tensors:
   dtypes: Mapping[str, np.dtype]
   read: Callable[[str], np.ndarray]
 
-  @classmethod
-  def of(
-    cls, arrays: Mapping[str, np.ndarray], where: str = "memory"
-  ) -> "Tensors":
-    """Arrays that are in memory."""
-    return cls(
-      where=where,
-      shapes={key: tuple(x.shape) for key, x in arrays.items()},
-      dtypes={key: x.dtype for key, x in arrays.items()},
-      read=lambda key: np.asarray(arrays[key]),
-    )
-
   def read_checked(self, key: str) -> np.ndarray:
     """One array in C order; ValueError if its shape or dtype is not as listed.
 
@@ -88,21 +76,20 @@ class Tensors:
 
     return dataclasses.replace(self, read=read)
 
-  def under(self, prefix: str) -> "Tensors":
-    """The tensors whose key starts with `prefix`, which is removed."""
+  def under(self, prefix: str, without: tuple[str, ...] = ()) -> "Tensors":
+    """The tensors whose key starts with `prefix`, which is removed.
 
-    def cut(values: Mapping[str, Any]) -> dict[str, Any]:
-      return {
-        key.removeprefix(prefix): value
-        for key, value in values.items()
-        if key.startswith(prefix)
-      }
-
+    Args:
+      prefix: start of the keys.
+      without: what the rest of a key must not start with.
+    """
+    rest = [k.removeprefix(prefix) for k in self.shapes if k.startswith(prefix)]
+    names = [name for name in rest if not name.startswith(without)]
     return Tensors(
       self.where,
-      cut(self.shapes),
-      cut(self.dtypes),
-      lambda key: self.read(prefix + key),
+      {name: self.shapes[prefix + name] for name in names},
+      {name: self.dtypes[prefix + name] for name in names},
+      lambda name: self.read(prefix + name),
     )
 
 

@@ -1,122 +1,83 @@
-"""Keys of the CLIP towers in their public forms."""
+"""Keys of the CLIP towers in their public forms.
 
-from collections.abc import Iterable
+`transformers` is the form of `CLIPTextModel` and
+`CLIPVisionModelWithProjection`, `openclip` that of
+`open_clip_pytorch_model.bin`, in which the keys of the image tower have the
+prefix `visual.` and those of the text tower none.
+"""
 
-from i2vgen_jax.interop.keys.layouts import LINEAR, PLAIN
-from i2vgen_jax.interop.keys.table import Row, Table, conv2d, linear, norm
+from collections.abc import Iterator
+
+from i2vgen_jax.interop.keys import kinds
+from i2vgen_jax.interop.keys.table import Part, Table, rows
 
 
-def transformers_text_table(num_layers: int) -> Table:
-  """The form of transformers' `CLIPTextModel`.
+def text_table(form: str, num_layers: int) -> Table:
+  """The table of the text tower in `transformers` or `openclip`.
 
-  Files have the prefix `text_model.`, the modules of transformers 5 have none;
-  both are read, the first is written.
+  Files of transformers have the prefix `text_model.`, the modules of
+  transformers 5 have none; both are read, the first is written.
   """
-  prefixes = ("text_model.", "")
-  rows = [
-    _plain("token_embedding/embedding", prefixes, "token_embedding"),
-    _plain("position_embedding", prefixes, "position_embedding"),
-    *_layers(num_layers, prefixes),
-    *norm("final_norm", *_keys(prefixes, "final_layer_norm")),
-  ]
-  return Table(tuple(rows), _position_ids(prefixes))
+  words = "embeddings.token_embedding.weight", "token_embedding.weight"
+  tower = (
+    Part("token_embedding/embedding", kinds.plain, *words),
+    Part("position_embedding", kinds.plain, *_PLACES),
+    *_layers(num_layers),
+    Part("final_norm", kinds.norm, "final_layer_norm", "ln_final"),
+  )
+  ignored = {
+    "transformers": (f"text_model.{_POSITION_IDS}", _POSITION_IDS),
+    # The first two serve the contrastive loss; the mask is a constant.
+    "openclip": ("text_projection", "logit_scale", "attn_mask"),
+  }
+  parts = [Part("", tower, "text_model|", "")]
+  return Table(tuple(rows(parts, form)), frozenset(ignored[form]))
 
 
-def transformers_vision_table(num_layers: int) -> Table:
-  """The form of transformers' `CLIPVisionModelWithProjection`."""
-  prefixes = ("vision_model.",)
-  patches = _keys(prefixes, "embeddings.patch_embedding")
-  rows = [
-    *conv2d("patch_embedding", *patches, bias=False),
-    Row(
-      "class_embedding", _keys(prefixes, "embeddings.class_embedding"), PLAIN
-    ),
-    _plain("position_embedding", prefixes, "position_embedding"),
+def vision_table(form: str, num_layers: int) -> Table:
+  """The table of the image tower in `transformers` or `openclip`."""
+  patches = "embeddings.patch_embedding", "conv1"
+  start = "embeddings.class_embedding", "class_embedding"
+  output = "visual_projection", "proj", kinds.transposed
+  tower = (
+    Part("patch_embedding", kinds.patches, *patches),
+    Part("class_embedding", kinds.plain, *start),
+    Part("position_embedding", kinds.plain, *_PLACES),
     # The spelling is theirs.
-    *norm("norm_in", *_keys(prefixes, "pre_layrnorm")),
-    *_layers(num_layers, prefixes),
-    *norm("norm_out", *_keys(prefixes, "post_layernorm")),
-    *linear("projection", "visual_projection", bias=False),
+    Part("norm_in", kinds.norm, "pre_layrnorm", "ln_pre"),
+    *_layers(num_layers),
+    Part("norm_out", kinds.norm, "post_layernorm", "ln_post"),
+  )
+  parts = [
+    Part("", tower, "vision_model", ""),
+    Part("projection", kinds.unbiased, *output),
   ]
-  return Table(tuple(rows), _position_ids(prefixes))
+  ignored = [f"vision_model.{_POSITION_IDS}"] if form == "transformers" else []
+  return Table(tuple(rows(parts, form)), frozenset(ignored))
 
 
-def openclip_text_table(num_layers: int) -> Table:
-  """The text tower in `open_clip_pytorch_model.bin`.
-
-  Its keys are those of the file that do not start with `visual.`.
-  """
-  rows = [
-    Row("token_embedding/embedding", ("token_embedding.weight",), PLAIN),
-    Row("position_embedding", ("positional_embedding",), PLAIN),
-    *_openclip_layers(num_layers),
-    *norm("final_norm", "ln_final"),
-  ]
-  # The first two serve the contrastive loss; the mask is a constant.
-  unused = {"text_projection", "logit_scale", "attn_mask"}
-  return Table(tuple(rows), frozenset(unused))
+def _layers(count: int) -> Iterator[Part]:
+  for i in range(count):
+    theirs = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
+    yield Part(f"layer_{i}", _LAYER, *theirs)
 
 
-def openclip_vision_table(num_layers: int) -> Table:
-  """The image tower in the same file, after the prefix `visual.`."""
-  rows = [
-    *conv2d("patch_embedding", "conv1", bias=False),
-    Row("class_embedding", ("class_embedding",), PLAIN),
-    Row("position_embedding", ("positional_embedding",), PLAIN),
-    *norm("norm_in", "ln_pre"),
-    *_openclip_layers(num_layers),
-    *norm("norm_out", "ln_post"),
-    # A matrix multiplied from the right, as in Flax.
-    Row("projection/kernel", ("proj",), PLAIN),
-  ]
-  return Table(tuple(rows))
+_PLACES = "embeddings.position_embedding.weight", "positional_embedding"
+# A constant that older versions of transformers write.
+_POSITION_IDS = "embeddings.position_ids"
 
-
-def _layers(num_layers: int, prefixes: tuple[str, ...]) -> Iterable[Row]:
-  for i in range(num_layers):
-    keys = _keys(prefixes, f"encoder.layers.{i}.")
-    yield from _layer(f"layer_{i}", keys)
-
-
-def _layer(path: str, keys: tuple[str, ...]) -> Iterable[Row]:
-  def under(name: str) -> tuple[str, ...]:
-    return _keys(keys, name)
-
-  yield from norm(f"{path}/norm_1", *under("layer_norm1"))
-  for name in ("q", "k", "v", "out"):
-    attention = under(f"self_attn.{name}_proj")
-    yield from linear(f"{path}/attn/to_{name}", *attention)
-  yield from norm(f"{path}/norm_2", *under("layer_norm2"))
-  yield from linear(f"{path}/mlp_in", *under("mlp.fc1"))
-  yield from linear(f"{path}/mlp_out", *under("mlp.fc2"))
-
-
-def _openclip_layers(num_layers: int) -> Iterable[Row]:
-  for i in range(num_layers):
-    yield from _openclip_layer(f"layer_{i}", f"transformer.resblocks.{i}")
-
-
-def _openclip_layer(path: str, key: str) -> Iterable[Row]:
-  """Query, key and value are stacked in one matrix and one bias."""
-  yield from norm(f"{path}/norm_1", f"{key}.ln_1")
-  for i, name in enumerate("qkv"):
-    ours, theirs = f"{path}/attn/to_{name}", f"{key}.attn.in_proj"
-    yield Row(f"{ours}/kernel", (f"{theirs}_weight",), LINEAR, part=(i, 3))
-    yield Row(f"{ours}/bias", (f"{theirs}_bias",), PLAIN, part=(i, 3))
-  yield from linear(f"{path}/attn/to_out", f"{key}.attn.out_proj")
-  yield from norm(f"{path}/norm_2", f"{key}.ln_2")
-  yield from linear(f"{path}/mlp_in", f"{key}.mlp.c_fc")
-  yield from linear(f"{path}/mlp_out", f"{key}.mlp.c_proj")
-
-
-def _plain(path: str, prefixes: tuple[str, ...], name: str) -> Row:
-  return Row(path, _keys(prefixes, f"embeddings.{name}.weight"), PLAIN)
-
-
-def _position_ids(prefixes: tuple[str, ...]) -> frozenset[str]:
-  """A constant that older versions of transformers write."""
-  return frozenset(_keys(prefixes, "embeddings.position_ids"))
-
-
-def _keys(prefixes: tuple[str, ...], name: str) -> tuple[str, ...]:
-  return tuple(f"{prefix}{name}" for prefix in prefixes)
+# OpenCLIP stacks query, key and value in one matrix and one bias.
+_ATTENTION = (
+  *(
+    Part(f"to_{name}", kinds.linear, f"{name}_proj", "in_proj", stack)
+    for name, stack in zip("qkv", kinds.stacked(dot="_"), strict=True)
+  ),
+  Part("to_out", kinds.linear, "out_proj"),
+)
+_LAYER = (
+  Part("norm_1", kinds.norm, "layer_norm1", "ln_1"),
+  Part("attn", _ATTENTION, "self_attn", "attn"),
+  Part("norm_2", kinds.norm, "layer_norm2", "ln_2"),
+  Part("mlp_in", kinds.linear, "mlp.fc1", "mlp.c_fc"),
+  Part("mlp_out", kinds.linear, "mlp.fc2", "mlp.c_proj"),
+)
