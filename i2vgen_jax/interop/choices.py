@@ -48,10 +48,9 @@ class Choices:
       configs: `config.json` of each network.
     """
     used = {}
-    for name, (networks, part, default) in _PLACES.items():
+    for name, (networks, group, default) in _PLACES.items():
       if networks[0] in configs:
-        config = configs[networks[0]]
-        place = config.get(part, {}) if part else config
+        place = _place(configs[networks[0]], group)
         if name != "concat_gain" or place.get("local_image") == "concat":
           used[name] = place.get(name, default)
     return used
@@ -70,12 +69,23 @@ class Choices:
       InputError: an unknown name, or an impossible value.
     """
     types = {field.name: field.type for field in dataclasses.fields(cls)}
-    for name in values:
+    checked = {}
+    for name, value in values.items():
       if name not in types:
         raise InputError(
           f"unknown choice {name!r}; known are {', '.join(types)}"
         )
-    return {n: _read(n, v, types[n], where) for n, v in values.items()}
+      read, is_valid, description = _TYPES[types[name]]
+      try:
+        checked[name] = read(value)
+        if not is_valid(checked[name]):
+          raise ValueError
+      except (KeyError, TypeError, ValueError, OverflowError) as e:
+        there = f", in {where}" if where else ""
+        raise InputError(
+          f"choice {name} cannot be {value!r}{there}; give {description}"
+        ) from e
+    return checked
 
 
 # The values of each form's code.
@@ -99,10 +109,13 @@ _PLACES = {
 def put(config: dict[str, Any], network: str, values: Mapping) -> None:
   """Writes the values that concern a network into its config."""
   for name, value in values.items():
-    networks, part, _ = _PLACES[name]
-    place = config.get(part) if part else config
-    if network in networks and place is not None:
-      place[name] = value
+    networks, group, _ = _PLACES[name]
+    if network in networks:
+      _place(config, group)[name] = value
+
+
+def _place(config: Mapping[str, Any], group: str | None) -> Any:
+  return config.get(group, {}) if group else config
 
 
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
@@ -112,17 +125,3 @@ _TYPES = {
   int: (int, lambda x: x >= 0, "an integer of at least 0"),
   float: (float, lambda x: 0 < x < math.inf, "a number above 0"),
 }
-
-
-def _read(name: str, value: Any, kind: type, where: Path | None) -> Any:
-  read, is_valid, description = _TYPES[kind]
-  try:
-    result = read(value)
-  except (KeyError, TypeError, ValueError, OverflowError):
-    result = None
-  if result is None or not is_valid(result):
-    there = f", in {where}" if where else ""
-    raise InputError(
-      f"choice {name} cannot be {value!r}{there}; give {description}"
-    )
-  return result

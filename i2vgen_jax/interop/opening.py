@@ -21,12 +21,8 @@ from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import read_json
 from i2vgen_jax.interop import hub
-from i2vgen_jax.interop.formats import weight_files
-from i2vgen_jax.interop.formats.diffusers_folder import (
-  PARTS,
-  read_choices,
-  read_scheduler,
-)
+from i2vgen_jax.interop.formats import diffusers_folder, weight_files
+from i2vgen_jax.interop.formats.diffusers_folder import PARTS
 from i2vgen_jax.interop.formats.tensors import weight_dtype
 from i2vgen_jax.interop.recognise import recognise
 from i2vgen_jax.interop.stored import StoredNetwork, from_file, from_native
@@ -136,14 +132,14 @@ def load_text_encoder(
   path: str | Path, dtype: Any = None, *, mesh: Mesh | None = None
 ) -> Loaded:
   """CLIP's text tower; see `load_unet`."""
-  return _load("text_encoder", path, dtype, mesh, None)
+  return _load("text_encoder", path, dtype, mesh)
 
 
 def load_image_encoder(
   path: str | Path, dtype: Any = None, *, mesh: Mesh | None = None
 ) -> Loaded:
   """CLIP's image tower; see `load_unet`."""
-  return _load("image_encoder", path, dtype, mesh, None)
+  return _load("image_encoder", path, dtype, mesh)
 
 
 def _load(
@@ -151,7 +147,7 @@ def _load(
   path: str | Path,
   dtype: Any,
   mesh: Mesh | None,
-  choices: Mapping[str, Any] | None,
+  choices: Mapping[str, Any] | None = None,
 ) -> Loaded:
   known = weight_dtype(dtype)
   folder = hub.resolve(path, half=known is not None and known.itemsize == 2)
@@ -165,8 +161,6 @@ def _load(
 
 
 def _find(path: Path, choices: Mapping[str, Any]) -> Networks:
-  if path.is_file():
-    return _in_weights(path, choices)
   if (path / "params").is_dir():
     network = from_native(path, choices)
     return {network.name: network}
@@ -175,7 +169,7 @@ def _find(path: Path, choices: Mapping[str, Any]) -> Networks:
   whole = (path / "model_index.json").is_file()
   if whole or any((path / part / "config.json").is_file() for part in PARTS):
     return _in_repository(path, choices, whole)
-  if weight_files.weights_in(path):
+  if path.is_file() or weight_files.weights_in(path):
     return _in_weights(path, choices)
   return _in_files(path, choices)
 
@@ -186,16 +180,16 @@ def _in_repository(
   """All parts of a diffusers folder, or those that are there."""
   if whole:
     index = read_json(path / "model_index.json")
-    if (name := index.get("_class_name")) != "I2VGenXLPipeline":
+    if (kind := index.get("_class_name")) != "I2VGenXLPipeline":
       raise InputError(
-        f"{path} is a pipeline of class {name}; use one of I2VGenXLPipeline"
+        f"{path} is a pipeline of class {kind}; use one of I2VGenXLPipeline"
       )
-  choices = {**read_choices(path), **choices}
+  choices = {**diffusers_folder.read_choices(path), **choices}
   networks: Networks = {}
-  for part in PARTS:
+  for part, name in PARTS.items():
     if (path / part).is_dir():
       found = _in_weights(path / part, choices)
-      if list(found) != ["base" if part == "unet" else part]:
+      if list(found) != [name]:
         raise InputError(
           f"weights of {', '.join(found)} in {path / part}; copy the folder "
           "again"
@@ -204,7 +198,7 @@ def _in_repository(
     elif whole:
       raise InputError(f"no {part} in {path}; copy the folder again")
   if "base" in networks and (whole or (path / "scheduler").is_dir()):
-    for name, values in read_scheduler(path).items():
+    for name, values in diffusers_folder.read_scheduler(path).items():
       networks["base"].config[name] |= values
   return networks
 
@@ -220,13 +214,14 @@ def _in_files(path: Path, choices: Mapping[str, Any]) -> Networks:
   networks: Networks = {}
   for file in files:
     # A config.json next to several files belongs to none of them.
-    for name, network in _in_file(file, choices, {}).items():
-      if name in networks:
-        raise InputError(
-          f"two files with a {name} in {path}: "
-          f"{networks[name].tensors.where} and {file}; keep one"
-        )
-      networks[name] = network
+    found = _in_file(file, choices, {})
+    if twice := found.keys() & networks.keys():
+      name = min(twice)
+      raise InputError(
+        f"two files with a {name} in {path}: "
+        f"{networks[name].tensors.where} and {file}; keep one"
+      )
+    networks |= found
   return networks
 
 

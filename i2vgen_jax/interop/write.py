@@ -5,8 +5,7 @@ is written from memory. A target appears under its name once it is complete.
 """
 
 import contextlib
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,11 @@ from i2vgen_jax.files import check_absent, replacing_folder
 from i2vgen_jax.interop import mapping
 from i2vgen_jax.interop.choices import DEFAULTS
 from i2vgen_jax.interop.formats import diffusers_folder, native, torch_files
+from i2vgen_jax.interop.formats.diffusers_folder import PARTS
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.interop.opening import StoredWeights
 from i2vgen_jax.interop.stored import StoredNetwork, table_of
 
-# Form of each part of a diffusers folder.
-_PARTS = {
-  "base": "diffusers",
-  "vae": "diffusers",
-  "text_encoder": "transformers",
-  "image_encoder": "transformers",
-}
 # The variants whose U-Net each form can hold, and the fields that its code
 # fixes.
 _VARIANTS = {
@@ -103,39 +96,41 @@ def write(
 
 def missing_parts(weights: StoredWeights) -> list[str]:
   """What `I2VGenXLPipeline` needs and a diffusers folder of these lacks."""
-  missing = [name for name in _PARTS if name not in weights.networks]
-  missing = ["unet" if name == "base" else name for name in missing]
+  missing = [p for p, name in PARTS.items() if name not in weights.networks]
   rest = ("tokenizer", "scheduler", "model_index.json")
   return missing if _has_rest(weights) else [*missing, *rest]
 
 
 def _write_native(weights: StoredWeights, folder: Path, dtype: Any) -> None:
-  names = [*weights.networks]
-  for name in names:
+  for name in weights.networks:
     check_absent(folder / name)
-  if weights.tokenizer and not (folder / "tokenizer").exists():
-    names.append("tokenizer")
-  with _new_parts(folder, names) as places:
+  has_tokenizer = (folder / "tokenizer").exists()
+  # All parts appear at the end of this block, or none of them.
+  with contextlib.ExitStack() as stack:
+    if not folder.exists():
+      folder = stack.enter_context(replacing_folder(folder))
     for name, network in weights.networks.items():
+      part = stack.enter_context(replacing_folder(folder / name))
       params = mapping.materialise(network.leaves(dtype))
-      native.write(places[name], network.config, params)
-    if "tokenizer" in places:
+      native.write(part, network.config, params)
+    if weights.tokenizer and not has_tokenizer:
+      part = stack.enter_context(replacing_folder(folder / "tokenizer"))
       vocab, merges = tokenizer.read_vocabulary(weights.tokenizer)
-      tokenizer.write_vocabulary(places["tokenizer"], vocab, merges)
+      tokenizer.write_vocabulary(part, vocab, merges)
 
 
 def _write_diffusers(weights: StoredWeights, folder: Path, dtype: Any) -> None:
   with replacing_folder(folder) as temporary:
-    for name, network in weights.networks.items():
-      # A config may leave out fields that have their default.
-      names = (field.name for field in dataclasses.fields(network.module))
-      fields = {field: getattr(network.module, field) for field in names}
-      diffusers_folder.write_component(
-        temporary,
-        "unet" if name == "base" else name,
-        network.config | {"module": fields},
-        _converted(network, _PARTS[name], dtype),
-      )
+    for part, name in PARTS.items():
+      if name in weights.networks:
+        network = weights.networks[name]
+        library, _ = diffusers_folder.CLASSES[part]
+        # A config may leave out fields that have their default.
+        names = type(network.module).__dataclass_fields__
+        fields = {name: getattr(network.module, name) for name in names}
+        config = network.config | {"module": fields}
+        tensors = _converted(network, library, dtype)
+        diffusers_folder.write_component(temporary, part, config, tensors)
     if _has_rest(weights):
       diffusers_folder.write_rest(
         temporary,
@@ -153,21 +148,5 @@ def _has_rest(weights: StoredWeights) -> bool:
 
 def _converted(network: StoredNetwork, form: str, dtype: Any) -> Tensors:
   gain = DEFAULTS[form].concat_gain if form in DEFAULTS else None
-  if network.name not in ("base", "refine"):
-    gain = None
   leaves = network.leaves(dtype, gain)
   return mapping.to_torch(leaves, table_of(network.module, form))
-
-
-@contextlib.contextmanager
-def _new_parts(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Path]]:
-  """Yields temporary folders that become parts of `folder`, all or none."""
-  with contextlib.ExitStack() as stack:
-    if folder.exists():
-      new = {n: replacing_folder(folder / n) for n in names}
-      yield {name: stack.enter_context(new[name]) for name in names}
-    else:
-      whole = stack.enter_context(replacing_folder(folder))
-      for name in names:
-        (whole / name).mkdir()
-      yield {name: whole / name for name in names}

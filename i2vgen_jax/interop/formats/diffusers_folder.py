@@ -1,20 +1,25 @@
 """The files next to the weights in a diffusers repository."""
 
-import json
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.files import read_json
+from i2vgen_jax.files import read_json, write_json
 from i2vgen_jax.interop.formats import safetensors_files
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.preprocessing import CLIP_MEAN, CLIP_STD
 
-# The parts with weights, and the classes of all parts.
-PARTS = ("unet", "vae", "text_encoder", "image_encoder")
-_CLASSES = {
+# The parts with weights, and their names in a cascade.
+PARTS = {
+  "unet": "base",
+  "vae": "vae",
+  "text_encoder": "text_encoder",
+  "image_encoder": "image_encoder",
+}
+# Library and class of all parts; the library is the form of the weights.
+CLASSES = {
   "unet": ("diffusers", "I2VGenXLUNet"),
   "vae": ("diffusers", "AutoencoderKL"),
   "text_encoder": ("transformers", "CLIPTextModel"),
@@ -24,49 +29,50 @@ _CLASSES = {
   "scheduler": ("diffusers", "DDIMScheduler"),
 }
 
-# Names in config.json -> fields of our modules.
-_FIELDS = {
-  "block_out_channels": "block_channels",
-  "layers_per_block": "layers_per_block",
+# Names in config.json -> fields of our modules that no shape shows, or that of
+# one tensor only; they are read and written.
+_READ = {
   "norm_num_groups": "norm_groups",
-  "cross_attention_dim": "context_dim",
   "attention_head_dim": "head_dim",
-  "hidden_size": "width",
-  "num_hidden_layers": "num_layers",
   "num_attention_heads": "num_heads",
-  "intermediate_size": "mlp_width",
   "vocab_size": "vocab_size",
   "max_position_embeddings": "max_length",
   "patch_size": "patch_size",
   "image_size": "image_size",
   "projection_dim": "projection_dim",
 }
-# Fields that no shape shows, or that of one tensor only.
-_READ = {
-  "norm_groups",
-  "head_dim",
-  "num_heads",
-  "vocab_size",
-  "max_length",
-  "patch_size",
-  "image_size",
-  "projection_dim",
+# The same for fields that many shapes show; they are written.
+_WRITTEN = _READ | {
+  "block_out_channels": "block_channels",
+  "layers_per_block": "layers_per_block",
+  "cross_attention_dim": "context_dim",
+  "hidden_size": "width",
+  "num_hidden_layers": "num_layers",
+  "intermediate_size": "mlp_width",
 }
 _CLIP = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
 
 _SCHEDULES = {"squaredcos_cap_v2": "cosine", "scaled_linear": "linear_sd"}
 _PREDICTIONS = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
 _SPACINGS = {"leading": "ddim", "trailing": "trailing"}
+# Settings of the scheduler: group and name in the config of our U-Net, values
+# of diffusers with ours, and the default of diffusers.
+_SETTINGS = {
+  "beta_schedule": ("diffusion", "schedule", _SCHEDULES, "linear"),
+  "prediction_type": ("diffusion", "prediction_type", _PREDICTIONS, "epsilon"),
+  "timestep_spacing": ("sampling", "spacing", _SPACINGS, "leading"),
+}
 # Required values of the scheduler, and the defaults of diffusers.
-_SCHEDULER = {
+_REQUIRED = {
   "_class_name": ("DDIMScheduler", "DDIMScheduler"),
   "num_train_timesteps": (1000, 1000),
   "trained_betas": (None, None),
   "clip_sample": (False, True),
   "thresholding": (False, False),
+  "steps_offset": (1, 0),
+  "beta_start": (0.00085, 0.0001),
+  "beta_end": (0.012, 0.02),
 }
-_LEADING = {"steps_offset": (1, 0)}
-_LINEAR_SD = {"beta_start": (0.00085, 0.0001), "beta_end": (0.012, 0.02)}
 
 
 # ---- Reading ----
@@ -91,17 +97,16 @@ def read_fields(
         f"a CLIP tower with {name} {config[name]}, in {where}; I2VGen-XL uses "
         f"OpenCLIP ViT-H/14, which has {value}"
       )
-  fields = {
-    ours: config[theirs]
-    for theirs, ours in _FIELDS.items()
-    if ours in _READ and ours in known and type(config.get(theirs)) is int
-  }
-  for name, value in fields.items():
-    if value < 1:
-      raise InputError(
-        f"{name} cannot be {value}, in the config.json of {where}; copy it "
-        "again"
-      )
+  fields = {}
+  for theirs, ours in _READ.items():
+    value = config.get(theirs)
+    if ours in known and type(value) is int:
+      if value < 1:
+        raise InputError(
+          f"{ours} cannot be {value}, in the config.json of {where}; copy it "
+          "again"
+        )
+      fields[ours] = value
   return fields
 
 
@@ -137,33 +142,29 @@ def read_scheduler(folder: Path) -> dict[str, dict[str, Any]]:
   path = folder / "scheduler" / "scheduler_config.json"
   config = read_json(path)
 
-  def check(name: str, value: Any, allowed: tuple) -> None:
+  def checked(name: str, default: Any, allowed: tuple) -> Any:
+    value = config.get(name, default)
     if value not in allowed:
       raise InputError(
         f"{name} {value!r} is not a setting of I2VGen-XL, in {path}; it can be "
         f"{' or '.join(map(str, allowed))}, use the scheduler that came with "
         "the weights"
       )
+    return value
 
-  def ours(name: str, names: dict[str, str], default: str) -> str:
-    value = config.get(name, default)
-    check(name, value, tuple(names))
-    return names[value]
-
-  schedule = ours("beta_schedule", _SCHEDULES, "linear")
-  spacing = ours("timestep_spacing", _SPACINGS, "leading")
-  required = _SCHEDULER | (_LEADING if spacing == "ddim" else {})
-  required |= _LINEAR_SD if schedule == "linear_sd" else {}
-  for name, (value, default) in required.items():
-    check(name, config.get(name, default), (value,))
-  return {
-    "diffusion": {
-      "schedule": schedule,
-      "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
-      "prediction_type": ours("prediction_type", _PREDICTIONS, "epsilon"),
-    },
-    "sampling": {"spacing": spacing},
-  }
+  snr = bool(config.get("rescale_betas_zero_snr", False))
+  ours = {"diffusion": {"zero_terminal_snr": snr}, "sampling": {}}
+  for name, (group, field, values, default) in _SETTINGS.items():
+    ours[group][field] = values[checked(name, default, tuple(values))]
+  unused = set()
+  if ours["sampling"]["spacing"] != "ddim":
+    unused |= {"steps_offset"}
+  if ours["diffusion"]["schedule"] != "linear_sd":
+    unused |= {"beta_start", "beta_end"}
+  for name, (value, default) in _REQUIRED.items():
+    if name not in unused:
+      checked(name, default, (value,))
+  return ours
 
 
 def _pad_token(folder: Path) -> str:
@@ -191,17 +192,15 @@ def write_component(
     config: config of the network in a cascade of ours, with all fields.
     tensors: weights in the form of diffusers or transformers.
   """
-  library, class_name = _CLASSES[part]
+  library, class_name = CLASSES[part]
   fields = config["module"]
-  values = {t: fields[ours] for t, ours in _FIELDS.items() if ours in fields}
+  values = {t: fields[ours] for t, ours in _WRITTEN.items() if ours in fields}
   values |= _other_values(part, fields, config)
-  stem = "model"
   if library == "diffusers":
-    values["_class_name"] = class_name
-    stem = "diffusion_pytorch_model"
+    stem, kind = "diffusion_pytorch_model", {"_class_name": class_name}
   else:
-    values["architectures"] = [class_name]
-  _write_json(folder / part / "config.json", values)
+    stem, kind = "model", {"architectures": [class_name]}
+  _write_json(folder / part / "config.json", values | kind)
   safetensors_files.write(
     folder / part / f"{stem}.safetensors", tensors, {"format": "pt"}
   )
@@ -238,7 +237,7 @@ def write_rest(
       "image_std": list(CLIP_STD),
     },
   )
-  index = {name: list(kind) for name, kind in _CLASSES.items()}
+  index = {name: list(kind) for name, kind in CLASSES.items()}
   _write_json(
     folder / "model_index.json", {"_class_name": "I2VGenXLPipeline", **index}
   )
@@ -284,28 +283,19 @@ def _other_values(
 
 
 def _scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
-  def theirs(names: dict[str, str], value: str) -> str:
-    for name, ours in names.items():
-      if ours == value:
-        return name
-    raise InputError(f"diffusers has no {value!r} for this pipeline")
-
-  diffusion, sampling = config["diffusion"], config["sampling"]
-  return {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": theirs(_SCHEDULES, diffusion["schedule"]),
-    "rescale_betas_zero_snr": diffusion["zero_terminal_snr"],
-    "prediction_type": theirs(_PREDICTIONS, diffusion["prediction_type"]),
-    "set_alpha_to_one": sampling.get("to_clean", False),
-    "clip_sample": False,
-    "steps_offset": 1,
-    "timestep_spacing": theirs(_SPACINGS, sampling.get("spacing", "ddim")),
+  written = {name: value for name, (value, _) in _REQUIRED.items()}
+  for name, (group, field, values, default) in _SETTINGS.items():
+    names = {ours: theirs for theirs, ours in values.items()}
+    ours = config[group].get(field, values.get(default))
+    if ours not in names:
+      raise InputError(f"diffusers has no {ours!r} for this pipeline")
+    written[name] = names[ours]
+  return written | {
+    "rescale_betas_zero_snr": config["diffusion"]["zero_terminal_snr"],
+    "set_alpha_to_one": config["sampling"].get("to_clean", False),
   }
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+  write_json(path, values)

@@ -136,18 +136,23 @@ def read(folder: Path) -> Tensors:
   Raises:
     InputError: the files are damaged.
   """
+  place = (folder / "params").absolute()
+  _check_files(place, chunks=False)
+  with _checkpointer(place) as checkpointer:
+    tree = checkpointer.metadata(place).item_metadata.tree
+  leaves = traverse_util.flatten_dict(tree, sep="/")
   held: dict[str, np.ndarray] = {}
 
   def read(path: str) -> np.ndarray:
     if not held:
-      _check_files(folder, chunks=True)
-      held.update(traverse_util.flatten_dict(_restore(folder), sep="/"))
+      _check_files(place, chunks=True)
+      as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+      args = jax.tree.map(lambda _: as_numpy, tree)
+      with _checkpointer(place) as checkpointer:
+        params = checkpointer.restore(place, restore_args=args)
+      held.update(traverse_util.flatten_dict(params, sep="/"))
     return held.pop(path)
 
-  _check_files(folder, chunks=False)
-  with _checkpointer(folder) as (checkpointer, path):
-    tree = checkpointer.metadata(path).item_metadata.tree
-    leaves = traverse_util.flatten_dict(tree, sep="/")
   return Tensors(
     where=str(folder),
     shapes={path: leaf.shape for path, leaf in leaves.items()},
@@ -156,25 +161,24 @@ def read(folder: Path) -> Tensors:
   )
 
 
-def _check_files(folder: Path, *, chunks: bool) -> None:
+def _check_files(place: Path, *, chunks: bool) -> None:
   """Compares files with their checksums, if there are any.
 
   Args:
-    folder: folder of the network.
+    place: folder of the files.
     chunks: whether to check the chunks of large networks, or all other files,
       which Orbax reads to learn the shapes.
 
   Raises:
     InputError: a file is missing or damaged.
   """
-  params = folder / "params"
-  if not (params / _CHECKSUMS).exists():
+  if not (place / _CHECKSUMS).exists():
     return
-  sums = files.read_json(params / _CHECKSUMS)
+  sums = files.read_json(place / _CHECKSUMS)
 
   def check(name: str) -> None:
-    with reading(params / name, "copy the folder again"):
-      if _crc32(params / name) != sums[name]:
+    with reading(place / name, "copy the folder again"):
+      if _crc32(place / name) != sums[name]:
         raise ValueError(f"damaged, its CRC-32 is not that in {_CHECKSUMS}")
 
   names = [name for name in sums if bool(_CHUNK.search(name)) == chunks]
@@ -190,27 +194,14 @@ def _crc32(path: Path) -> str:
   return f"{crc:08x}"
 
 
-def _restore(folder: Path) -> Params:
-  """All arrays as NumPy arrays."""
-  with _checkpointer(folder) as (checkpointer, path):
-    tree = checkpointer.metadata(path).item_metadata.tree
-    as_numpy = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-    )
-    return checkpointer.restore(path, restore_args=as_numpy)
-
-
 @contextlib.contextmanager
-def _checkpointer(
-  folder: Path,
-) -> Iterator[tuple[ocp.PyTreeCheckpointer, Path]]:
-  """A checkpointer and the path of the arrays; damage becomes an InputError."""
-  path = (folder / "params").absolute()
+def _checkpointer(place: Path) -> Iterator[ocp.PyTreeCheckpointer]:
+  """A checkpointer; damage of the arrays at `place` becomes an InputError."""
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
-      yield checkpointer, path
+      yield checkpointer
   except (OSError, ValueError, KeyError, AttributeError) as e:
     # The messages of Orbax are pages long.
     raise InputError(
-      f"weights missing or damaged, in {path}; copy the folder again"
+      f"weights missing or damaged, in {place}; copy the folder again"
     ) from e

@@ -10,7 +10,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +39,8 @@ def read(path: Path) -> Tensors:
     head = file.read(4)
     if not head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
       raise ValueError(f"not a torch file, it starts with {head!r}")
-    tensors = _state_dict(torch, path, is_zip=head == ZIP_MAGIC)
+    file.seek(0)
+    tensors = _state_dict(torch, path, file, is_zip=head == ZIP_MAGIC)
     dtypes = {key: _dtype(key, x) for key, x in tensors.items()}
     if head == ZIP_MAGIC:
       _check_records(path, tensors)
@@ -77,18 +78,13 @@ def write(path: Path, tensors: Tensors, step: int | None = None) -> None:
 
 
 def _state_dict(
-  torch: Any, path: Path, is_zip: bool
+  torch: Any, path: Path, file: BinaryIO, is_zip: bool
 ) -> dict[str, "torch.Tensor"]:
   # torch takes a path that ends like this for a safetensors file.
   mapped = is_zip and path.suffix != ".safetensors"
   try:
-    with path.open("rb") as file:
-      content = torch.load(
-        str(path) if mapped else file,
-        map_location="cpu",
-        mmap=mapped,
-        weights_only=True,
-      )
+    source = str(path) if mapped else file
+    content = torch.load(source, "cpu", weights_only=True, mmap=mapped)
   except Exception as e:  # A damaged pickle can raise anything.
     if unsafe := re.search(r"GLOBAL (\S+)", str(e)):
       raise InputError(
