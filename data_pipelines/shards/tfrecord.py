@@ -5,6 +5,7 @@ record takes one read, and its number of frames and size are known without
 decoding; see `Entry`. Equal examples give equal bytes.
 """
 
+import functools
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from jaxtyping import Int64
 
 from i2vgen_jax.errors import reading
@@ -49,65 +49,18 @@ class Record(NamedTuple):
   height: int
 
 
-# tf.train.Example in protobuf: message -> its fields, numbered from 1. A map
-# and a list of entries are the same on the wire, and so is a oneof without
-# its declaration.
-_PACKAGE = "i2vgen_jax.records"
-_SCHEMA = {
-  "BytesList": ["repeated bytes value"],
-  "FloatList": ["repeated float value"],
-  "Int64List": ["repeated int64 value"],
-  "Feature": [
-    "optional BytesList bytes_list",
-    "optional FloatList float_list",
-    "optional Int64List int64_list",
-  ],
-  "FeatureEntry": ["optional string key", "optional Feature value"],
-  "Features": ["repeated FeatureEntry feature"],
-  "Example": ["optional Features features"],
-}
-
-
-def _example_class() -> Any:
-  """tf.train.Example in a descriptor pool of its own, apart from TensorFlow."""
-  field = descriptor_pb2.FieldDescriptorProto
-  file = descriptor_pb2.FileDescriptorProto(
-    name="example.proto", package=_PACKAGE, syntax="proto3"
-  )
-  for message, fields in _SCHEMA.items():
-    target = file.message_type.add(name=message)
-    for number, declaration in enumerate(fields, 1):
-      label, kind, name = declaration.split()
-      added = target.field.add(name=name, number=number)
-      added.label = field.Label.Value(f"LABEL_{label.upper()}")
-      if kind in _SCHEMA:
-        added.type_name = f".{_PACKAGE}.{kind}"
-      else:
-        added.type = field.Type.Value(f"TYPE_{kind.upper()}")
-  pool = descriptor_pool.DescriptorPool()
-  pool.Add(file)
-  found = pool.FindMessageTypeByName(f"{_PACKAGE}.Example")
-  return message_factory.GetMessageClass(found)
-
-
-_Example = _example_class()
+# Field of a feature in tf.train.Example for each type of values.
+_FIELDS = {bytes: "bytes_list", float: "float_list", int: "int64_list"}
 
 
 def encode_example(values: Mapping[str, Value | Sequence[Value]]) -> bytes:
   """Serialises features; text becomes UTF-8, a list several values."""
-  example = _Example()
-  for name in sorted(values):
-    value = values[name]
-    feature = example.features.feature.add(key=name).value
-    feature.SetInParent()
+  example = _example_class()()
+  for name, value in values.items():
+    feature = example.features.feature[name]
     for one in value if isinstance(value, list | tuple) else [value]:
-      if isinstance(one, int):
-        feature.int64_list.value.append(one)
-      elif isinstance(one, float):
-        feature.float_list.value.append(one)
-      else:
-        raw = one.encode() if isinstance(one, str) else one
-        feature.bytes_list.value.append(raw)
+      raw = one.encode() if isinstance(one, str) else one
+      getattr(feature, _FIELDS[type(raw)]).value.append(raw)
   return example.SerializeToString(deterministic=True)
 
 
@@ -121,11 +74,20 @@ def decode_example(
     lists: names of the features that are lists; the others have one value.
   """
   decoded = {}
-  for entry in _Example.FromString(raw).features.feature:
-    fields = entry.value.ListFields()
-    values = [value for _, field in fields for value in field.value]
-    decoded[entry.key] = values if entry.key in lists else values[0]
+  features = _example_class().FromString(raw).features.feature
+  for name, feature in features.items():
+    values = [x for _, field in feature.ListFields() for x in field.value]
+    decoded[name] = values if name in lists else values[0]
   return decoded
+
+
+@functools.cache
+def _example_class() -> Any:
+  """tf.train.Example; TFDS has a copy of it that loads without TensorFlow."""
+  # The import takes a second, and not every user of this module needs it.
+  from tensorflow_datasets.proto import tf_example_generated_pb2
+
+  return tf_example_generated_pb2.Example
 
 
 def _masked_crc(data: bytes) -> bytes:
@@ -140,15 +102,12 @@ def sidecar(shard: Path) -> Path:
   return shard.with_name(shard.name + ".idx")
 
 
-def write_shard(shard: Path, records: Iterable[Record]) -> int:
+def write_shard(shard: Path, records: Iterable[Record]) -> None:
   """Writes a shard and its sidecar; a shard that exists is complete.
 
   Args:
     shard: file to write; both files appear by rename, the shard last.
     records: contents of the shard.
-
-  Returns:
-    Number of records.
   """
   rows, offset = [], 0
   with replacing(shard) as unfinished:
@@ -161,7 +120,6 @@ def write_shard(shard: Path, records: Iterable[Record]) -> int:
         offset += len(header) + len(data) + 4
     with replacing(sidecar(shard)) as index, index.open("wb") as file:
       np.save(file, np.array(rows, np.int64).reshape(-1, len(Entry._fields)))
-  return len(rows)
 
 
 def read_index(shard: Path) -> Index:
