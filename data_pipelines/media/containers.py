@@ -1,4 +1,4 @@
-"""Whether a video is truncated, by the length that its container promises.
+"""Detects truncated videos by the length that their container declares.
 
 Decoders accept most truncated videos as shorter ones. Only lengths in bytes
 are read: durations in headers are often wrong in intact files.
@@ -6,6 +6,7 @@ are read: durations in headers are often wrong in intact files.
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,11 +36,11 @@ def is_cut_short(source: bytes | str | Path) -> bool:
     file.seek(0)
     head = file.read(400)
     if head[4:8] in _BOXES:
-      return _boxes_end(file, size) > size
+      return _chunks_end(file, size, _box_length) > size
     if head.startswith(_EBML):
       return _segment_end(file) > size
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
-      return _riffs_end(file, size) > size
+      return _chunks_end(file, size, _riff_length) > size
     if head.startswith(_ASF):
       return _asf_end(file) > size
     if head.startswith(b"FLV"):
@@ -50,33 +51,32 @@ def is_cut_short(source: bytes | str | Path) -> bool:
   return False
 
 
-def _boxes_end(file: BinaryIO, size: int) -> int:
+def _chunks_end(file: BinaryIO, size: int, length_of: Callable) -> int:
+  """End of the last of the chunks that make up a file."""
   at = 0
   while at < size:
     file.seek(at)
-    header = file.read(16)
-    length, kind = int.from_bytes(header[:4], "big"), header[4:8]
-    if length == 1:
-      length = int.from_bytes(header[8:], "big")
-    # Not a box but garbage after the video, or a box up to the end.
-    if kind not in _BOXES or length < 8:
-      return 0
+    length = length_of(file.read(16))
+    if not length:
+      break
     at += length
   return at
 
 
-def _riffs_end(file: BinaryIO, size: int) -> int:
-  """End of the last chunk; AVI of over 1 GiB consists of several."""
-  at = 0
-  while at < size:
-    file.seek(at)
-    header = file.read(8)
-    length = int.from_bytes(header[4:], "little")
-    # Writers that cannot seek leave one of these lengths.
-    if header[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):
-      break
-    at += 8 + length
-  return at
+def _box_length(header: bytes) -> int:
+  """Length of a box; 0 for garbage after the video, and a box up to the end."""
+  length = int.from_bytes(header[:4], "big")
+  if length == 1:
+    length = int.from_bytes(header[8:], "big")
+  return length if header[4:8] in _BOXES and length >= 8 else 0
+
+
+def _riff_length(header: bytes) -> int:
+  """Length of a part of an AVI, of which those over 1 GiB have several."""
+  length = int.from_bytes(header[4:8], "little")
+  # Writers that cannot seek leave one of these lengths.
+  unknown = header[:4] != b"RIFF" or length in (0, 0xFFFFFFFF)
+  return 0 if unknown else 8 + length
 
 
 def _segment_end(file: BinaryIO) -> int:
@@ -101,7 +101,8 @@ def _asf_end(file: BinaryIO) -> int:
   file.seek(0)
   header = file.read(_ASF_HEADER)
   at = header.find(_ASF_PROPERTIES)
-  if at < 0 or header[at + 88] & 1:  # a live recording
+  flags = int.from_bytes(header[at + 88 : at + 92], "little")
+  if at < 0 or flags & 1:  # a live recording
     return 0
   return int.from_bytes(header[at + 40 : at + 48], "little")
 
@@ -112,7 +113,5 @@ def _ends_with_flv_tag(file: BinaryIO, size: int) -> bool:
   if not 11 <= length <= size - 4:
     return False
   file.seek(size - 4 - length)
-  tag = file.read(4)
-  return (
-    tag[0] & 31 in _FLV_TAGS and int.from_bytes(tag[1:], "big") == length - 11
-  )
+  kind, *rest = file.read(4)
+  return kind & 31 in _FLV_TAGS and int.from_bytes(rest, "big") == length - 11
