@@ -1,6 +1,5 @@
 """Datasets of the procedural world on disk."""
 
-import functools
 import itertools
 import math
 from pathlib import Path
@@ -62,12 +61,24 @@ def build_procedural(
       f"H.264 needs an even width and height, got {size[0]}x{size[1]}"
     )
   scenes = {"split": split, "size": size, "num_frames": num_frames, "fps": fps}
-  scenes["seed"] = seed
-  settings = {"num_clips": num_clips, **scenes, "shard_size": shard_size}
+  counts = {"seed": seed, "shard_size": shard_size}
+  settings = {"num_clips": num_clips} | scenes | counts
   directory = BuildDirectory(output, {"procedural": settings})
   if built := directory.begin():
     return built
-  example = functools.partial(_example, **scenes)
+
+  def example(kind: Kind, number: int) -> Example:
+    scene = world.numbered_scene(seed, number, split)
+    frames = world.render(scene, size, num_frames)
+    name = f"procedural-{split}-{seed}-{number:06d}"
+    if kind == "text_image":
+      still = frames[np.random.default_rng(number).integers(num_frames)]
+      caption = world.still_caption(scene)
+      return Example(pictures.encode_jpeg(still), [caption], name, 1, *size)
+    mp4 = video.encode_mp4(frames, fps, crf=_CRF, full_colour=True)
+    caption = world.caption(scene)
+    return Example(mp4, [caption], name, num_frames, *size, fps)
+
   count = math.ceil(num_clips / shard_size)
   for number, kind in itertools.product(range(count), _KINDS):
     clips = range(number * shard_size, num_clips)[:shard_size]
@@ -79,24 +90,3 @@ def build_procedural(
     if progress:
       progress("clips", clips.stop, num_clips)
   return directory.finish(split, dict.fromkeys(_KINDS, count))
-
-
-def _example(
-  kind: Kind,
-  number: int,
-  *,
-  split: world.Split,
-  size: tuple[int, int],
-  num_frames: int,
-  fps: float | int,
-  seed: int,
-) -> Example:
-  scene = world.numbered_scene(seed, number, split)
-  frames = world.render(scene, size, num_frames)
-  name = f"procedural-{split}-{seed}-{number:06d}"
-  if kind == "text_image":
-    still = frames[np.random.default_rng(number).integers(num_frames)]
-    caption = world.still_caption(scene)
-    return Example(pictures.encode_jpeg(still), [caption], name, 1, *size)
-  mp4 = video.encode_mp4(frames, fps, crf=_CRF, full_colour=True)
-  return Example(mp4, [world.caption(scene)], name, num_frames, *size, fps)

@@ -31,52 +31,46 @@ def _wedge(x: Field, y: Field, back, tip, half_width) -> Field:
   return np.maximum(side, back - x)
 
 
-def _bar(x: Field, y: Field) -> Field:
+def bar(x: Field, y: Field) -> Field:
   return _box(x, y, -0.93, 0.93, -0.34, 0.34)
 
 
-def _triangle(x: Field, y: Field) -> Field:
+def triangle(x: Field, y: Field) -> Field:
   return _wedge(x, y, -0.5, 1.0, 0.7)
 
 
-def _arrow(x: Field, y: Field) -> Field:
+def arrow(x: Field, y: Field) -> Field:
   shaft = _box(x, y, -0.95, 0.05, -0.28, 0.28)
   return np.minimum(_wedge(x, y, 0.0, 1.0, 0.75), shaft)
 
 
-def _dome(x: Field, y: Field) -> Field:
+def dome(x: Field, y: Field) -> Field:
   return np.maximum(np.hypot(x + 0.39, y) - 0.92, -0.39 - x)
 
 
-def _hook(x: Field, y: Field) -> Field:
+def hook(x: Field, y: Field) -> Field:
   stem = _box(x, y, -0.49, 0.11, -0.87, 0.61)
   return np.minimum(stem, _box(x, y, -0.49, 0.76, 0.01, 0.61))
 
 
-def _tee(x: Field, y: Field) -> Field:
+def tee(x: Field, y: Field) -> Field:
   top = _box(x, y, -0.75, 0.75, -0.6, -0.05)
   return np.minimum(top, _box(x, y, -0.3, 0.3, -0.6, 0.95))
 
 
-def _disc(x: Field, y: Field) -> Field:
+def disc(x: Field, y: Field) -> Field:
   return np.hypot(x, y) - 0.9
 
 
-def _ring(x: Field, y: Field) -> Field:
+def ring(x: Field, y: Field) -> Field:
   return np.abs(np.hypot(x, y) - 0.74) - 0.22
 
 
 # Signed distance to each outline, inside a circle of radius 1 around its
 # centre of mass, so that a rotation does not move the centre of mass.
 SHAPES: dict[str, Callable[[Field, Field], Field]] = {
-  "bar": _bar,
-  "triangle": _triangle,
-  "arrow": _arrow,
-  "dome": _dome,
-  "hook": _hook,
-  "tee": _tee,
-  "disc": _disc,
-  "ring": _ring,
+  outline.__name__: outline
+  for outline in (bar, triangle, arrow, dome, hook, tee, disc, ring)
 }
 
 
@@ -86,34 +80,30 @@ def _bands(across: Field, wavelength: float, pixel: float) -> Field:
   return edge(away * wavelength, pixel)
 
 
-def _stripes(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
+def stripes(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
   return _bands(x, wavelength, pixel)
 
 
-def _checks(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
-  across = _bands(x, wavelength, pixel)
-  down = _bands(y, wavelength, pixel)
+def checks(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
+  across, down = (_bands(at, wavelength, pixel) for at in (x, y))
   return across + down - 2 * across * down
 
 
-def _dots(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
-  away = np.hypot(
-    x - wavelength * np.round(x / wavelength),
-    y - wavelength * np.round(y / wavelength),
-  )
-  return edge(away - 0.3 * wavelength, pixel)
+def dots(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
+  x, y = (at - wavelength * np.round(at / wavelength) for at in (x, y))
+  return edge(np.hypot(x, y) - 0.3 * wavelength, pixel)
 
 
-def _waves(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
+def waves(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
   bent = 0.06 * np.sin(2 * np.pi * y / 0.5)
   return _bands(x + bent, wavelength, 1.2 * pixel)
 
 
-def _rings(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
+def rings(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
   return _bands(np.hypot(x, y), wavelength, pixel)
 
 
-def _clouds(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
+def clouds(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
   total = np.zeros_like(x)
   for k in range(5):
     turn = 2.4 * k  # near the golden angle, so that directions never coincide
@@ -122,17 +112,12 @@ def _clouds(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
   return 0.5 + 0.5 * np.tanh(0.6 * total)
 
 
-def _gradient(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
+def gradient(x: Field, y: Field, wavelength: float, pixel: float) -> Field:
   return 0.5 + 0.5 * np.sin(0.5 * np.pi * x / wavelength)
 
 
 # Tone at (x, y), for a wavelength and the size of a pixel.
 GROUNDS: dict[str, Callable[[Field, Field, float, float], Field]] = {
-  "stripes": _stripes,
-  "checks": _checks,
-  "dots": _dots,
-  "waves": _waves,
-  "rings": _rings,
-  "clouds": _clouds,
-  "gradient": _gradient,
+  pattern.__name__: pattern
+  for pattern in (stripes, checks, dots, waves, rings, clouds, gradient)
 }

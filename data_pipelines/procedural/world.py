@@ -42,6 +42,10 @@ MOTIONS = {
 }
 _TURNS = [name for name, (*_, turn) in MOTIONS.items() if turn]
 
+# Diameters in the first frame: large enough when it is smallest, and small
+# enough when it is largest.
+_DIAMETERS = {"grows": (0.24, 0.28), "shrinks": (0.40, 0.47)}
+
 # Weight of rotations in the training split, relative to any other motion: a
 # denoiser needs more examples to rotate each outline than to translate it.
 _TURN_WEIGHT = 4
@@ -68,11 +72,8 @@ SHAPES = tuple(drawing.SHAPES)
 _ROUND = ("disc", "ring")  # a rotation would not be visible
 GROUNDS = tuple(drawing.GROUNDS)
 # Every word of every caption.
-WORDS = frozenset(
-  word
-  for text in (*MOTIONS, *COLOURS, *TINTS, *SHAPES, *GROUNDS, "a an over")
-  for word in text.split()
-)
+_TEXTS = (*MOTIONS, *COLOURS, *TINTS, *SHAPES, *GROUNDS, "a an over")
+WORDS = frozenset(" ".join(_TEXTS).split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,18 +110,6 @@ class Scene:
   contrast: float
 
 
-def split_of(shape: str, ground: str, motion: str) -> Split:
-  """The split of a combination; about one in six is held out for testing."""
-  key = f"{shape}/{ground}/{motion}".encode()
-  return "test" if zlib.crc32(key) % 6 == 0 else "train"
-
-
-def _first_diameter(rng: np.random.Generator, motion: str) -> float:
-  """Large enough when it is smallest, and small enough when it is largest."""
-  ranges = {"grows": (0.24, 0.28), "shrinks": (0.40, 0.47)}
-  return float(rng.uniform(*ranges.get(motion, (0.28, 0.40))))
-
-
 def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
   """Draws a scene whose combination belongs to the split.
 
@@ -137,7 +126,9 @@ def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
     ground = pick(GROUNDS)
     turning = motion in _TURNS
     shape = pick(s for s in SHAPES if not (turning and s in _ROUND))
-    if split_of(shape, ground, motion) == split:
+    # About one combination in six is held out for testing.
+    key = f"{shape}/{ground}/{motion}".encode()
+    if (zlib.crc32(key) % 6 == 0) == (split == "test"):
       break
   return Scene(
     shape=shape,
@@ -145,13 +136,13 @@ def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
     motion=motion,
     ground=ground,
     tint=pick(TINTS),
-    diameter=_first_diameter(rng, motion),
+    diameter=rng.uniform(*_DIAMETERS.get(motion, (0.28, 0.40))),
     angle=float(rng.integers(8) * np.pi / 4),
     place=tuple(rng.uniform(size=2).tolist()),
-    wavelength=float(rng.uniform(0.28, 0.48)),
-    ground_angle=float(rng.uniform(0, 2 * np.pi)),
+    wavelength=rng.uniform(0.28, 0.48),
+    ground_angle=rng.uniform(0, 2 * np.pi),
     ground_shift=tuple(rng.uniform(size=2).tolist()),
-    contrast=float(rng.uniform(24, 44)),
+    contrast=rng.uniform(24, 44),
   )
 
 
@@ -163,24 +154,19 @@ def numbered_scene(seed: int, number: int, split: Split) -> Scene:
 
 def caption(scene: Scene) -> str:
   """A sentence that names the object, its motion and the ground."""
-  return f"{_subject(scene)} {scene.motion} over {scene.tint} {scene.ground}"
+  article = "an" if scene.colour[0] in "aeiou" else "a"
+  subject = f"{article} {scene.colour} {scene.shape}"
+  return f"{subject} {scene.motion} over {scene.tint} {scene.ground}"
 
 
 def still_caption(scene: Scene) -> str:
   """The caption of a single frame, without the motion."""
-  return f"{_subject(scene)} over {scene.tint} {scene.ground}"
-
-
-def _subject(scene: Scene) -> str:
-  article = "an" if scene.colour[0] in "aeiou" else "a"
-  return f"{article} {scene.colour} {scene.shape}"
+  return caption(scene).replace(f" {scene.motion}", "")
 
 
 def course(
   scene: Scene, size: tuple[int, int], num_frames: int = 8
-) -> tuple[
-  Float[np.ndarray, "f 2"], Float[np.ndarray, "f"], Float[np.ndarray, "f"]
-]:
+) -> tuple[drawing.Field, drawing.Field, drawing.Field]:
   """Centre (x, y), diameter and angle of the object in every frame.
 
   Args:
@@ -189,7 +175,8 @@ def course(
     num_frames: number of frames, evenly spaced over the clip.
 
   Returns:
-    Centres and diameters in shorter sides, and angles in radians clockwise.
+    Centres [f 2] and diameters [f] in shorter sides, and angles [f] in radians
+    clockwise.
   """
   time = np.arange(num_frames) / max(num_frames - 1, 1)
   *travel, scale, turn = MOTIONS[scene.motion]
@@ -204,16 +191,22 @@ def course(
   return centres, diameters, angles
 
 
-def _ground(scene: Scene, size: tuple[int, int]) -> Float[np.ndarray, "h w 3"]:
+def _axes(
+  size: tuple[int, int], origin: Float[np.ndarray, "2"], angle: float
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+  """Coordinates of all pixels along and across a direction."""
   width, height = size
   pixel = 1 / min(size)
-  x, y = np.meshgrid(
-    (np.arange(width) + 0.5) * pixel, (np.arange(height) + 0.5) * pixel
-  )
-  cos, sin = np.cos(scene.ground_angle), np.sin(scene.ground_angle)
-  x, y = x - scene.ground_shift[0], y - scene.ground_shift[1]
-  along, across = cos * x + sin * y, cos * y - sin * x
-  tone = drawing.GROUNDS[scene.ground](along, across, scene.wavelength, pixel)
+  x = (np.arange(width) + 0.5) * pixel - origin[0]
+  y = (np.arange(height)[:, None] + 0.5) * pixel - origin[1]
+  cos, sin = np.cos(angle), np.sin(angle)
+  return cos * x + sin * y, cos * y - sin * x
+
+
+def _ground(scene: Scene, size: tuple[int, int]) -> Float[np.ndarray, "h w 3"]:
+  axes = _axes(size, np.array(scene.ground_shift), scene.ground_angle)
+  pattern = drawing.GROUNDS[scene.ground]
+  tone = pattern(*axes, scene.wavelength, 1 / min(size))
   luma = (tone[..., None] - 0.5) * scene.contrast
   return np.array(TINTS[scene.tint]) + luma
 
@@ -222,24 +215,14 @@ def _coverage(
   scene: Scene, size: tuple[int, int], num_frames: int
 ) -> Float[np.ndarray, "f h w"]:
   """Share of each pixel that the object covers."""
-  width, height = size
-  pixel = 1 / min(size)
-  covered = np.zeros((num_frames, height, width), np.float32)
-  for frame, (centre, diameter, angle) in enumerate(
-    zip(*course(scene, size, num_frames), strict=True)
-  ):
+  outline, covered = drawing.SHAPES[scene.shape], []
+  path = course(scene, size, num_frames)
+  for centre, diameter, angle in zip(*path, strict=True):
+    along, across = _axes(size, centre, angle)
     radius = diameter / 2
-    low = np.maximum(np.floor((centre - radius) / pixel) - 1, 0).astype(int)
-    high = np.ceil((centre + radius) / pixel).astype(int) + 1
-    columns = slice(low[0], min(high[0], width))
-    rows = slice(low[1], min(high[1], height))
-    x = (np.arange(columns.start, columns.stop) + 0.5) * pixel - centre[0]
-    y = (np.arange(rows.start, rows.stop) + 0.5)[:, None] * pixel - centre[1]
-    cos, sin = np.cos(angle), np.sin(angle)
-    along, across = (cos * x + sin * y) / radius, (cos * y - sin * x) / radius
-    distance = drawing.SHAPES[scene.shape](along, across) * radius
-    covered[frame, rows, columns] = drawing.edge(distance, pixel)
-  return covered
+    distance = outline(along / radius, across / radius) * radius
+    covered.append(drawing.edge(distance, 1 / min(size)))
+  return np.stack(covered).astype(np.float32)
 
 
 def object_mask(
