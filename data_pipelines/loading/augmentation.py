@@ -64,8 +64,8 @@ class Augmentation:
   def __post_init__(self):
     if not (0 < self.min_crop <= 1 and 0 <= self.flip <= 1):
       raise InputError(
-        f"cannot augment with min_crop {self.min_crop} and flip {self.flip};"
-        " give a share above 0 and up to 1, and a chance from 0 to 1"
+        "min_crop must be above 0 and at most 1, and flip between 0 and 1, got"
+        f" {self.min_crop} and {self.flip}"
       )
 
   def draw(self, caption: str, rng: np.random.Generator) -> View:

@@ -4,26 +4,21 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
 
-from data_pipelines.loading.buckets import Bucket, fits
+from data_pipelines.loading.buckets import Bucket
 from data_pipelines.shards.dataset import Choice, Dataset
 from data_pipelines.shards.tfrecord import Entry
 from i2vgen_jax.errors import InputError
 
-Directory = str | Path
-Directories = Sequence[Directory | tuple[Directory, float | int]]
+Directories = Sequence[str | Path | tuple[str | Path, float | int]]
 
 
-class Place(NamedTuple):
-  """Location of a record: dataset of the mixture, shard and row."""
-
-  dataset: int
-  shard: int
-  row: int
+# Location of a record: dataset of the mixture, shard and row.
+Place = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +30,11 @@ class Mixture:
   memory that grows with the datasets.
 
   Attributes:
-    names: names of the datasets in messages.
     datasets: the datasets; empty ones are left out of the order.
     weights: weights of the datasets.
     seed: seed of the order of every epoch.
   """
 
-  names: Sequence[str]
   datasets: Sequence[Dataset]
   weights: Sequence[float | int]
   seed: int
@@ -60,16 +53,14 @@ class Mixture:
     """
     pairs = [d for d in directories if not isinstance(d, str | Path)]
     if not pairs:
-      name = ", ".join(map(str, directories))
-      return cls([name], [Dataset(directories)], [1], seed)
+      return cls([Dataset(directories)], [1], seed)
     if len(pairs) < len(directories) or not all(w > 0 for _, w in pairs):
       raise InputError(
         f"cannot weigh {tuple(directories)}; give every directory as"
         " (directory, weight) with a positive weight, or none"
       )
     folders, weights = zip(*pairs, strict=True)
-    datasets = [Dataset([folder]) for folder in folders]
-    return cls(list(map(str, folders)), datasets, weights, seed)
+    return cls([Dataset([folder]) for folder in folders], weights, seed)
 
   def where(self, choice: Choice) -> "Mixture":
     """The mixture of the chosen records."""
@@ -95,7 +86,7 @@ class Mixture:
   def place(self, number: int) -> Place:
     """The place of example `number` of the order."""
     dataset, record = self._order[number]
-    return Place(dataset, *self.datasets[dataset].place(record))
+    return dataset, *self.datasets[dataset].place(record)
 
   def read(self, place: Place) -> dict[str, Any]:
     """The record at a place.
@@ -103,7 +94,7 @@ class Mixture:
     Raises:
       InputError: The record is damaged.
     """
-    return self.datasets[place.dataset].read(place[1:])
+    return self.datasets[place[0]].read(place[1:])
 
 
 def assign(
@@ -132,20 +123,28 @@ def assign(
   for bucket in buckets:
     if bucket.group in shared:
       continue
-    chosen = mixture.where(functools.partial(fits, bucket, ratios))
+    chosen = mixture.where(functools.partial(bucket.fits, ratios))
     if not len(chosen):
-      raise _nothing_fits(mixture, noun, bucket)
+      short = mixture.where(
+        lambda rows, least=bucket.num_frames: Entry(*rows.T).num_frames < least
+      )
+      names = ", ".join(dataset.name for dataset in mixture.datasets)
+      raise InputError(
+        f"no {noun} for the bucket of {bucket}: {len(short)} of {len(mixture)}"
+        f" {noun} in {names} have fewer than {bucket.num_frames} frames, and"
+        " the others have the shape of another bucket; remove the bucket or"
+        f" build such {noun}"
+      )
     shared[bucket.group] = chosen
     counts = ", ".join(
-      f"{len(dataset)} {noun} of {name}"
-      for dataset, name in zip(chosen.datasets, chosen.names, strict=True)
+      f"{len(dataset)} {noun} of {dataset.name}" for dataset in chosen.datasets
     )
     width, height = bucket.size
     report.append(
       f"{bucket.num_frames} frames in the shape of {width}x{height}: {counts}"
     )
   left_out = mixture.where(
-    lambda index: ~np.any([fits(b, ratios, index) for b in buckets], axis=0)
+    lambda index: ~np.any([b.fits(ratios, index) for b in buckets], axis=0)
   )
   if len(left_out):
     report.append(
@@ -153,15 +152,3 @@ def assign(
       " are too short for those of their shape; they are left out"
     )
   return {bucket: shared[bucket.group] for bucket in buckets}, report
-
-
-def _nothing_fits(mixture: Mixture, noun: str, bucket: Bucket) -> InputError:
-  short = mixture.where(
-    lambda index: Entry(*index.T).num_frames < bucket.num_frames
-  )
-  return InputError(
-    f"no {noun} for the bucket of {bucket}: {len(short)} of {len(mixture)}"
-    f" {noun} in {', '.join(mixture.names)} have fewer than"
-    f" {bucket.num_frames} frames, and the others have the shape of another"
-    f" bucket; remove the bucket or build such {noun}"
-  )

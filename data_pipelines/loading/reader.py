@@ -7,6 +7,7 @@ frames and crop, and the bucket of a step are functions of (seed, n) and
 restarts. A record becomes an example, and examples are stacked to a batch.
 """
 
+import dataclasses
 import functools
 import sys
 import threading
@@ -18,14 +19,8 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipelines.loading.augmentation import Augmentation, View
-from data_pipelines.loading.buckets import (
-  Bucket,
-  Window,
-  draw_window,
-  make_buckets,
-  nearest_frames,
-)
-from data_pipelines.loading.cache import Cache, Example
+from data_pipelines.loading.buckets import Bucket, Window, make_buckets
+from data_pipelines.loading.cache import Arrays, Cache
 from data_pipelines.loading.mixing import Directories, Mixture, assign
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import load_frames
@@ -35,84 +30,74 @@ from i2vgen_jax.types import Batch
 
 # Memory for decoded examples: all of a small dataset, some of a large one.
 CACHE_BYTES = 1 << 30
-_NUM_THREADS, _STEPS_AHEAD = 2, 4
 
 
+@dataclasses.dataclass(eq=False)
 class Reader:
   """Batches of clips and pictures for a training step.
 
   Attributes:
+    video_dirs: text_video folders, `<data_dir>/text_video/1.0.0`, or pairs of
+      such a folder and its weight; see `mixing.Mixture.open`.
+    image_dirs: text_image folders likewise, for buckets of one frame; without
+      any, those take single frames of the clips.
+    batch_size: number of rows in the global batch.
+    size: (width, height) of the frames of buckets without a size.
+    buckets: tuples (num_frames, fps, weight) or (num_frames, fps, weight,
+      (width, height)). One is drawn per step, by weight; it draws from the
+      clips that `Bucket.fits` gives it.
+    clip_size: side of the CLIP view in pixels; None makes no views.
+    tokenizer: an `i2vgen_jax.tokenizer.Tokenizer`: captions to `.ids` and the
+      number of tokens that were `.cut`. None leaves the captions out.
+    seed: seed of the order and of every draw.
+    augmentation: random crops and mirror images; None for none.
     captions_read: number of captions that this process has tokenized.
     captions_cut: number of those that were too long for the text tower.
     report: lines that say how many clips each bucket draws from, and how many
       fit none.
+
+  Raises:
+    InputError: A dataset does not exist, buckets or weights are wrong, or a
+      bucket fits no clip. No record has been read then.
   """
 
-  def __init__(
-    self,
-    video_dirs: Directories,
-    image_dirs: Directories = (),
-    *,
-    batch_size: int,
-    size: tuple[int, int],
-    buckets: Sequence[Sequence],
-    clip_size: int | None,
-    tokenizer: Callable[[list[str]], Any] | None,
-    seed: int,
-    augmentation: Augmentation | None = None,
-  ):
-    """Opens the datasets; reads no record yet.
+  video_dirs: Directories
+  image_dirs: Directories = ()
+  _: dataclasses.KW_ONLY
+  batch_size: int
+  size: tuple[int, int]
+  buckets: Sequence[Sequence]
+  clip_size: int | None
+  tokenizer: Callable[[list[str]], Any] | None
+  seed: int
+  augmentation: Augmentation | None = None
 
-    Args:
-      video_dirs: text_video folders, `<data_dir>/text_video/1.0.0`, or pairs
-        of such a folder and its weight; see `mixing.Mixture.open`.
-      image_dirs: text_image folders likewise, for buckets of one frame;
-        without any, those take single frames of the clips.
-      batch_size: number of rows in the global batch.
-      size: (width, height) of the frames of buckets without a size.
-      buckets: tuples (num_frames, fps, weight) or (num_frames, fps, weight,
-        (width, height)). One is drawn per step, by weight; it draws from the
-        clips that `buckets.fits` gives it.
-      clip_size: side of the CLIP view in pixels; None makes no views.
-      tokenizer: an `i2vgen_jax.tokenizer.Tokenizer`: captions to `.ids` and
-        the number of tokens that were `.cut`. None leaves the captions out.
-      seed: seed of the order and of every draw.
-      augmentation: random crops and mirror images; None for none.
-
-    Raises:
-      InputError: A dataset does not exist, buckets or weights are wrong, or a
-        bucket fits no clip.
-    """
-    self._buckets = make_buckets(buckets, size)
-    self._batch_size, self._clip_size = batch_size, clip_size
-    self._tokenizer, self._seed = tokenizer, seed
-    self._augmentation = augmentation or Augmentation()
+  def __post_init__(self):
+    self._buckets = make_buckets(self.buckets, self.size)
     self._cache, self._token_lock = Cache(CACHE_BYTES), threading.Lock()
     self.captions_read = self.captions_cut = 0
     self.report: list[str] = []
     self._mixtures: dict[Bucket, Mixture] = {}
-    stills = [b for b in self._buckets if b.num_frames == 1 and image_dirs]
+    stills = [b for b in self._buckets if b.num_frames == 1 and self.image_dirs]
     moving = [b for b in self._buckets if b not in stills]
-    if moving and not video_dirs:
+    if moving and not self.video_dirs:
       raise InputError(
         f"no clips for the bucket of {moving[0]}; give a text_video dataset"
       )
-    self._assign(video_dirs, "clips", moving)
-    self._assign(image_dirs, "pictures", stills)
-
-  def _assign(
-    self, directories: Directories, noun: str, buckets: Sequence[Bucket]
-  ) -> None:
-    if directories:
-      mixture = Mixture.open(directories, self._seed)
-      assigned, report = assign(mixture, noun, buckets)
-      self._mixtures |= assigned
-      self.report += report
+    for directories, noun, given in (
+      (self.video_dirs, "clips", moving),
+      (self.image_dirs, "pictures", stills),
+    ):
+      if directories:
+        mixture = Mixture.open(directories, self.seed)
+        assigned, report = assign(mixture, noun, given)
+        self._mixtures |= assigned
+        self.report += report
 
   def bucket(self, step: int) -> Bucket:
     """The bucket of a step, which has the shapes of its batch."""
     weights = np.array([bucket.weight for bucket in self._buckets])
-    rng = np.random.default_rng((self._seed, 0, step))
+    rng = np.random.default_rng((self.seed, 0, step))
     return self._buckets[rng.choice(len(weights), p=weights / weights.sum())]
 
   def batch(self, step: int, rows: Iterable[int] | None = None) -> Batch:
@@ -126,45 +111,36 @@ class Reader:
     Raises:
       InputError: A record is damaged or cannot be decoded.
     """
-    rows = range(self._batch_size) if rows is None else rows
+    rows = range(self.batch_size) if rows is None else rows
     bucket = self.bucket(step)
-    examples = [
-      self._example(step * self._batch_size + int(row), bucket) for row in rows
-    ]
-    return Batch(
-      **{name: _stack([e[name] for e in examples]) for name in examples[0]}
-    )
+    first = step * self.batch_size
+    examples = [self._example(first + int(row), bucket) for row in rows]
+    return Batch(**{n: _stack([e[n] for e in examples]) for n in examples[0]})
 
   def iterate(
     self, start_step: int = 0, rows: Iterable[int] | None = None
   ) -> Iterator[Batch]:
     """Endless batches from a step on, prepared ahead of time by threads."""
     steps = grain.MapDataset.range(start_step, sys.maxsize)
-    options = grain.ReadOptions(
-      num_threads=_NUM_THREADS, prefetch_buffer_size=_STEPS_AHEAD
-    )
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     batches = steps.map(lambda step: self.batch(int(step), rows))
     return iter(batches.to_iter_dataset(options))
 
-  def _example(self, number: int, bucket: Bucket) -> Example:
+  def _example(self, number: int, bucket: Bucket) -> Arrays:
     mixture = self._mixtures[bucket]
     place = mixture.place(number)
     record = mixture.read(place)
-    rng = np.random.default_rng((self._seed, 1, number))
-    is_clip = "fps" in record
-    window = Window(0, 1, 1, bucket.fps)
-    if is_clip:
-      window = draw_window(record["num_frames"], record["fps"], bucket, rng)
+    rng = np.random.default_rng((self.seed, 1, number))
+    # A picture is a clip of one frame at any rate.
+    length, fps = record.get("num_frames", 1), record.get("fps", 1.0)
+    window = bucket.draw_window(length, fps, rng)
     captions = record["captions"]
     caption = captions[rng.integers(len(captions))].decode()
-    view = self._augmentation.draw(caption, rng)
-    key = (is_clip, place, window, view, bucket.size)
-    media = self._cache.get(key)
-    if media is None:
-      load = self._load_latents if "moments" in record else self._load_pixels
-      media = load(record, window, view, bucket.size)
-      self._cache.put(key, media)
-    return media | {
+    view = (self.augmentation or Augmentation()).draw(caption, rng)
+    key = ("fps" in record, place, window, view, bucket.size)
+    load = self._load_latents if "moments" in record else self._load_pixels
+    item = self._cache.get(key, lambda: load(record, window, view, bucket.size))
+    return item | {
       "token_ids": self._token_ids(caption),
       "fps": np.float32(window.fps),
       "index": np.int64(number).astype(np.int32),
@@ -172,45 +148,40 @@ class Reader:
 
   def _load_pixels(
     self, record: dict, window: Window, view: View, size: tuple[int, int]
-  ) -> Example:
-    select = until = None
-    if "fps" in record:
-      until = window.seconds(record["fps"])[-1]
-      select = functools.partial(
-        nearest_frames, window=window, native_fps=record["fps"]
-      )
-    frames = view.of(load_frames(record, select, until)[0])
+  ) -> Arrays:
+    fps = record.get("fps", 1.0)
+    nearest = functools.partial(window.nearest_frames, native_fps=fps)
+    frames, _ = load_frames(record, nearest, until=window.seconds(fps)[-1])
+    frames = view.of(frames)
     crops = [preprocessing.center_crop_wide(frame, *size) for frame in frames]
     first = None
-    if self._clip_size is not None:
-      first = preprocessing.clip_view(frames[0], size[0], self._clip_size)
+    if self.clip_size is not None:
+      first = preprocessing.clip_view(frames[0], size[0], self.clip_size)
     return {"frames": np.stack(crops), "clip_images": first}
 
   def _load_latents(
     self, record: dict, window: Window, view: View, size: tuple[int, int]
-  ) -> Example:
+  ) -> Arrays:
     encoded = record["width"], record["height"]
     if encoded != tuple(size) or view != View():
       raise InputError(
-        f"{record['id'].decode()} is encoded at {encoded[0]}x{encoded[1]}, not"
-        f" at {size[0]}x{size[1]}, or a part of it is wanted; encode it at the"
-        " size of the buckets, and leave data.augmentation at 1.0 and 0.0"
+        f"{record['id'].decode()} is encoded at {encoded[0]}x{encoded[1]}, but"
+        f" the bucket needs {size[0]}x{size[1]} or an augmented view; encode it"
+        " at the size of the buckets, with data.augmentation at 1.0 and 0.0"
       )
     times = np.array(record["times"])
-    chosen = [0]
-    if window.num_frames > 1 or len(times) > 1:
-      chosen = nearest_frames(times, window, record["fps"])
-    embeds = latents.embeds_of(record)
+    chosen = window.nearest_frames(times, record.get("fps", 1.0))
+    moments, embeds = latents.encoded_of(record)
     return {
-      "moments": latents.moments_of(record)[chosen],
+      "moments": moments[chosen],
       "image_embeds": None if embeds is None else embeds[chosen[0]],
     }
 
   def _token_ids(self, caption: str) -> Int[np.ndarray, "n"] | None:
-    if self._tokenizer is None:
+    if self.tokenizer is None:
       return None
     with self._token_lock:  # the tokenizer is not thread-safe
-      ids, (cut,) = self._tokenizer([caption])
+      ids, (cut,) = self.tokenizer([caption])
       self.captions_read += 1
       self.captions_cut += cut > 0
     return np.asarray(ids[0])

@@ -6,22 +6,19 @@ sidecars, and features.json and dataset_info.json for
 a picture is JPEG; `latents` encodes these two kinds to the other two.
 """
 
-import bisect
 import copy
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from data_pipelines.media import video
 from data_pipelines.shards import tfrecord
-from data_pipelines.shards.tfrecord import Record
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError, reading
 from i2vgen_jax.files import read_json, remove_temporary
@@ -41,23 +38,13 @@ SCORES = {
   "subject_share": "share of the main subject",
   "aesthetics": "aesthetics",
 }
-_COMMON = {
-  "captions": [str],
-  "id": str,
-  "source": str,
-  "width": int,
-  "height": int,
-} | dict.fromkeys(SCORES, float)
+_TEXTS = {"captions": [str], "id": str, "source": str}
+_SIZE = {"width": int, "height": int}
+_COMMON = _TEXTS | _SIZE | dict.fromkeys(SCORES, float)
 _CLIP = {"num_frames": int, "fps": float, "start": float}
-_LATENTS = {
-  "num_frames": int,
-  "latent_width": int,
-  "latent_height": int,
-  "latent_channels": int,
-  "moments": bytes,
-  "image_embeds": bytes,
-  "times": [float],
-}
+_SHAPE = ("num_frames", "latent_width", "latent_height", "latent_channels")
+_ARRAYS = {"moments": bytes, "image_embeds": bytes, "times": [float]}
+_LATENTS = dict.fromkeys(_SHAPE, int) | _ARRAYS
 # Features of each kind of dataset and their types; [x] is a list of x.
 FEATURES: dict[Kind, dict[str, Any]] = {
   "text_video": _COMMON | _CLIP | {"video": bytes},
@@ -70,7 +57,7 @@ _LISTS = ("captions", "times")
 _OPEN = 128
 
 
-def make_record(kind: Kind, values: Mapping[str, Any]) -> Record:
+def make_record(kind: Kind, values: Mapping[str, Any]) -> tfrecord.Record:
   """Serialises the features of a kind; scores that are absent become NaN.
 
   Args:
@@ -84,7 +71,7 @@ def make_record(kind: Kind, values: Mapping[str, Any]) -> Record:
     for name, type_ in FEATURES[kind].items()
   }
   shape = (values[name] for name in ("num_frames", "width", "height"))
-  return Record(tfrecord.encode_example(features), *shape)
+  return tfrecord.Record(tfrecord.encode_example(features), *shape)
 
 
 def media_of(record: Mapping[str, Any]) -> bytes:
@@ -95,7 +82,7 @@ def media_of(record: Mapping[str, Any]) -> bytes:
 def load_frames(
   record: Mapping[str, Any],
   select: Callable[[video.Times], Sequence[int]] | None = None,
-  until: float | int | None = None,
+  until: float | int = math.inf,
 ) -> tuple[video.Frames, video.Times]:
   """Decodes a record of pixels.
 
@@ -114,17 +101,6 @@ def load_frames(
   if "image" in record:
     return preprocessing.load_picture(record["image"], name)[None], np.zeros(1)
   return video.decode_mp4(record["video"], select, until=until, name=name)
-
-
-def stream_frames(
-  record: Mapping[str, Any],
-) -> Iterator[tuple[float, video.Frame]]:
-  """Yields the times and frames of a record of pixels; see `load_frames`."""
-  name = record["id"].decode()
-  if "image" in record:
-    yield 0.0, preprocessing.load_picture(record["image"], name)
-  else:
-    yield from video.stream(record["video"], name=name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +131,7 @@ class Example:
   start: float | int = 0
   scores: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
 
-  def record(self, kind: Kind) -> Record:
+  def record(self, kind: Kind) -> tfrecord.Record:
     """Serialises it as a record of that kind."""
     media = {"video": self.media, "image": self.media}
     return make_record(kind, {**vars(self), **media, **self.scores})
@@ -191,29 +167,18 @@ def describe(data_dir: Path, kind: Kind, split: str, count: int) -> int:
     lengths.append(len(index))
     num_bytes += int(index[:, 1].sum())
   remove_temporary(directory)
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=directory,
-    dataset_name=kind,
-    split=split,
-    filetype_suffix="tfrecord",
-  )
-  split_info = tfds.core.SplitInfo(
-    name=split,
-    shard_lengths=lengths,
-    num_bytes=num_bytes,
-    filename_template=template,
-  )
+  info = tfds.core.SplitInfo(split, lengths, num_bytes)
   tfds.folder_dataset.write_metadata(
     data_dir=directory,
     features=_tfds_features(kind),
-    split_infos=[split_info],
+    split_infos=[info],
     version=VERSION,
     check_data=False,
   )
   return sum(lengths)
 
 
-def _tfds_features(kind: Kind) -> Any:
+def _tfds_features(kind: Kind) -> dict[str, Any]:
   from tensorflow_datasets import features as tfds
 
   types = {
@@ -223,12 +188,10 @@ def _tfds_features(kind: Kind) -> Any:
     bytes: tfds.Tensor(shape=(), dtype=np.object_),
     "jpeg": tfds.Image(shape=(None, None, 3), encoding_format="jpeg"),
   }
-  return tfds.FeaturesDict(
-    {
-      name: tfds.Sequence(types[t[0]]) if name in _LISTS else types[t]
-      for name, t in FEATURES[kind].items()
-    }
-  )
+  return {
+    name: tfds.Sequence(types[t[0]]) if name in _LISTS else types[t]
+    for name, t in FEATURES[kind].items()
+  }
 
 
 class Dataset:
@@ -238,8 +201,10 @@ class Dataset:
   are open at a time, as a process can open only some hundred files.
 
   Attributes:
+    name: paths of the directories, for messages.
     kind: kind of all directories.
     split: split of the first directory.
+    shards: paths of all shards.
   """
 
   def __init__(self, directories: Sequence[str | Path]):
@@ -253,20 +218,29 @@ class Dataset:
       InputError: A dataset or some of its shards are missing, or the kinds
         differ.
     """
-    self._shards = [
-      shard for folder in directories for shard in _list_shards(Path(folder))
-    ]
-    self.kind, self.split = _kind_and_split(self._shards[0])
-    for shard in self._shards:
+    self.shards = [s for folder in directories for s in _list_shards(folder)]
+    self.name = ", ".join(map(str, directories))
+    self.kind, self.split = _kind_and_split(self.shards[0])
+    for shard in self.shards:
       if _kind_and_split(shard)[0] != self.kind:
         raise InputError(
-          f"{shard.parent} is not {self.kind} like {self._shards[0].parent};"
+          f"{shard.parent} is not {self.kind} like {self.shards[0].parent};"
           " read one kind at a time"
         )
     self._index = functools.lru_cache(_OPEN)(tfrecord.read_index)
     self._choice: Choice | None = None
-    lengths = (len(self._index(shard)) for shard in self._shards)
-    self._ends = list(itertools.accumulate(lengths))
+    self._count()
+
+  def _count(self) -> None:
+    lengths = [len(self._rows(n)) for n in range(len(self.shards))]
+    self._ends = np.cumsum(lengths)
+
+  def _rows(self, shard: int) -> Sequence[int] | Int[np.ndarray, "n"]:
+    """The rows of a shard that are chosen."""
+    index = self._index(self.shards[shard])
+    if self._choice is None:
+      return range(len(index))
+    return np.flatnonzero(self._choice(index))
 
   def where(self, choice: Choice) -> "Dataset":
     """The chosen records, in the same order.
@@ -276,34 +250,24 @@ class Dataset:
     """
     chosen = copy.copy(self)
     chosen._choice = choice
-    counts = (int(choice(self._index(s)).sum()) for s in self._shards)
-    chosen._ends = list(itertools.accumulate(counts))
+    chosen._count()
     return chosen
-
-  @property
-  def num_shards(self) -> int:
-    """Number of shards of all directories."""
-    return len(self._shards)
 
   def shard(self, number: int) -> Iterator[dict[str, Any]]:
     """The records of one shard, in order."""
-    for row in range(len(self._index(self._shards[number]))):
-      yield self.read((number, row))
+    return (self.read((number, row)) for row in self._rows(number))
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return int(self._ends[-1])
 
   def __getitem__(self, number: int) -> dict[str, Any]:
     return self.read(self.place(number))
 
   def place(self, number: int) -> tuple[int, int]:
     """Shard and row of a record, which `where` does not change."""
-    shard = bisect.bisect_right(self._ends, number)
+    shard = int(np.searchsorted(self._ends, number, "right"))
     row = number - (self._ends[shard - 1] if shard else 0)
-    if self._choice is not None:
-      chosen = self._choice(self._index(self._shards[shard]))
-      row = int(np.flatnonzero(chosen)[row])
-    return shard, row
+    return shard, int(self._rows(shard)[row])
 
   def read(self, place: tuple[int, int]) -> dict[str, Any]:
     """The record at a place.
@@ -312,9 +276,9 @@ class Dataset:
       InputError: The record is damaged, or the shard cannot be read.
     """
     shard, row = place
-    path = self._shards[shard]
-    entry = tfrecord.Entry(*self._index(path)[row].tolist())
-    raw = tfrecord.read_record(path, entry.offset, entry.length)
+    path = self.shards[shard]
+    offset, length, *_ = self._index(path)[row].tolist()
+    raw = tfrecord.read_record(path, offset, length)
     return tfrecord.decode_example(raw, _LISTS)
 
 
@@ -328,21 +292,20 @@ def kind_of(directory: Path) -> Kind:
 
 
 def _kind_and_split(shard: Path) -> tuple[Kind, str]:
-  kind, split = shard.name.split(".tfrecord")[0].split("-", 1)
-  return kind, split
+  return tuple(shard.name.split(".tfrecord")[0].split("-", 1))
 
 
-def _list_shards(directory: Path) -> list[Path]:
+def _list_shards(directory: str | Path) -> list[Path]:
   """The shards that the metadata lists, if all of them exist."""
   advice = (
     f"give a folder such as DATA_DIR/text_video/{VERSION} that"
     " `i2vgen data build` finished, or copy it again"
   )
-  path = directory / "dataset_info.json"
+  path = Path(directory) / "dataset_info.json"
   info = read_json(path, advice=advice)
   with reading(path, advice):
     count = sum(len(split["shardLengths"]) for split in info["splits"])
-    shards = sorted(directory.glob("*.tfrecord-?????-of-?????"))
+    shards = sorted(path.parent.glob("*.tfrecord-?????-of-?????"))
     if not shards or len(shards) != count:
       raise ValueError(f"found {len(shards)} of {count} shards")
   return shards

@@ -11,28 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Float16
 
+from data_pipelines.media import video
 from data_pipelines.running.runner import Progress
-from data_pipelines.shards import tfrecord
-from data_pipelines.shards.dataset import (
-  Dataset,
-  Kind,
-  dataset_dir,
-  describe,
-  make_record,
-  shard_path,
-  stream_frames,
-)
+from data_pipelines.shards import dataset, tfrecord
+from data_pipelines.shards.dataset import Kind
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import read_json, write_json
-
-# Kind of pixels -> kind of their latents.
-LATENT_KINDS: dict[Kind, Kind] = {
-  "text_video": "latent_video",
-  "text_image": "latent_image",
-}
 
 
 class Encoded(NamedTuple):
@@ -47,15 +34,14 @@ class Encoded(NamedTuple):
   image_embeds: Float16[np.ndarray, "n e"] | None
 
 
-# (frames at the latents' size, their CLIP views) -> Encoded
-Encoder = Callable[
-  [UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, "n s s 3"]], Encoded
-]
+# (uint8[n H W 3] frames at the latents' size, float32[n s s 3] CLIP views of
+# the same frames) -> Encoded
+Encoder = Callable[[np.ndarray, np.ndarray], Encoded]
 
 
 def encode_dataset(
-  source_dir: Path,
-  output_dir: Path,
+  source: Path,
+  output: Path,
   encoder: Encoder,
   *,
   size: tuple[int, int],
@@ -67,8 +53,8 @@ def encode_dataset(
   """Encodes the shards of a dataset one by one, skipping those that exist.
 
   Args:
-    source_dir: `<data_dir>/text_video/1.0.0` or `<data_dir>/text_image/1.0.0`.
-    output_dir: data_dir of the latents; an interrupted one is continued.
+    source: `<data_dir>/text_video/1.0.0` or `<data_dir>/text_image/1.0.0`.
+    output: data_dir of the latents; an interrupted one is continued.
     encoder: runs the networks.
     size: (width, height) in pixels at which frames are encoded.
     clip_size: side of the CLIP view, in pixels.
@@ -80,23 +66,25 @@ def encode_dataset(
     Number of examples once all shards exist; else 0.
 
   Raises:
-    InputError: There is no dataset of pixels, or `output_dir` holds latents of
+    InputError: There is no dataset of pixels, or `output` holds latents of
       other networks or another size.
   """
-  pixels = Dataset([source_dir])
-  if pixels.kind not in LATENT_KINDS:
+  pixels = dataset.Dataset([source])
+  kind: Kind = pixels.kind.replace("text", "latent")
+  if kind == pixels.kind:
+    raise InputError(f"{source} holds {kind} already; give a dataset of pixels")
+  directory = dataset.dataset_dir(output, kind)
+  path, identity = directory / "encoder.json", identity | {"size": list(size)}
+  if path.exists() and identity_of(directory) != identity:
     raise InputError(
-      f"{source_dir} holds {pixels.kind} already; give a dataset of pixels"
+      f"{directory} holds latents of other networks or another size;"
+      " give another output"
     )
-  kind, split, count = (
-    LATENT_KINDS[pixels.kind],
-    pixels.split,
-    pixels.num_shards,
-  )
-  directory = dataset_dir(output_dir, kind)
-  _check_identity(directory, identity | {"size": list(size)})
+  directory.mkdir(parents=True, exist_ok=True)
+  write_json(path, identity)
+  count = len(pixels.shards)
   paths = [
-    shard_path(output_dir, kind, split, number, count)
+    dataset.shard_path(output, kind, pixels.split, number, count)
     for number in range(count)
   ]
   todo = range(count)[shards]
@@ -109,34 +97,23 @@ def encode_dataset(
       progress(f"{kind} shards", done, len(todo))
   if not all(path.exists() for path in paths):
     return 0
-  return describe(output_dir, kind, split, count)
-
-
-def _check_identity(directory: Path, identity: dict[str, Any]) -> None:
-  path = directory / "encoder.json"
-  if path.exists() and identity_of(directory) != identity:
-    raise InputError(
-      f"{directory} holds latents of other networks or another size; give "
-      "another output"
-    )
-  directory.mkdir(parents=True, exist_ok=True)
-  write_json(path, identity)
+  return dataset.describe(output, kind, pixels.split, count)
 
 
 def _encode(
-  kind: Kind,
-  record: dict[str, Any],
-  encoder: Encoder,
-  size: tuple[int, int],
-  clip_size: int,
+  kind: Kind, record: dict, encoder: Encoder, size: tuple[int, int], side: int
 ) -> tfrecord.Record:
   """A record of latents for a record of pixels."""
   width, height = size
   times, views, crops = [], [], []
-  # One by one, because a clip may not fit into memory at its full size.
-  for time, frame in stream_frames(record):
+  if "image" in record:
+    timed = zip([0.0], dataset.load_frames(record)[0], strict=True)
+  else:
+    # One by one, because a clip may not fit into memory at its full size.
+    timed = video.stream(record["video"], name=record["id"].decode())
+  for time, frame in timed:
     times.append(time)
-    views.append(preprocessing.clip_view(frame, width, clip_size))
+    views.append(preprocessing.clip_view(frame, width, side))
     crops.append(preprocessing.center_crop_wide(frame, *size))
   moments, embeds = encoder(np.stack(crops), np.stack(views))
   _, h, w, c = moments.shape
@@ -151,26 +128,18 @@ def _encode(
     "latent_height": h,
     "latent_channels": c // 2,
   }
-  return make_record(kind, record | encoded)
+  return dataset.make_record(kind, record | encoded)
 
 
-def moments_of(record: dict[str, Any]) -> Float16[np.ndarray, "n h w c2"]:
-  """Mean and log variance of every frame of a record of latents."""
-  shape = (
-    record["num_frames"],
-    record["latent_height"],
-    record["latent_width"],
-    2 * record["latent_channels"],
+def encoded_of(record: dict[str, Any]) -> Encoded:
+  """The outputs of the networks in a record of latents."""
+  sides = (record[f"latent_{name}"] for name in ("height", "width"))
+  moments = np.frombuffer(record["moments"], np.float16)
+  embeds = np.frombuffer(record["image_embeds"], np.float16)
+  return Encoded(
+    moments.reshape(record["num_frames"], *sides, -1),
+    embeds.reshape(record["num_frames"], -1) if len(embeds) else None,
   )
-  return np.frombuffer(record["moments"], np.float16).reshape(shape)
-
-
-def embeds_of(record: dict[str, Any]) -> Float16[np.ndarray, "n e"] | None:
-  """CLIP embedding of every frame; None without an image encoder."""
-  raw = record["image_embeds"]
-  if not raw:
-    return None
-  return np.frombuffer(raw, np.float16).reshape(record["num_frames"], -1)
 
 
 def identity_of(directory: Path) -> dict[str, Any]:

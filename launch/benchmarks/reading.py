@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.loading.buckets import Window, fits
+from data_pipelines.loading.buckets import Window
 from data_pipelines.loading.reader import Reader
 from data_pipelines.media import pictures, video
 from data_pipelines.shards import tfrecord
@@ -94,7 +94,7 @@ def measure(
   directory, bucket = dataset_dir(data_dir, case.kind), case.bucket
   if not directory.exists():
     return None
-  matching = functools.partial(fits, bucket, [bucket.ratio])
+  matching = functools.partial(bucket.fits, [bucket.ratio])
   count = min(count, len(Dataset([directory]).where(matching)))
   if not count:
     note(f"{case}: left out, as no clip in {directory} is long enough")

@@ -90,7 +90,7 @@ def test_tfds_opens_them(encoded):
     ours = Dataset([directory])[0]
     assert first["moments"] == ours["moments"]
     assert first["times"].tolist() == pytest.approx(ours["times"])
-    shape = latents.moments_of(ours).shape
+    shape = latents.encoded_of(ours).moments.shape
     assert shape[0] == ours["num_frames"]
 
 

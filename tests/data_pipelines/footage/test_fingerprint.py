@@ -19,7 +19,8 @@ SHOTS = [(2, 28), (32, 74), (78, 135), (139, 185), (189, 240)]
 def clips(footage):
   """Eight frames of each shot of bikes.mp4, and of one of Big Buck Bunny."""
   bikes, _ = video.decode_mp4(footage["bikes"])
-  bunny, _ = video.decode_mp4(footage["bigbuckbunny"], short_side=360)
+  stream = video.stream(footage["bigbuckbunny"], short_side=360)
+  bunny = np.stack([frame for _, frame in stream])
   stretches = [bikes[start:stop] for start, stop in SHOTS] + [bunny]
   return [
     stretch[np.linspace(0, len(stretch) - 1, 8).round().astype(int)]

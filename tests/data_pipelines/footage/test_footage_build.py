@@ -97,8 +97,9 @@ def hostile(tmp_path_factory):
   odd = render(4)[:, :63, :95]
   write(add("odd.mkv", None), odd, "ffv1", "bgr0")
   uneven = np.cumsum([0, 1, 3, 1, 2, 2, 1, 4, 1, 1, 2, 1]) / 24
-  (add("uneven.mp4", None)).write_bytes(
-    video.encode_mp4(render(5), 12, times=uneven)
+  timed = zip(uneven.tolist(), render(5), strict=True)
+  add("uneven.mp4", None).write_bytes(
+    video.encode_stream(timed, 12, (96, 64), crf=16)
   )
 
   # Unusable files.

@@ -82,5 +82,7 @@ def test_words_that_contain_a_side_allow_mirroring(caption):
   "values", [{"min_crop": 0.0}, {"min_crop": 1.1}, {"flip": -0.1}, {"flip": 2}]
 )
 def test_values_out_of_range_are_rejected(values):
-  with pytest.raises(InputError, match="cannot augment"):
+  with pytest.raises(
+    InputError, match="min_crop must be above 0 and at most 1"
+  ):
     Augmentation(**values)

@@ -3,14 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.loading.buckets import (
-  Bucket,
-  Window,
-  draw_window,
-  fits,
-  make_buckets,
-  nearest_frames,
-)
+from data_pipelines.loading.buckets import Bucket, Window, make_buckets
 from i2vgen_jax.errors import InputError
 
 SIZE = (16, 16)
@@ -23,9 +16,8 @@ def test_windows_lie_inside_the_clip(available, native_fps, fps):
   bucket = Bucket(8, fps, 1.0, SIZE)
   starts = set()
   for seed in range(50):
-    window = draw_window(
-      available, native_fps, bucket, np.random.default_rng(seed)
-    )
+    rng = np.random.default_rng(seed)
+    window = bucket.draw_window(available, native_fps, rng)
     frames = window.start + window.stride * np.arange(8)
     assert frames[0] >= 0 and frames[-1] < available
     starts.add(window.start)
@@ -42,14 +34,14 @@ def test_frames_are_chosen_by_time():
   times = np.array([0.0, 0.1, 0.2, 0.5, 0.6, 0.7, 0.8])
   window = Window(start=1, stride=2, num_frames=3, fps=5.0)
   # Wanted: 0.1, 0.3 and 0.5 seconds into the clip at 10 frames a second.
-  assert nearest_frames(times, window, 10.0) == [1, 2, 3]
-  assert nearest_frames(times + 4.0, window, 10.0) == [1, 2, 3]
+  assert window.nearest_frames(times, 10.0) == [1, 2, 3]
+  assert window.nearest_frames(times + 4.0, 10.0) == [1, 2, 3]
 
 
 def test_single_frames_have_any_position_and_the_fps_of_the_bucket():
   bucket = Bucket(1, 1, 1.0, SIZE)
   windows = [
-    draw_window(5, 24.0, bucket, np.random.default_rng(seed))
+    bucket.draw_window(5, 24.0, np.random.default_rng(seed))
     for seed in range(60)
   ]
   assert {window.start for window in windows} == set(range(5))
@@ -61,11 +53,11 @@ def test_frames_after_the_window_do_not_matter():
   rng = np.random.default_rng(0)
   for _ in range(200):
     times = np.cumsum(rng.uniform(0.01, 0.3, 40))
-    window = draw_window(30, 8.0, Bucket(6, 4.0, 1.0, SIZE), rng)
+    window = Bucket(6, 4.0, 1.0, SIZE).draw_window(30, 8.0, rng)
     last = window.seconds(8.0)[-1]
     stop = int((times - times[0] <= last).sum()) + 1
-    expected = nearest_frames(times, window, 8.0)
-    assert nearest_frames(times[:stop], window, 8.0) == expected
+    expected = window.nearest_frames(times, 8.0)
+    assert window.nearest_frames(times[:stop], 8.0) == expected
 
 
 def index(*clips):
@@ -75,10 +67,10 @@ def index(*clips):
 def test_shapes_are_compared_as_factors():
   clips = index((9, 20, 10), (9, 10, 20), (9, 13, 10), (9, 15, 10), (7, 20, 10))
   (wide,) = make_buckets([(8, 8.0, 1.0)], (448, 224))
-  taken = fits(wide, [0.5, 1.0, 2.0], clips)
+  taken = wide.fits([0.5, 1.0, 2.0], clips)
   # 1.3 is nearer to 1 than to 2, 1.5 nearer to 2: 2 / 1.5 < 1.5 / 1.
   assert taken.tolist() == [True, False, False, True, False]
-  assert fits(wide, [2.0], clips).tolist() == [True] * 4 + [False]
+  assert wide.fits([2.0], clips).tolist() == [True] * 4 + [False]
 
 
 def test_buckets_have_the_default_size_or_their_own():

@@ -159,7 +159,8 @@ def test_the_cache_does_not_change_batches(opened, monkeypatch):
 def test_real_footage_is_sampled_at_the_bucket_fps(
   footage, tmp_path, tokenizer
 ):
-  frames, _ = video.decode_mp4(footage["bikes"], short_side=64)
+  stream = video.stream(footage["bikes"], short_side=64)
+  frames = np.stack([frame for _, frame in stream])
   frames = frames[:, :, : frames.shape[2] // 2 * 2]
   mp4 = video.encode_mp4(frames, 25)
   height, width = frames.shape[1:3]

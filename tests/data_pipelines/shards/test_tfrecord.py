@@ -93,7 +93,7 @@ def test_the_index_locates_every_record(shard):
 def test_a_failed_write_leaves_no_shard(tmp_path):
   def failing():
     yield RECORDS[0]
-    raise RuntimeError("decoder gave up")
+    raise RuntimeError("decoder failed")
 
   with pytest.raises(RuntimeError):
     tfrecord.write_shard(tmp_path / "some.tfrecord", failing())
