@@ -195,7 +195,7 @@ def _tfds_features(kind: Kind) -> dict[str, Any]:
 
 
 class Dataset:
-  """Random access to the records of one or more directories, without TFDS.
+  """Random access to the records of directories, without a TFDS builder.
 
   Sidecars are memory-mapped, so that only pages in use take memory, and few
   are open at a time, as a process can open only some hundred files.
