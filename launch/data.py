@@ -21,10 +21,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from data_pipelines.footage import survey
+from data_pipelines.footage import settings, survey
 from data_pipelines.footage.build import build_footage
-from data_pipelines.footage.filters import Limits
-from data_pipelines.footage.settings import FootageSettings, ScanSettings
 from data_pipelines.procedural import world
 from data_pipelines.procedural.build import build_procedural
 from data_pipelines.running.build_directory import Built
@@ -93,15 +91,15 @@ class Manifest:
   output: Path
   split: Literal["train", "test"] = "train"
   whole: bool = False
-  min_frames: Count = ScanSettings.min_frames
-  max_seconds: Seconds = ScanSettings.max_seconds
-  short_side: Count = FootageSettings.short_side
+  min_frames: Count = settings.ScanSettings.min_frames
+  max_seconds: Seconds = settings.ScanSettings.max_seconds
+  short_side: Count = settings.FootageSettings.short_side
   join_captions: bool = False
   aesthetics: str | None = None
-  limits: Limits = dataclasses.field(default_factory=Limits)
-  shard_size: Count = FootageSettings.shard_size
+  limits: settings.Limits = dataclasses.field(default_factory=settings.Limits)
+  shard_size: Count = settings.FootageSettings.shard_size
   seed: Seed = 0
-  stall_seconds: Seconds = FootageSettings.stall_seconds
+  stall_seconds: Seconds = settings.FootageSettings.stall_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,15 +213,15 @@ def _build(args: Procedural | Manifest, beam: Sequence[str] = ()) -> None:
     _report(built, args.output)
 
 
-def _settings(args: Manifest) -> FootageSettings:
+def _settings(args: Manifest) -> settings.FootageSettings:
   """The settings of a build, whose fields have the names of the arguments."""
 
   def pick(kind: type, **others: Any) -> Any:
     names = {f.name for f in dataclasses.fields(kind)} & vars(args).keys()
     return kind(**{name: getattr(args, name) for name in names}, **others)
 
-  scan = pick(ScanSettings, split_shots=not args.whole)
-  return pick(FootageSettings, scan=scan)
+  scan = pick(settings.ScanSettings, split_shots=not args.whole)
+  return pick(settings.FootageSettings, scan=scan)
 
 
 def _benchmark(data_dir: Path, count: int, repeats: int, seed: int) -> None:

@@ -88,7 +88,7 @@ def inspect(data_dir: Path, output: Path, count: int, seed: int) -> None:
     if (sample := survey.sample(data_dir, kind, count, seed))
   }
   _check(data_dir, list(found.values()))
-  summary = survey.told(data_dir)
+  summary = survey.read_summary(data_dir)
   outputs.make_folder(output)
   page = _Page()
   for tag in ("title", "h1"):

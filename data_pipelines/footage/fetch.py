@@ -1,33 +1,14 @@
-"""Files of a manifest on the local file system, and guarded calls on them."""
+"""Files of a manifest on the local file system."""
 
 import contextlib
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from data_pipelines.running.guard import guarded
 from i2vgen_jax.errors import InputError
-
-
-def call_on_file(
-  fn: Callable[..., Any], source: Any, *args: Any, seconds: float | int
-) -> Any:
-  """`fn(source, file, *args)` in a child process, on the file of a source.
-
-  Args:
-    fn: function of a source, a local path and further arguments.
-    source: a manifest row or a candidate.
-    args: further arguments.
-    seconds: time limit for copying the file, and for the call.
-
-  Raises:
-    InputError: see `local_file` and `running.guard.guarded`.
-  """
-  with local_file(source.location, seconds=seconds) as file:
-    return guarded(fn, source, file, *args, seconds=seconds)
 
 
 @contextlib.contextmanager

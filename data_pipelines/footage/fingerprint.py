@@ -2,8 +2,9 @@
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
+from data_pipelines.media.video import Frames
 from i2vgen_jax.errors import InputError
 
 # Two clips that differ in at most this many bits are duplicates. Measured on
@@ -20,7 +21,7 @@ _PLACE_BITS, _MOTION_BITS = 40, 24
 _NOISE = 4
 
 
-def fingerprint(frames: UInt8[np.ndarray, "n h w 3"]) -> int:
+def fingerprint(frames: Frames) -> int:
   """Hashes a clip to 64 bits that survive rescaling and re-encoding.
 
   Each bit says whether a low frequency is above the median: 40 bits of the
@@ -32,7 +33,7 @@ def fingerprint(frames: UInt8[np.ndarray, "n h w 3"]) -> int:
       choice of frames alters 4 bits on average, at most 16.
 
   Returns:
-    An integer below 2^64; compare two with `distance`.
+    An integer below 2^64; two are compared by the bits in which they differ.
 
   Raises:
     InputError: no frames.
@@ -40,19 +41,11 @@ def fingerprint(frames: UInt8[np.ndarray, "n h w 3"]) -> int:
   if not len(frames):
     raise InputError("cannot fingerprint a clip of 0 frames")
   grays = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-  size = (_SIDE, _SIDE)
-  small = np.stack(
-    [cv2.resize(gray, size, interpolation=cv2.INTER_AREA) for gray in grays]
-  ).astype(np.float64)
+  scaled = {"dsize": (_SIDE, _SIDE), "interpolation": cv2.INTER_AREA}
+  small = np.array([cv2.resize(gray, **scaled) for gray in grays], np.float64)
   place = _signs(small.mean(0), _PLACE_BITS)
   motion = _signs(np.log(small.std(0) + _NOISE), _MOTION_BITS)
-  bits = np.concatenate([place, motion])
-  return int.from_bytes(np.packbits(bits).tobytes())
-
-
-def distance(first: int, second: int) -> int:
-  """Number of bits, 0 to 64, in which two fingerprints differ."""
-  return (first ^ second).bit_count()
+  return int.from_bytes(np.packbits([*place, *motion]).tobytes())
 
 
 def _signs(

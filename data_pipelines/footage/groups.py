@@ -4,22 +4,19 @@ Manifests may have any length; memory never holds all rows.
 """
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
 import math
-import os
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from data_pipelines.footage.manifest import ManifestRow, read_manifest
-from data_pipelines.footage.quarantine import Drop
+from data_pipelines.footage.quarantine import Drop, write_drops
 from i2vgen_jax.errors import InputError, writing
-from i2vgen_jax.files import replacing, write_json_lines
+from i2vgen_jax.files import write_json_lines
 
 # Files in each group. Small manifests have smaller groups, so that there are
 # tasks for every core, and very long ones larger groups, so that there are no
@@ -79,83 +76,69 @@ class Groups:
     with (
       writing(work, "free some space and build again"),
       tempfile.TemporaryDirectory(dir=work) as folder,
-      replacing(bad_rows(work)) as temporary,
-      temporary.open("w") as file,
       contextlib.closing(sqlite3.connect(f"{folder}/rows")) as rows,
     ):
       try:
-        clips = _joined(rows, self._usable(file))
-        self.count = self._write_groups(work, clips)
+        write_drops(bad_rows(work), self._store(rows))
+        clips = _joined(rows)
+        groups = iter(lambda: list(itertools.islice(clips, self.size)), [])
+        for number, group in enumerate(groups):
+          self.count = number + 1
+          if not _group(work, number).exists():
+            write_json_lines(_group(work, number), group)
       except sqlite3.OperationalError as e:
-        if e.sqlite_errorcode == sqlite3.SQLITE_FULL:
-          raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from e
         raise OSError(str(e)) from e
     if self.digest != digest:
       raise InputError(
         f"manifest {self.manifest} changed while it was read; build again"
       )
 
-  def _usable(self, bad: TextIO) -> Iterator[ManifestRow]:
+  def _store(self, rows: sqlite3.Connection) -> Iterator[Drop]:
+    """Stores the usable rows in a database and yields the others."""
+    rows.executescript("""
+      PRAGMA journal_mode = OFF;
+      PRAGMA synchronous = OFF;
+      CREATE TABLE clips (clip TEXT PRIMARY KEY, first INTEGER) WITHOUT ROWID;
+      CREATE TABLE rows (
+        first INTEGER, number INTEGER, text TEXT, PRIMARY KEY (first, number)
+      ) WITHOUT ROWID;
+    """)
     for row in self._read():
-      if isinstance(row, ManifestRow):
+      if isinstance(row, Drop):
         yield row
-      else:
-        bad.write(json.dumps(row._asdict()) + "\n")
-
-  def _write_groups(self, work: Path, clips: Iterator[ManifestRow]) -> int:
-    dicts = (clip._asdict() for clip in clips)
-    groups = iter(lambda: list(itertools.islice(dicts, self.size)), [])
-    number = -1
-    for number, group in enumerate(groups):
-      path = _group(work, number)
-      if not path.exists():
-        write_json_lines(path, group)
-    return number + 1
+        continue
+      clip = json.dumps((row.path, row.start, row.stop))
+      rows.execute("INSERT OR IGNORE INTO clips VALUES (?, ?)", (clip, row.row))
+      rows.execute(
+        "INSERT INTO rows SELECT first, ?, ? FROM clips WHERE clip = ?",
+        (row.row, json.dumps(row), clip),
+      )
 
 
-def _joined(
-  rows: sqlite3.Connection, given: Iterable[ManifestRow]
-) -> Iterator[ManifestRow]:
-  """Clips in the order of their first rows; sorts on disk.
+def _joined(rows: sqlite3.Connection) -> Iterator[ManifestRow]:
+  """Clips in the order of their first rows.
 
   Memory holds the captions of one clip.
   """
-  rows.executescript("""
-    PRAGMA journal_mode = OFF;
-    PRAGMA synchronous = OFF;
-    CREATE TABLE clips (clip TEXT PRIMARY KEY, first INTEGER) WITHOUT ROWID;
-    CREATE TABLE rows (
-      first INTEGER, number INTEGER, text TEXT, PRIMARY KEY (first, number)
-    ) WITHOUT ROWID;
-  """)
-  for row in given:
-    clip = json.dumps((row.path, row.start, row.stop))
-    rows.execute("INSERT OR IGNORE INTO clips VALUES (?, ?)", (clip, row.row))
-    rows.execute(
-      "INSERT INTO rows SELECT first, ?, ? FROM clips WHERE clip = ?",
-      (row.row, json.dumps(row), clip),
-    )
   found = rows.execute("SELECT first, text FROM rows ORDER BY first, number")
-  for _, same in itertools.groupby(found, key=lambda pair: pair[0]):
-    parsed = (_row(json.loads(text)) for _, text in same)
+  for _, same in itertools.groupby(found, key=lambda row: row[0]):
+    parsed = (_parse(text) for _, text in same)
     first = next(parsed)
     captions = dict.fromkeys(first.captions)
     for row in parsed:
-      captions.update(dict.fromkeys(row.captions))
+      captions |= dict.fromkeys(row.captions)
     yield first._replace(captions=tuple(captions))
 
 
-def _row(values: list) -> ManifestRow:
-  row = ManifestRow(*values)
+def _parse(line: str) -> ManifestRow:
+  row = ManifestRow(*json.loads(line))
   return row._replace(captions=tuple(row.captions))
 
 
 def read_group(work: Path, number: int) -> Iterator[ManifestRow]:
   """The rows of a group."""
   with _group(work, number).open() as file:
-    for line in file:
-      values = json.loads(line)
-      yield ManifestRow(**values | {"captions": tuple(values["captions"])})
+    yield from map(_parse, file)
 
 
 def bad_rows(work: Path) -> Path:

@@ -4,6 +4,8 @@ Rows are read one by one: neither a long list nor a long line fills the memory.
 """
 
 import collections
+import copy
+import itertools
 import json
 import math
 import os
@@ -22,8 +24,11 @@ _VIDEO_SUFFIXES = (
   ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts",
   ".wmv", ".flv", ".gif",
 )  # fmt: skip
-_MAX_ROW_CHARACTERS = 1 << 20
+# Characters of a row.
+_MAX_ROW = 1 << 20
+_TOO_LONG = f"the row has more than {_MAX_ROW} characters"
 _MAX_CAPTION_CHARACTERS = 10_000
+_TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 _QUOTES = "a quote is not closed, or a quote inside quotes is not doubled"
 
 
@@ -69,16 +74,17 @@ def read_manifest(path: Path) -> Iterator[ManifestRow | Drop]:
   Raises:
     InputError: there is no such manifest.
   """
-  rows = _folder_rows(path) if path.is_dir() else _list_rows(path)
+  rows = _media(path, path) if path.is_dir() else _list_rows(path)
   folder = os.path.abspath(path if path.is_dir() else path.parent)
-  for number, row in enumerate(rows, 1):
-    try:
-      yield _parsed(number, row, folder)
-    except ValueError as e:
-      name = row.get("path") if isinstance(row, dict) else None
-      name = name if isinstance(name, str) else None
-      reason = e.reason if isinstance(e, InputError) else "bad-row"
-      yield Drop(number, name, None, reason, one_line(str(e)))
+  with reading(path):
+    for number, row in enumerate(rows, 1):
+      try:
+        yield _parsed(number, row, folder)
+      except ValueError as e:
+        name = row.get("path") if isinstance(row, dict) else None
+        name = name if isinstance(name, str) else None
+        reason = e.reason if isinstance(e, InputError) else "bad-row"
+        yield Drop(number, name, None, reason, one_line(str(e)))
 
 
 def _parsed(number: int, row: Any, folder: str) -> ManifestRow:
@@ -89,7 +95,8 @@ def _parsed(number: int, row: Any, folder: str) -> ManifestRow:
   path = row.get("path")
   if not isinstance(path, str) or not path.strip():
     raise ValueError("the row has no path")
-  if "\0" in _utf8(path, "path"):
+  name = _local_path(path) if path.lower().startswith("file://") else path
+  if "\0" in _utf8(name, "path"):
     raise ValueError("the path contains a zero byte")
   start, stop = _seconds(row, "start", 0.0), _seconds(row, "end", math.inf)
   if not 0 <= start < stop:
@@ -98,9 +105,7 @@ def _parsed(number: int, row: Any, folder: str) -> ManifestRow:
     )
   # Not by pathlib, which interns every name: the interpreter's table of
   # interned strings would grow with the rows.
-  location = path if "://" in path else os.path.join(folder, path)
-  if path.lower().startswith("file://"):
-    location = _local_path(path)
+  location = name if "://" in name else os.path.join(folder, name)
   return ManifestRow(number, path, location, _captions(row), start, stop)
 
 
@@ -110,10 +115,7 @@ def _local_path(uri: str) -> str:
     raise ValueError(
       f"a file URI must be file:///PATH with an absolute path, got {uri:.60}"
     )
-  path = urllib.parse.unquote(path, errors="surrogateescape")
-  if "\0" in _utf8(path, "path"):
-    raise ValueError("the path contains a zero byte")
-  return f"/{path}"
+  return f"/{urllib.parse.unquote(path, errors='surrogateescape')}"
 
 
 def _utf8(text: str, name: str) -> str:
@@ -163,67 +165,60 @@ def _list_rows(path: Path) -> Iterator[Any]:
       f"manifest {path} must be a .jsonl or .csv file, or a folder of media"
     )
   check_file(path, f"manifest {path}")
-  with (
-    reading(path),
-    path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as f,
-  ):
-    yield from _csv_rows(f, path) if path.suffix == ".csv" else _json_rows(f)
+  with path.open(**_TEXT, newline="") as file:
+    lines = _lines(file)
+    is_csv = path.suffix == ".csv"
+    yield from _csv_rows(lines, path) if is_csv else _json_rows(lines)
 
 
 def _lines(file: TextIO) -> Iterator[str]:
   """Lines; one that is too long for a row is cut but stays too long."""
-  while line := file.readline(_MAX_ROW_CHARACTERS + 1):
+  while line := file.readline(_MAX_ROW + 1):
     yield line
-    while len(line) > _MAX_ROW_CHARACTERS and not line.endswith(("\n", "\r")):
-      line = file.readline(_MAX_ROW_CHARACTERS + 1)
+    while len(line) > _MAX_ROW and not line.endswith(("\n", "\r")):
+      line = file.readline(_MAX_ROW + 1)
 
 
-def _check_length(line: str) -> None:
-  if len(line) > _MAX_ROW_CHARACTERS:
-    raise ValueError(f"the row has more than {_MAX_ROW_CHARACTERS} characters")
+def _json_rows(lines: Iterator[str]) -> Iterator[Any]:
+  for line in filter(str.strip, lines):
+    try:
+      yield json.loads(line) if len(line) <= _MAX_ROW else ValueError(_TOO_LONG)
+    except (ValueError, RecursionError) as e:
+      yield ValueError(f"the row is not JSON: {e}")
 
 
-def _json_rows(file: TextIO) -> Iterator[Any]:
-  for line in _lines(file):
-    if line.strip():
-      try:
-        yield _json_row(line)
-      except ValueError as e:
-        yield e
+def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[Any]:
+  """The rows of a CSV file.
 
-
-def _json_row(line: str) -> Any:
-  _check_length(line)
-  try:
-    return json.loads(line)
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f"the row is not JSON: {e}") from e
-
-
-def _csv_rows(file: TextIO, path: Path) -> Iterator[Any]:
-  lines = _lines(file)
-  header = next((line for line in lines if line.strip()), "")
-  try:
+  Only the first line of a row with an unclosed quote is lost: the lines that
+  the quote would include are read again as rows.
+  """
+  (lines,) = itertools.tee(lines, 1)
+  header = next(filter(str.strip, lines), "")
+  with reading(f"the columns of manifest {path}", "correct its first line"):
     names = _row_cells(header, lines)
-  except ValueError as e:
-    raise InputError(f"cannot read the columns of manifest {path}: {e}") from e
   if "path" not in names:
     raise InputError(
       f"manifest {path} has no column path; its first line must name the"
       " columns, separated by commas"
     )
   # Spreadsheets leave columns without a name, which are ignored.
-  for name in filter(None, names):
-    if names.count(name) > 1:
-      raise InputError(
-        f"manifest {path} has {names.count(name)} columns named {name!r};"
-        " remove or rename all but one"
-      )
-  for cells in _csv_cells(lines, len(names)):
-    try:
-      yield cells if isinstance(cells, ValueError) else _csv_row(names, cells)
-    except ValueError as e:
-      yield e
+  counts = collections.Counter(filter(None, names))
+  [(name, count)] = counts.most_common(1)
+  if count > 1:
+    raise InputError(
+      f"manifest {path} has {count} columns named {name!r}; remove or rename"
+      " all but one"
+    )
+  while line := next(lines, ""):
+    if line.strip():
+      more = copy.copy(lines)
+      try:
+        cells = _row_cells(line, more, len(names))
+        lines = more
+        yield _csv_row(names, cells)
+      except ValueError as e:
+        yield e
 
 
 def _csv_row(names: list[str], cells: list[str]) -> dict[str, Any]:
@@ -258,38 +253,13 @@ _INSIDE_QUOTES = re.compile(r'(?:[^"]++|"")*+\Z')
 _OPEN_QUOTE = re.compile(r'\s*+"' + _INSIDE_QUOTES.pattern)
 
 
-def _csv_cells(
-  lines: Iterator[str], columns: int
-) -> Iterator[list[str] | ValueError]:
-  """The cells of each row, or an error.
-
-  Only the first line of a row with an unclosed quote is lost: the lines that
-  the quote would include are read again as rows.
-  """
-  again: collections.deque[str] = collections.deque()
-  taken: list[str] = []
-
-  def take() -> str:
-    taken.append(again.popleft() if again else next(lines, ""))
-    return taken[-1]
-
-  while line := take():
-    taken.clear()
-    if line.strip():
-      try:
-        yield _row_cells(line, iter(take, ""), columns)
-      except ValueError as e:
-        again.extendleft(reversed(taken))
-        yield e
-
-
 def _row_cells(
-  line: str, more: Iterator[str], columns: float | int = math.inf
+  text: str, more: Iterator[str], columns: float | int = math.inf
 ) -> list[str]:
   """The stripped cells of the row that begins on a line.
 
   Args:
-    line: first line of the row.
+    text: first line of the row.
     more: the lines after it, read as far as the row extends.
     columns: number of cells that may have several lines. Without this limit,
       reading some rows again and again would take quadratic time.
@@ -297,38 +267,32 @@ def _row_cells(
   Raises:
     ValueError: the quotes do not match, or the row is too long.
   """
-  _check_length(line)
-  cells, text, at = [], line, 0
-  while True:
-    if match := _CELL.match(text, at):
-      quoted, plain, comma = match.groups()
-      cell = plain if quoted is None else quoted.replace('""', '"')
-      cells.append(cell.strip())
-      at = match.end()
-      if not comma:
-        return cells
-    elif len(cells) < columns and _OPEN_QUOTE.match(text, at):
+  if len(text) > _MAX_ROW:
+    raise ValueError(_TOO_LONG)
+  cells, at, comma = [], 0, ","
+  while comma:
+    if len(cells) < columns and _OPEN_QUOTE.match(text, at):
       text, at = text[at:] + _rest_of_cell(more), 0
-    else:
+    match = _CELL.match(text, at)
+    if not match:
       raise ValueError(_QUOTES)
+    quoted, plain, comma = match.groups()
+    cell = plain if quoted is None else quoted.replace('""', '"')
+    cells.append(cell.strip())
+    at = match.end()
+  return cells
 
 
 def _rest_of_cell(more: Iterator[str]) -> str:
   """The lines up to the one in which an open quote ends."""
-  lines, size = [], 0
+  text = ""
   for line in more:
-    lines.append(line)
-    size += len(line)
-    if size > _MAX_ROW_CHARACTERS:
+    text += line
+    if len(text) > _MAX_ROW:
       break
     if not _INSIDE_QUOTES.match(line):
-      return "".join(lines)
+      return text
   raise ValueError(_QUOTES)
-
-
-def _folder_rows(top: Path) -> Iterator[Any]:
-  with reading(top):
-    yield from _media(top, top)
 
 
 def _media(folder: Path, top: Path) -> Iterator[Any]:
@@ -354,8 +318,8 @@ def _media_row(path: Path, name: str) -> Any:
   if not texts.is_file():
     return {"path": name}
   try:
-    with texts.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-      lines = file.read(_MAX_ROW_CHARACTERS).splitlines()
+    with texts.open(**_TEXT) as file:
+      lines = file.read(_MAX_ROW).splitlines()
   except OSError as e:
     return InputError(
       f"cannot read the captions of {name}: {e.strerror}", "missing"

@@ -1,12 +1,21 @@
 """What a build leaves out and why: the lines of `quarantine.jsonl`."""
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.footage import filters
+from data_pipelines.footage.settings import Limits
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import write_json_lines
+
+
+def _meaning(limit: str) -> str:
+  side, score = limit.split("_", 1)
+  relation = "below" if side == "min" else "above"
+  return f"{score.replace('_', ' ')} {relation} the limit"
+
 
 # Every reason and its meaning.
 REASONS = {
@@ -33,7 +42,7 @@ REASONS = {
   "few-frames": "a shot or a whole video with too few frames",
   "duplicate": "looks like another clip or picture, which is kept",
   "changed": "the file changed after it was scanned",
-  **filters.REASONS,
+  **{f.name: _meaning(f.name) for f in dataclasses.fields(Limits)},
 }
 
 
@@ -42,7 +51,7 @@ class Drop(NamedTuple):
 
   Attributes:
     row: row of the manifest, from 1.
-    path: path of the file as the manifest gives it, if it does.
+    path: path of the file as the manifest gives it; None if the row has none.
     start: start of the shot in seconds; None for the whole file.
     reason: a key of `REASONS`.
     detail: one sentence.
@@ -54,17 +63,16 @@ class Drop(NamedTuple):
   reason: str
   detail: str
 
-
-def drop(source: Any, start: float | None, error: InputError) -> Drop:
-  """What an error leaves out of a source: a manifest row or a candidate."""
-  text = one_line(str(error))
-  return Drop(source.row, source.path, start, error.reason, text)
+  @classmethod
+  def of(cls, row: Any, start: float | None, error: InputError) -> "Drop":
+    """The drop of a manifest row, or of the shot at `start` in its file."""
+    return cls(row.row, row.path, start, error.reason, one_line(str(error)))
 
 
 def one_line(text: str) -> str:
-  """Text that is safe to print: names and headers may contain anything."""
-  plain = (c if c.isprintable() else "?" for c in " ".join(text.split()))
-  return "".join(plain)
+  """Printable text in one line; names and headers may contain anything."""
+  text = " ".join(text.split())
+  return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def read_drops(path: Path) -> Iterator[Drop]:
@@ -72,3 +80,8 @@ def read_drops(path: Path) -> Iterator[Drop]:
   with path.open() as file:
     for line in file:
       yield Drop(**json.loads(line))
+
+
+def write_drops(path: Path, drops: Iterable[Drop]) -> None:
+  """Writes one JSON object per line."""
+  write_json_lines(path, (drop._asdict() for drop in drops))

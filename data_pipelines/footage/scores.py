@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from data_pipelines.media.video import Frame, Frames, Times
 from i2vgen_jax.errors import InputError
 
-Frames = UInt8[np.ndarray, "n h w 3"]
-Times = Float[np.ndarray, "n"]
 Gray = UInt8[np.ndarray, "h w"]
 Mask = Bool[np.ndarray, "h w"]
+Flow = Float[np.ndarray, "y x 2"]
+# Boxes (left, top, right, bottom) of letters, and the luma of each.
+Boxes, Lumas = Int[np.ndarray, "n 4"], Float[np.ndarray, "n"]
 
 # Seconds between two frames above which optical flow may lose the motion.
 _MAX_GAP = 1 / 4
@@ -76,13 +78,10 @@ def score(frames: Frames, times: Times) -> Scores:
     still = score(np.repeat(frames[:1], 2, axis=0), np.array([0, _MAX_GAP]))
     return still._replace(motion=math.nan)
   grays = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-  flows = [_flow(grays[k], grays[k + 1]) / gaps[k] for k in pairs]
+  flows = [_flow(*grays[k : k + 2]) / gaps[k] for k in pairs]
   speeds = [np.linalg.norm(flow, axis=-1).mean() for flow in flows]
-  texts = [_text_share(grays[k], grays[k + 1]) for k in pairs]
-  subjects = [
-    _subject_share(frames[k], flow)
-    for k, flow in zip(pairs, flows, strict=True)
-  ]
+  texts = [_text_share(*grays[k : k + 2]) for k in pairs]
+  subjects = list(map(_subject_share, frames[pairs], flows))
   return Scores(
     motion=float(np.mean(speeds)),
     sharpness=float(np.median([_sharpness(gray) for gray in grays])),
@@ -114,17 +113,15 @@ def load_hook(spec: str) -> Callable[[Frames], float]:
   return hook
 
 
-def _resized(
-  picture: UInt8[np.ndarray, "..."], short_side: int
-) -> UInt8[np.ndarray, "..."]:
-  height, width = picture.shape[:2]
+def _resized(picture: Frame | Gray, short_side: int) -> Frame | Gray:
+  height, width, *_ = picture.shape
   scale = short_side / min(height, width)
   size = round(width * scale), round(height * scale)
   method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
   return cv2.resize(picture, size, interpolation=method)
 
 
-def _flow(first: Gray, second: Gray) -> Float[np.ndarray, "y x 2"]:
+def _flow(first: Gray, second: Gray) -> Flow:
   """Displacement of every pixel, in shorter sides."""
   small = _resized(first, _FLOW_SIDE), _resized(second, _FLOW_SIDE)
   differ = cv2.absdiff(*small).astype(np.float32)
@@ -169,14 +166,13 @@ def _text_mask(first: Gray, second: Gray) -> Mask:
     darker = np.minimum(*pair)
     strokes = [cv2.morphologyEx(p, cv2.MORPH_TOPHAT, kernel) for p in pair]
     bright = (np.minimum(*strokes) > _CONTRAST) & (darker > _BRIGHT)
-    for left, top, right, bottom in _lines(bright, darker):
+    for left, top, right, bottom in _lines(*_letters(bright, darker)):
       mask[top:bottom, left:right] = True
   return mask
 
 
-def _lines(strokes: Mask, gray: Gray) -> Iterator[tuple[int, ...]]:
+def _lines(boxes: Boxes, lumas: Lumas) -> Iterator[list[int]]:
   """Boxes (left, top, right, bottom) of rows of similar letters."""
-  boxes, lumas = _letters(strokes, gray)
   if len(boxes) < _LETTERS:
     return
   left, top, right, bottom = boxes.T
@@ -196,45 +192,30 @@ def _lines(strokes: Mask, gray: Gray) -> Iterator[tuple[int, ...]]:
     previous = group
     group = np.where(beside, group, len(group)).min(1)
   for number in np.unique(group):
-    members = group == number
-    if _is_line(boxes[members], lumas[members]):
-      yield (*boxes[members, :2].min(0), *boxes[members, 2:].max(0))
+    line = boxes[group == number]
+    if _is_line(line, lumas[group == number]):
+      yield [*line[:, :2].min(0), *line[:, 2:].max(0)]
 
 
-def _is_line(
-  boxes: Int[np.ndarray, "n 4"], lumas: Float[np.ndarray, "n"]
-) -> bool:
-  """Whether letters share a baseline, a size and a luma."""
-  if len(boxes) < _LETTERS:
-    return False
+def _is_line(boxes: Boxes, lumas: Lumas) -> bool:
+  """Whether there are enough letters with one baseline, size and luma."""
   _, top, _, bottom = boxes.T
   height = np.median(bottom - top)
   on_base = np.abs(bottom - np.median(bottom)) < 0.15 * height + 1
   thickness = bottom.max() - top.min()
-  return bool(
-    on_base.mean() > 0.6 and thickness < 2.2 * height and lumas.std() < 15
-  )
+  is_even = thickness < 2.2 * height and lumas.std() < 15
+  return bool(len(boxes) >= _LETTERS and on_base.mean() > 0.6 and is_even)
 
 
-def _letters(
-  strokes: Mask, gray: Gray
-) -> tuple[Int[np.ndarray, "n 4"], Float[np.ndarray, "n"]]:
-  """Boxes (left, top, right, bottom) and lumas of possible letters."""
-  _, labels, stats, _ = cv2.connectedComponentsWithStats(
-    strokes.astype(np.uint8), connectivity=8
-  )
+def _letters(strokes: Mask, gray: Gray) -> tuple[Boxes, Lumas]:
+  """Boxes and lumas of possible letters."""
+  _, labels, stats, _ = cv2.connectedComponentsWithStats(strokes.view(np.uint8))
   left, top, width, height, area = stats.T
   # Not over the whole frame, most of which is background.
   lumas = np.bincount(labels[strokes], gray[strokes], len(area)) / area
   fill = area / (width * height)
-  may = (
-    (height >= 6)
-    & (height <= 60)
-    & (width < 2.5 * height)
-    & (height < 10 * width)
-    & (fill > 0.15)
-    & (fill < 0.95)
-  )
+  may = (height >= 6) & (height <= 60) & (fill > 0.15) & (fill < 0.95)
+  may &= (width < 2.5 * height) & (height < 10 * width)
   may[0] = False  # the background
   boxes = np.stack([left, top, left + width, top + height], 1)
   return boxes[may], lumas[may]
@@ -245,9 +226,7 @@ def _letters(
 _SPEED = 0.3
 
 
-def _subject_share(
-  frame: UInt8[np.ndarray, "h w 3"], flow: Float[np.ndarray, "y x 2"]
-) -> float:
+def _subject_share(frame: Frame, flow: Flow) -> float:
   small = _resized(frame, _SUBJECT_SIDE)
   own = np.linalg.norm(flow - np.median(flow, (0, 1)), axis=-1)
   own = cv2.resize(own.astype(np.float32), small.shape[1::-1])
@@ -258,9 +237,7 @@ def _subject_share(
   return float(stats[1:, cv2.CC_STAT_AREA].max(initial=0) / mask.size)
 
 
-def _unlike_border(
-  picture: UInt8[np.ndarray, "h w 3"],
-) -> Float[np.ndarray, "h w"]:
+def _unlike_border(picture: Frame) -> Float[np.ndarray, "h w"]:
   """Distance to the colours of the nearest side, in standard deviations."""
   lab = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.float64)
   depth = len(lab) // 10

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
-from data_pipelines.footage import fingerprint
-from data_pipelines.footage.filters import Limits
-from data_pipelines.footage.quarantine import Drop, drop
-from data_pipelines.footage.scan import Candidate
+from data_pipelines.footage.clips import Candidate
+from data_pipelines.footage.fingerprint import SAME
+from data_pipelines.footage.manifest import ManifestRow
+from data_pipelines.footage.quarantine import Drop, write_drops
+from data_pipelines.footage.settings import Limits
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.files import write_json_lines
 
 # Where candidates are: (number of the file, offset of the line).
 Places = Int64[np.ndarray, "n 2"]
@@ -25,7 +25,12 @@ def read_candidate(path: Path, offset: int) -> Candidate:
   """The candidate on the line at a byte offset."""
   with path.open("rb") as file:
     file.seek(offset)
-    return Candidate(**json.loads(file.readline()))
+    return _parse(file.readline())
+
+
+def _parse(line: bytes) -> Candidate:
+  source, *values = json.loads(line)
+  return Candidate(ManifestRow(*source), *values)
 
 
 def select(
@@ -56,31 +61,36 @@ def select(
       try:
         limits.check(candidate.scores)
       except InputError as e:
-        yield drop(candidate, candidate.start, e)
+        yield Drop.of(candidate.source, candidate.start, e)
         continue
       key = hashlib.blake2b(f"{seed}\n{candidate.id}".encode(), digest_size=8)
       order = int.from_bytes(key.digest(), "big")
-      tables[candidate.kind].extend(
-        (number, offset, candidate.fingerprint, candidate.row, order)
-      )
+      look, row = candidate.fingerprint, candidate.source.row
+      tables[candidate.kind].extend((number, offset, look, row, order))
     for kind, table in tables.items():
       numbers = np.frombuffer(table, np.uint64).reshape(-1, 5)
       places = numbers[:, :2].astype(np.int64)
       first = first_alike(numbers[:, 2], numbers[:, 3])
       is_first = first == np.arange(len(first))
       for duplicate in np.flatnonzero(~is_first):
-        candidate, kept = (
-          read_candidate(files[number], offset)
-          for number, offset in places[[duplicate, first[duplicate]]].tolist()
-        )
-        text = f"looks like row {kept.row}, {kept.path} at {kept.start:.2f} s"
-        error = InputError(text, "duplicate")
-        yield drop(candidate, candidate.start, error)
-      kept = np.flatnonzero(is_first)
-      selected[kind] = places[kept[np.argsort(numbers[kept, 4], kind="stable")]]
+        pair = places[[duplicate, first[duplicate]]].tolist()
+        copy, kept = (read_candidate(files[n], offset) for n, offset in pair)
+        row, path, *_ = kept.source
+        text = f"looks like row {row}, {path} at {kept.start:.2f} s"
+        yield Drop.of(copy.source, copy.start, InputError(text, "duplicate"))
+      order = np.argsort(numbers[is_first, 4], kind="stable")
+      selected[kind] = places[is_first][order]
 
-  write_json_lines(left_out, (dropped._asdict() for dropped in drops()))
+  write_drops(left_out, drops())
   return selected
+
+
+def _candidates(files: Sequence[Path]) -> Iterator[tuple[int, int, Candidate]]:
+  """File number, offset and candidate of every line."""
+  for number, path in enumerate(files):
+    with path.open("rb") as file:
+      for line in file:
+        yield number, file.tell() - len(line), _parse(line)
 
 
 def first_alike(
@@ -95,13 +105,11 @@ def first_alike(
   are still found for certain, and many of the others.
   """
   first = np.arange(len(looks))
-  exact = 64 // (fingerprint.SAME + 1)
-  width = min(max(len(looks).bit_length() - 9, exact), 16)
+  width = min(max(len(looks).bit_length() - 9, 64 // (SAME + 1)), 16)
   edges = np.linspace(0, 64, 64 // width + 1).round().astype(int).tolist()
   is_target = _targets(looks, rows)
   for low, high in itertools.pairwise(edges):
-    mask = np.uint64((1 << (high - low)) - 1)
-    part = looks >> np.uint64(low) & mask
+    part = looks >> np.uint64(low) & np.uint64((1 << (high - low)) - 1)
     order = np.argsort(part, kind="stable")
     starts = np.flatnonzero(np.diff(part[order])) + 1
     for group in np.split(order, starts):
@@ -110,9 +118,7 @@ def first_alike(
       for place, number in zip(places.tolist(), group.tolist(), strict=True):
         before = targets[:place]
         differ = np.bitwise_count(looks[before] ^ looks[number])
-        alike = before[
-          (differ <= fingerprint.SAME) & (rows[before] != rows[number])
-        ]
+        alike = before[(differ <= SAME) & (rows[before] != rows[number])]
         if len(alike):
           first[number] = min(first[number], alike[0])
   return first
@@ -126,21 +132,9 @@ def _targets(
   Any other index with the same fingerprint comes later than one of these, so
   that a file listed a million times costs no more than its million rows.
   """
-  is_target = np.zeros(len(looks), bool)
-  order = np.argsort(looks, kind="stable")
-  heads = np.diff(looks[order], prepend=looks[order[:1]] ^ np.uint64(1)) != 0
-  group = np.cumsum(heads) - 1
-  others = rows[order] != rows[order[heads]][group]
+  _, first, group = np.unique(looks, return_index=True, return_inverse=True)
+  others = np.flatnonzero(rows != rows[first][group])
   _, second = np.unique(group[others], return_index=True)
-  is_target[order[heads]] = is_target[order[others][second]] = True
+  is_target = np.zeros(len(looks), bool)
+  is_target[first] = is_target[others[second]] = True
   return is_target
-
-
-def _candidates(files: Sequence[Path]) -> Iterator[tuple[int, int, Candidate]]:
-  """File number, offset and candidate of every line."""
-  for number, path in enumerate(files):
-    with path.open("rb") as file:
-      offset = 0
-      for line in file:
-        yield number, offset, Candidate(**json.loads(line))
-        offset += len(line)

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32
 from scenedetect.common import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
+from data_pipelines.media.video import Frame
 from i2vgen_jax.errors import InputError
 
 Thumb = Float32[np.ndarray, "p"]
@@ -44,9 +45,7 @@ class Shot(NamedTuple):
   stop: int
 
 
-def find_shots(
-  frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float | int
-) -> list[Shot]:
+def find_shots(frames: Iterable[Frame], fps: float | int) -> list[Shot]:
   """Finds the ranges of frames that belong to a single shot.
 
   Frames next to cuts, dissolves, fades to and from black with the black
@@ -91,7 +90,7 @@ class _Watch:
     self._cuts: list[int] = []
     self._dissolves: list[Shot] = []
 
-  def look(self, frame: UInt8[np.ndarray, "h w 3"], cuts: list[int]) -> None:
+  def look(self, frame: Frame, cuts: list[int]) -> None:
     """Takes the next frame and the cuts that the detector reports with it."""
     small = cv2.resize(frame, (32, 18), interpolation=cv2.INTER_AREA)
     self._recent.append(small.ravel().astype(np.float32))

@@ -1,7 +1,7 @@
-"""A look into what a build wrote: a random sample, and what was left out.
+"""Random sample of a dataset, and a summary of what its build left out.
 
 However large a dataset is, a bounded number of records is read; the total
-comes from their indices.
+comes from the indices of the shards.
 """
 
 import collections
@@ -11,17 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from data_pipelines.footage.quarantine import REASONS, read_drops
 from data_pipelines.media import video
-from data_pipelines.shards.dataset import (
-  SCORES,
-  Dataset,
-  Kind,
-  dataset_dir,
-  load_frames,
-)
+from data_pipelines.shards import dataset
+from data_pipelines.shards.dataset import Kind
 from i2vgen_jax.errors import InputError, reading
 from i2vgen_jax.files import read_json
 
@@ -34,18 +29,7 @@ _LINES = 100_000
 _ADVICE = "build or copy the dataset again"
 
 Row = Mapping[str, Any]
-
-
-class Shown(NamedTuple):
-  """A decoded clip or picture.
-
-  Attributes:
-    row: the record without its media.
-    frames: some of its frames, evenly spread from the first to the last.
-  """
-
-  row: Row
-  frames: UInt8[np.ndarray, "f h w 3"]
+Values = Float[np.ndarray, "_"]
 
 
 class Sample(NamedTuple):
@@ -54,13 +38,14 @@ class Sample(NamedTuple):
   Attributes:
     total: number of records in the dataset.
     rows: the drawn records without their media.
-    shown: the first of them, decoded.
+    shown: the first of them, each with some of its frames, evenly spread from
+      the first to the last.
     damaged: a message for each record that cannot be read or decoded.
   """
 
   total: int
   rows: list[Row]
-  shown: list[Shown]
+  shown: list[tuple[Row, video.Frames]]
   damaged: list[str]
 
 
@@ -80,15 +65,13 @@ class LeftOut(NamedTuple):
   example: str | None
 
 
-def sample(
-  data_dir: Path, kind: Kind, num_shown: int, seed: int
-) -> Sample | None:
+def sample(data_dir: Path, kind: Kind, count: int, seed: int) -> Sample | None:
   """Draws records of one kind, each at most once.
 
   Args:
     data_dir: output of `i2vgen data build`.
     kind: kind of the records.
-    num_shown: number of records that are decoded.
+    count: number of records that are decoded.
     seed: seed of the draw.
 
   Returns:
@@ -97,21 +80,19 @@ def sample(
   Raises:
     InputError: the metadata or an index is unusable.
   """
-  directory = dataset_dir(data_dir, kind)
+  directory = dataset.dataset_dir(data_dir, kind)
   if not directory.exists():
     return None
-  dataset = Dataset([directory])
-  drawn = Sample(len(dataset), [], [], [])
+  records = dataset.Dataset([directory])
+  total = len(records)
+  drawn = Sample(total, [], [], [])
   rng = np.random.default_rng(seed)
-  count = min(len(dataset), RECORDS)
-  for number in rng.choice(len(dataset), count, replace=False).tolist():
+  for number in rng.choice(total, min(total, RECORDS), replace=False).tolist():
     try:
-      row = dataset[number]
-      is_shown = len(drawn.shown) < num_shown
-      frames = load_frames(row, _spread)[0] if is_shown else None
+      row = records[number]
+      if len(drawn.shown) < count:
+        drawn.shown.append((row, dataset.load_frames(row, _spread)[0]))
       row.pop("image" if kind == "text_image" else "video")
-      if is_shown:
-        drawn.shown.append(Shown(row, frames))
       drawn.rows.append(row)
     except InputError as e:
       drawn.damaged.append(str(e))
@@ -123,15 +104,13 @@ def _spread(times: video.Times) -> list[int]:
   return np.rint(places).astype(int).tolist()
 
 
-def figures(
-  kind: Kind, rows: Sequence[Row]
-) -> dict[str, Float[np.ndarray, "_"]]:
-  """Values in records, by label; a score that was not measured has none."""
+def figures(kind: Kind, rows: Sequence[Row]) -> dict[str, Values]:
+  """Values of the records by label, without scores that were not measured."""
 
-  def values(name: str) -> Float[np.ndarray, "_"]:
+  def values(name: str) -> Values:
     return np.array([row[name] for row in rows], np.float64)
 
-  captions = [caption for row in rows for caption in row["captions"]]
+  words = [len(text.split()) for row in rows for text in row["captions"]]
   width, height = values("width"), values("height")
   found = {}
   if kind == "text_video":
@@ -139,15 +118,13 @@ def figures(
     found["frames per second"] = values("fps")
   found["shorter side, pixels"] = np.minimum(width, height)
   found["width to height"] = width / height
-  found["words in a caption"] = np.array(
-    [len(c.split()) for c in captions], float
-  )
-  for name, label in SCORES.items():
+  found["words in a caption"] = np.array(words, np.float64)
+  for name, label in dataset.SCORES.items():
     found[label] = values(name)[np.isfinite(values(name))]
   return found
 
 
-def told(data_dir: Path) -> dict[str, Any]:
+def read_summary(data_dir: Path) -> dict[str, Any]:
   """Identity and drop counts in `build.json`; empty if there is no such file.
 
   Raises:
@@ -162,11 +139,11 @@ def told(data_dir: Path) -> dict[str, Any]:
 
 
 def left_out(data_dir: Path, dropped: Mapping[str, int]) -> list[LeftOut]:
-  """What is in the quarantine, the most frequent reason first.
+  """Summarises the quarantine, the most frequent reason first.
 
   Args:
     data_dir: output of `i2vgen data build`.
-    dropped: counts by reason; see `told`.
+    dropped: counts by reason; see `read_summary`.
 
   Raises:
     InputError: `quarantine.jsonl` is damaged.

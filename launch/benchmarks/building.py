@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.footage import scan, write
+from data_pipelines.footage import clips
 from data_pipelines.footage.build import build_footage
 from data_pipelines.footage.manifest import ManifestRow
 from data_pipelines.footage.settings import FootageSettings, ScanSettings
@@ -67,11 +67,11 @@ def _costs(
   source = ManifestRow(1, file.name, str(file), ("",))
   settings = ScanSettings(min_frames=1, max_seconds=math.inf)
   start = time.process_time()
-  candidates, _ = scan.scan(source, file, settings)
+  candidates, _ = clips.scan(source, file, settings)
   scanned = time.process_time()
   write_ms = math.nan
   for candidate in candidates[:1]:
-    write.encode(candidate, file, min(record["width"], record["height"]))
+    clips.encode(candidate, file, min(record["width"], record["height"]))
     write_ms = 1e3 * (time.process_time() - scanned) / candidate.num_frames
   return frames, len(media) / 1e3, 1e3 * (scanned - start) / frames, write_ms
 

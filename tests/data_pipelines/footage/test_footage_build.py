@@ -17,12 +17,14 @@ from PIL import Image
 from skimage import data
 
 from data_pipelines.footage.build import build_footage
-from data_pipelines.footage.filters import Limits
+from data_pipelines.footage.clips import encode, scan
 from data_pipelines.footage.manifest import ManifestRow
 from data_pipelines.footage.quarantine import read_drops
-from data_pipelines.footage.scan import scan
-from data_pipelines.footage.settings import FootageSettings, ScanSettings
-from data_pipelines.footage.write import encode
+from data_pipelines.footage.settings import (
+  FootageSettings,
+  Limits,
+  ScanSettings,
+)
 from data_pipelines.media import video
 from data_pipelines.procedural import world
 from data_pipelines.running import guard
@@ -330,7 +332,7 @@ def directly(fn, *args, seconds):
   return fn(*args)
 
 # A child process for every build would be slow, and is tested elsewhere.
-fetch.guarded = directly
+footage.guarded = fetch.guarded = directly
 last = 1
 while status(sys.argv[1], f"{sys.argv[2]}/{last}", last) == -signal.SIGKILL:
   assert status(sys.argv[1], f"{sys.argv[2]}/{last}", 0) == 0, last

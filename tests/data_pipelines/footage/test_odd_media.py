@@ -10,10 +10,9 @@ from av.stream import Disposition
 from PIL import Image
 from skimage import data
 
+from data_pipelines.footage.clips import encode, scan
 from data_pipelines.footage.manifest import ManifestRow
-from data_pipelines.footage.scan import scan
 from data_pipelines.footage.settings import ScanSettings
-from data_pipelines.footage.write import encode
 from data_pipelines.media import video
 from i2vgen_jax.errors import InputError
 

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from data_pipelines.footage import fingerprint, selection
-from data_pipelines.footage.filters import Limits
+from data_pipelines.footage.clips import Candidate
+from data_pipelines.footage.manifest import ManifestRow
 from data_pipelines.footage.quarantine import read_drops
-from data_pipelines.footage.scan import Candidate
 from data_pipelines.footage.selection import first_alike, select
+from data_pipelines.footage.settings import Limits
 from i2vgen_jax.files import write_json_lines
 
 
 def candidate(row, look=None, kind="text_video", **scores):
   rng = np.random.default_rng(row)
   look = int(rng.integers(2**63)) if look is None else look
-  return Candidate(
-    kind, row, f"{row}.mp4", f"/x/{row}.mp4", ("a",), 0.5, 1.5, 12, look, scores
-  )
+  source = ManifestRow(row, f"{row}.mp4", f"/x/{row}.mp4", ("a",))
+  return Candidate(source, kind, 0.5, 1.5, 12, look, scores)
 
 
 def selected(folder, candidates, limits=None, seed=0, parts=2):
@@ -28,12 +28,13 @@ def selected(folder, candidates, limits=None, seed=0, parts=2):
   for path, some in zip(
     files, np.array_split(np.arange(len(candidates)), parts), strict=True
   ):
-    write_json_lines(path, [candidates[n]._asdict() for n in some])
+    write_json_lines(path, [candidates[n] for n in some])
   left_out = folder / "left-out.jsonl"
   found = select(files, limits or Limits(), seed, left_out)
   rows = {
     kind: [
-      selection.read_candidate(files[f], at).row for f, at in places.tolist()
+      selection.read_candidate(files[f], at).source.row
+      for f, at in places.tolist()
     ]
     for kind, places in found.items()
   }
@@ -141,7 +142,7 @@ def test_each_copy_names_the_first_one_of_another_row():
     alike = [
       other
       for other in range(number)
-      if fingerprint.distance(int(looks[other]), int(looks[number]))
+      if (int(looks[other]) ^ int(looks[number])).bit_count()
       <= fingerprint.SAME
       and rows[other] != rows[number]
     ]
@@ -158,9 +159,7 @@ def test_memory_per_candidate_is_small(tmp_path):
   def peak(count):
     looks = np.random.default_rng(0).integers(2**63, size=count).tolist()
     path = tmp_path / "candidates.jsonl"
-    write_json_lines(
-      path, (candidate(n, looks[n])._asdict() for n in range(count))
-    )
+    write_json_lines(path, (candidate(n, looks[n]) for n in range(count)))
     del looks
     tracemalloc.start()
     select([path], Limits(), 0, tmp_path / "left-out.jsonl")

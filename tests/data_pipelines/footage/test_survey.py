@@ -119,14 +119,14 @@ def test_left_out_by_reason(tmp_path, monkeypatch):
 
 
 def test_damaged_and_missing_files(tmp_path):
-  assert survey.told(tmp_path) == {}
+  assert survey.read_summary(tmp_path) == {}
   [row] = survey.left_out(tmp_path, {"empty": 1})
   assert row.example is None
   (tmp_path / "build.json").write_text(json.dumps({"identity": 1}))
   with pytest.raises(
     InputError, match=r"cannot read .*build\.json: 'dropped' is missing"
   ):
-    survey.told(tmp_path)
+    survey.read_summary(tmp_path)
   (tmp_path / "quarantine.jsonl").write_text("{")
   with pytest.raises(InputError, match=r"cannot read .*quarantine\.jsonl"):
     survey.left_out(tmp_path, {"empty": 1})

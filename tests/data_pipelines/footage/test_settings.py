@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from data_pipelines.footage.filters import Limits
 from data_pipelines.footage.quarantine import REASONS
 from data_pipelines.footage.scores import Scores
+from data_pipelines.footage.settings import Limits
 from data_pipelines.shards.dataset import SCORES
 
 
