@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from data_pipelines.media.video import Frame, Frames, Times
 from i2vgen_jax.errors import InputError
 
+Pixels = UInt8[np.ndarray, "..."]
 Gray = UInt8[np.ndarray, "h w"]
 Mask = Bool[np.ndarray, "h w"]
 Flow = Float[np.ndarray, "y x 2"]
@@ -113,7 +114,7 @@ def load_hook(spec: str) -> Callable[[Frames], float]:
   return hook
 
 
-def _resized(picture: Frame | Gray, short_side: int) -> Frame | Gray:
+def _resized(picture: Pixels, short_side: int) -> Pixels:
   height, width, *_ = picture.shape
   scale = short_side / min(height, width)
   size = round(width * scale), round(height * scale)

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.footage.quarantine import Drop
+from data_pipelines.footage.quarantine import Drop, read_drops, write_drops
 from data_pipelines.shards.dataset import Kind, describe
 from i2vgen_jax.errors import InputError, reading, writing
 from i2vgen_jax.files import (
+  check_absent,
   read_json,
   remove_temporary,
   write_json,
-  write_json_lines,
 )
 
 _ADVICE = "remove it or choose another name"
@@ -73,12 +73,9 @@ class BuildDirectory:
     if self._started.exists():
       self._same_build(self._started)
       return None
-    # A build that was killed as it began leaves its work folder and no more.
-    is_new = not self.path.exists() or (
-      self.path.is_dir() and {*self.path.iterdir()} <= {self.work}
-    )
-    if not is_new:
-      raise InputError(f"{self.path} exists already; {_ADVICE}")
+    # A build that was killed at its start leaves its work folder only.
+    if not (self.path.is_dir() and {*self.path.iterdir()} <= {self.work}):
+      check_absent(self.path)
     with writing(self.path, "choose a writable directory"):
       # Its files may come from another manifest.
       shutil.rmtree(self.work, ignore_errors=True)
@@ -123,23 +120,14 @@ class BuildDirectory:
       counts: number of shards of each kind.
       drops: everything left out.
     """
-    lengths = {
-      kind: describe(self.path, kind, split, count)
-      for kind, count in counts.items()
-    }
-    reasons = collections.Counter()
-
-    def rows() -> Iterator[dict]:
-      for drop in drops:
-        reasons[drop.reason] += 1
-        yield drop._asdict()
-
-    write_json_lines(self.path / "quarantine.jsonl", rows())
-    built = Built(
-      num_videos=lengths.get("text_video", 0),
-      num_images=lengths.get("text_image", 0),
-      dropped=dict(sorted(reasons.items())),
-    )
+    lengths = [
+      describe(self.path, kind, split, counts[kind]) if kind in counts else 0
+      for kind in ("text_video", "text_image")
+    ]
+    quarantine = self.path / "quarantine.jsonl"
+    write_drops(quarantine, drops)
+    reasons = collections.Counter(d.reason for d in read_drops(quarantine))
+    built = Built(*lengths, dict(sorted(reasons.items())))
     write_json(self._finished, {"identity": self.identity, **built._asdict()})
     self._remove_work()
     return built

@@ -1,6 +1,6 @@
-"""Function calls in a child process, which a hang or a crash cannot outlive.
+"""Function calls in a child process, with limits on time and memory.
 
-Damaged files make decoders hang, crash or ask for all the memory there is.
+Damaged files make decoders hang, crash or allocate all the memory there is.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 _HERE = threading.local()
 
 
-def guarded(fn: Callable[..., Any], *args: Any, seconds: float | int) -> Any:
+def guarded(fn: Callable, *args: Any, seconds: float | int) -> Any:
   """`fn(*args)`, called in a child process that this thread keeps.
 
   Args:
@@ -62,14 +62,11 @@ class _Child:
     ours, theirs = connection.Pipe()
     # It imports what this process can import. There is one child per core, so
     # OpenCV needs no threads of its own.
-    environment = os.environ | {
-      "PYTHONPATH": os.pathsep.join(sys.path),
-      "OPENCV_FOR_THREADS_NUM": "1",
-    }
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     self.process = subprocess.Popen(
       [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
       pass_fds=[theirs.fileno()],
-      env=environment,
+      env=os.environ | path | {"OPENCV_FOR_THREADS_NUM": "1"},
       stdin=subprocess.DEVNULL,
       # Ctrl-C reaches the build only, which then ends its children.
       start_new_session=True,
@@ -77,14 +74,12 @@ class _Child:
     theirs.close()
     self._pipe = ours
 
-  def call(
-    self, fn: Callable[..., Any], args: tuple, seconds: float | int
-  ) -> Any:
+  def call(self, fn: Callable, args: tuple, seconds: float | int) -> Any:
     try:
       self._pipe.send((fn, args))
       if not self._pipe.poll(seconds):
         raise InputError(f"timed out after {seconds:g} seconds", "stalled")
-      result, error = self._pipe.recv()
+      outcome = self._pipe.recv()
     except (EOFError, ConnectionError) as e:
       status = self.process.wait()
       text = f"the process died twice, with status {status}"
@@ -93,9 +88,9 @@ class _Child:
       self.process.kill()
       self.process.wait()
       raise
-    if error is not None:
-      raise error
-    return result
+    if isinstance(outcome, InputError):
+      raise outcome
+    return outcome
 
 
 def _serve(pipe: connection.Connection) -> None:
@@ -106,21 +101,21 @@ def _serve(pipe: connection.Connection) -> None:
       pipe.send(_outcome(fn, args))
 
 
-def _outcome(fn: Callable[..., Any], args: tuple) -> tuple[Any, Any]:
-  """The result of a call and None, or None and an InputError."""
+def _outcome(fn: Callable, args: tuple) -> Any:
+  """The result of a call, or the InputError that its caller gets."""
   try:
-    return fn(*args), None
+    return fn(*args)
   except InputError as e:
-    return None, e
+    return e
   except MemoryError:
     text = f"needs more than {MAX_MEMORY >> 30} GiB of memory"
-    return None, InputError(text, "too-large")
+    return InputError(text, "too-large")
   except Exception as e:
     # As text, because not every exception can be pickled.
     text = " ".join(f"{type(e).__name__}: {e}".split())
     place = traceback.extract_tb(e.__traceback__)[-1]
     where = f"{os.path.basename(place.filename)}:{place.lineno}"
-    return None, InputError(f"{text} ({where})", "failed")
+    return InputError(f"{text} ({where})", "failed")
 
 
 def die_with(parent: int) -> None:

@@ -111,7 +111,8 @@ def beam_runner(flags: Sequence[str]) -> Runner:
   Raises:
     InputError: Beam does not know one of the flags, or its value.
   """
-  logging.getLogger().addFilter(_is_wanted)
+  # Beam's imports log about packages for Google Cloud.
+  logging.getLogger().addFilter(lambda log: "apitools" not in log.getMessage())
   import apache_beam as beam
   from apache_beam.options.pipeline_options import PipelineOptions
   from apache_beam.runners.worker import sdk_worker
@@ -121,23 +122,17 @@ def beam_runner(flags: Sequence[str]) -> Runner:
   for name in "common", "worker":
     logging.getLogger(f"apache_beam.runners.{name}").setLevel(logging.CRITICAL)
   sdk_worker.print = lambda *_, **__: None
-  given = " ".join(flags)
-  flags = list(flags)
-  if "--runner" not in given and "--direct_" not in given:
-    flags += ["--direct_running_mode=multi_threading"]
-    flags += [f"--direct_num_workers={os.cpu_count()}"]
+  if not any(flag.startswith(("--runner", "--direct_")) for flag in flags):
+    cores = f"--direct_num_workers={os.cpu_count()}"
+    flags = [*flags, "--direct_running_mode=multi_threading", cores]
 
   def run(task: Task, numbers: Sequence[int]) -> None:
     if not numbers:
       return
     try:
       with beam.Pipeline(**_pipeline(PipelineOptions(flags))) as pipeline:
-        _ = (
-          pipeline
-          | beam.Create(list(numbers))
-          | beam.Reshuffle()
-          | beam.Map(task)
-        )
+        created = pipeline | beam.Create(list(numbers)) | beam.Reshuffle()
+        _ = created | beam.Map(task)
     except Exception as e:  # Runners raise any kind of exception.
       advice = "run the same command again, which keeps what is done"
       if known := _TASK_ERROR.search(str(e)):
@@ -172,11 +167,6 @@ def _check_flags(flags: Sequence[str]) -> None:
     near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
     hint = f", did you mean {near[0]}?" if near else ""
     refuse(f"unknown {' '.join(unknown)}{hint}")
-
-
-def _is_wanted(record: logging.LogRecord) -> bool:
-  """Not what Beam's imports say about packages for Google Cloud."""
-  return "apitools" not in record.getMessage()
 
 
 def _pipeline(options) -> dict[str, Any]:
