@@ -1,4 +1,4 @@
-"""The clips and pictures in a file: found and measured, later encoded.
+"""Clips and pictures of a file: detection, measurement and encoding.
 
 The first round of a build scans every file for candidates; the second encodes
 those that were selected.

@@ -155,8 +155,8 @@ def _seconds(row: dict, name: str, default: float) -> float:
     raise ValueError(f"{name} must be in seconds, got {value!r:.40}") from e
 
 
-# Rows as they are written, not yet checked: a dict or any other JSON value, or
-# an error that concerns one row.
+# Rows before they are checked: any JSON value, usually an object, or an error
+# that concerns one row only.
 
 
 def _list_rows(path: Path) -> Iterator[Any]:
@@ -172,7 +172,7 @@ def _list_rows(path: Path) -> Iterator[Any]:
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-  """Lines; one that is too long for a row is cut but stays too long."""
+  """Lines, cut to one character more than a row may have."""
   while line := file.readline(_MAX_ROW + 1):
     yield line
     while len(line) > _MAX_ROW and not line.endswith(("\n", "\r")):
@@ -235,7 +235,7 @@ def _csv_row(names: list[str], cells: list[str]) -> dict[str, Any]:
 
 
 def _caption_list(cell: str) -> Any:
-  """The list in a cell such as `["one", "two"]`, or the text in another one."""
+  """The list in a cell such as `["one", "two"]`, else the text of the cell."""
   try:
     return json.loads(cell)
   except (ValueError, RecursionError) as e:

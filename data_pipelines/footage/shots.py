@@ -80,7 +80,7 @@ def find_shots(frames: Iterable[Frame], fps: float | int) -> list[Shot]:
 
 
 class _Watch:
-  """Collects what ends shots; keeps two seconds of thumbnails."""
+  """Finds cuts, dissolves and fades; keeps two seconds of thumbnails."""
 
   def __init__(self, fps: float | int):
     self._halves = [max(round(half * fps), 2) for half in _HALF_DISSOLVES]
@@ -91,7 +91,7 @@ class _Watch:
     self._dissolves: list[Shot] = []
 
   def look(self, frame: Frame, cuts: list[int]) -> None:
-    """Takes the next frame and the cuts that the detector reports with it."""
+    """Adds the next frame and the cuts that the detector reports with it."""
     small = cv2.resize(frame, (32, 18), interpolation=cv2.INTER_AREA)
     self._recent.append(small.ravel().astype(np.float32))
     self._lumas.append(float(small.mean()))

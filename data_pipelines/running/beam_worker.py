@@ -1,6 +1,6 @@
 """A worker process of Beam's local runner that ends with the build.
 
-Beam's own worker would wait for ever for a runner that was killed.
+Beam's own worker waits forever for a runner that was killed.
 """
 
 import runpy

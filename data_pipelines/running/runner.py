@@ -93,12 +93,12 @@ class FolderTasks:
     return folders
 
 
-# What Beam puts around the message of an error that a task raised.
+# The message of a task's InputError within the message of Beam.
 _TASK_ERROR = re.compile(r"\bInputError: (.*?)(?: \[while running |$)", re.M)
 
 
 def beam_runner(flags: Sequence[str]) -> Runner:
-  """A runner that gives the tasks to Apache Beam.
+  """Creates a runner that executes tasks with Apache Beam.
 
   Args:
     flags: Beam's pipeline options, such as `--runner=FlinkRunner`. The default
