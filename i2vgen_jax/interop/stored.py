@@ -81,11 +81,9 @@ class StoredNetwork:
       InputError: the file does not fit the network, or weights cannot have
         the dtype; or, during the reading, a value is not finite in it.
     """
-    dtype = weight_dtype(dtype)
-    tensors = self.tensors if dtype is None else self.tensors.cast(dtype)
-    table = table_of(self.module, self.form)
-    leaves = mapping.to_flax(tensors.checked(), table, self.abstract_params)
-    module = self.module
+    module, tensors = self.module, self.tensors.checked(weight_dtype(dtype))
+    table = table_of(module, self.form)
+    leaves = mapping.to_flax(tensors, table, self.abstract_params)
     if concat_gain is None or getattr(module, "local_image", "") != "concat":
       return leaves
 

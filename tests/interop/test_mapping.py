@@ -173,7 +173,7 @@ def test_values_keep_their_dtype_unless_cast(tensors, abstract):
   leaves = to_flax(tensors_of(halves), TABLE, abstract)
   for dtype, result in (
     (np.float16, leaves),
-    (np.float32, leaves.cast(np.dtype("float32"))),
+    (np.float32, leaves.checked(np.dtype("float32"))),
   ):
     params = materialise(result)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(dtype)}

@@ -147,5 +147,5 @@ def test_empty_tensor():
 
 def test_overflow_of_a_smaller_dtype_is_refused():
   tensors = tensors_of({"x": np.full(2, 1e6, "f")}, "a.pth")
-  half = tensors.cast(np.dtype(np.float16)).checked()
+  half = tensors.checked(np.dtype(np.float16))
   assert_refused(lambda: half.read("x"), "2 of 2 values of 'x' .* as float16")

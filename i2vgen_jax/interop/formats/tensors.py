@@ -39,25 +39,16 @@ class Tensors:
       raise ValueError(f"{key} is {array.shape} {array.dtype}, not {listed}")
     return np.asarray(array, order="C")
 
-  def cast(self, dtype: np.dtype) -> "Tensors":
-    """The same tensors with floating-point arrays in another dtype."""
-    dtypes = {
-      key: dtype if jnp.issubdtype(d, jnp.floating) else d
-      for key, d in self.dtypes.items()
-    }
-
-    def read(key: str) -> np.ndarray:
-      # Values out of range become infinite; `checked` refuses them.
-      with np.errstate(over="ignore"):
-        return self.read(key).astype(dtypes[key], copy=False)
-
-    return dataclasses.replace(self, dtypes=dtypes, read=read)
-
-  def checked(self) -> "Tensors":
+  def checked(self, dtype: np.dtype | None = None) -> "Tensors":
     """The same tensors; reading one that cannot be a weight is refused.
 
     Integers, NaN and infinity raise InputError.
+
+    Args:
+      dtype: dtype to convert to, in which the values must be finite too; None
+        keeps what is stored.
     """
+    dtypes = self.dtypes if dtype is None else dict.fromkeys(self.dtypes, dtype)
 
     def read(key: str) -> np.ndarray:
       array = self.read(key)
@@ -66,6 +57,9 @@ class Tensors:
           f"{key!r} is {array.dtype} and weights are floating point, in "
           f"{self.where}; use weights that are not quantised"
         )
+      # Values out of range become infinite.
+      with np.errstate(over="ignore"):
+        array = array.astype(dtypes[key], copy=False)
       count = array.size - np.count_nonzero(np.isfinite(array))
       if count:
         raise InputError(
@@ -74,7 +68,7 @@ class Tensors:
         )
       return array
 
-    return dataclasses.replace(self, read=read)
+    return dataclasses.replace(self, dtypes=dtypes, read=read)
 
   def under(self, prefix: str, without: tuple[str, ...] = ()) -> "Tensors":
     """The tensors whose key starts with `prefix`, which is removed.
