@@ -111,8 +111,7 @@ def beam_runner(flags: Sequence[str]) -> Runner:
   Raises:
     InputError: Beam does not know one of the flags, or its value.
   """
-  # Beam's imports log about packages for Google Cloud.
-  logging.getLogger().addFilter(lambda log: "apitools" not in log.getMessage())
+  logging.getLogger().addFilter(_is_wanted)
   import apache_beam as beam
   from apache_beam.options.pipeline_options import PipelineOptions
   from apache_beam.runners.worker import sdk_worker
@@ -167,6 +166,11 @@ def _check_flags(flags: Sequence[str]) -> None:
     near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
     hint = f", did you mean {near[0]}?" if near else ""
     refuse(f"unknown {' '.join(unknown)}{hint}")
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+  """Whether a record is not about the packages for Google Cloud."""
+  return "apitools" not in record.getMessage()
 
 
 def _pipeline(options) -> dict[str, Any]:
