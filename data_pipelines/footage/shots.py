@@ -1,7 +1,7 @@
 """Detection of the shots in an edited video."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -45,7 +45,9 @@ class Shot(NamedTuple):
   stop: int
 
 
-def find_shots(frames: Iterable[Frame], fps: float | int) -> list[Shot]:
+def find_shots(
+  frames: Iterable[Frame], fps: float | int, times: Sequence[float] = ()
+) -> list[Shot]:
   """Finds the ranges of frames that belong to a single shot.
 
   Frames next to cuts, dissolves, fades to and from black with the black
@@ -56,6 +58,8 @@ def find_shots(frames: Iterable[Frame], fps: float | int) -> list[Shot]:
     frames: all frames in order, RGB, of one size; a shorter side of about 180
       pixels is sufficient. They are processed one by one and not kept.
     fps: frames per second.
+    times: seconds of the frames, complete after the last one. A recording of
+      variable rate may have far fewer frames per second than `fps`.
 
   Returns:
     The shots in order; frame numbers count from the first given frame.
@@ -76,6 +80,8 @@ def find_shots(frames: Iterable[Frame], fps: float | int) -> list[Shot]:
   usable = watch.usable()
   edges = np.flatnonzero(np.diff(usable, prepend=False, append=False))
   shots = [Shot(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+  if times and times[-1] > times[0]:
+    fps = min(fps, (len(times) - 1) / (times[-1] - times[0]))
   return [shot for shot in shots if shot.stop - shot.start >= MIN_SECONDS * fps]
 
 
