@@ -120,7 +120,7 @@ def _find_shots(file: Path, samples: "_Samples") -> list[Shot]:
   fps = video.probe(file, name=row.path)
   frames = samples.collect(file)
   if settings.split_shots:
-    found = shots.find_shots(frames, fps, samples.times)
+    found = shots.find_shots(frames, fps, times)
   else:
     found = [Shot(0, sum(1 for _ in frames))]
   if not times:

@@ -1,5 +1,6 @@
 """Unusual videos and pictures are used, or refused with one reason."""
 
+import collections
 import struct
 from fractions import Fraction
 
@@ -10,10 +11,14 @@ from av.stream import Disposition
 from PIL import Image
 from skimage import data
 
+from data_pipelines.footage.build import build_footage
 from data_pipelines.footage.clips import encode, scan
 from data_pipelines.footage.manifest import ManifestRow
-from data_pipelines.footage.settings import ScanSettings
+from data_pipelines.footage.quarantine import read_drops
+from data_pipelines.footage.settings import FootageSettings, ScanSettings
+from data_pipelines.loading.reader import Reader
 from data_pipelines.media import video
+from data_pipelines.shards.dataset import Dataset, dataset_dir
 from i2vgen_jax.errors import InputError
 
 WHOLE = ScanSettings(split_shots=False, min_frames=8)
@@ -477,3 +482,160 @@ def test_random_bytes_are_damaged(tmp_path):
     # A fixed seed, because some random bytes pass for the sound of an mp3.
     path.write_bytes(np.random.default_rng(0).bytes(20_000))
     assert reason(path) == "damaged"
+
+
+# ---- One build of all kinds of media ----
+
+
+def film(number, count=24, size=(96, 64)):
+  """Colours of its own for each number, panned by eight pixels in all."""
+  rng, (width, height) = np.random.default_rng(number), size
+  cells = rng.integers(256, size=(4, 6, 3), dtype=np.uint8)
+  picture = Image.fromarray(cells).resize((width + 8, height))
+  starts = (8 * n // count for n in range(count))
+  return np.stack([np.asarray(picture)[:, x : x + width] for x in starts])
+
+
+def write_films(folder):
+  """Writes videos; returns the reason for each that is left out, or None."""
+  expected = dict.fromkeys(GOOD) | {name: r for name, (r, _) in BAD.items()}
+  arguments = GOOD | {name: given for name, (_, given) in BAD.items()}
+  arguments |= {
+    f"{name}.avi": {"codec": codec, **given}
+    for name, (codec, given) in AVI.items()
+  }
+  expected |= {f"{name}.avi": None for name in AVI}
+  # Two frames a millisecond apart at an edge of the clip.
+  close = [0, 83, 84, *(83 * n for n in range(3, 24))]
+  arguments["close.webm"] = {"codec": "libvpx", "times": close}
+  expected["close.webm"] = None
+  for number, (name, given) in enumerate(arguments.items()):
+    write(folder / name, film(number), **given)
+  # 24 frames take 24 milliseconds.
+  expected["fast.mkv"] = "few-frames"
+
+  write(folder / "part.ts", film(100), rate=24)
+  (folder / "joined.ts").write_bytes((folder / "part.ts").read_bytes() * 2)
+  write(folder / "hd.mp4", film(101, size=(1280, 720)))
+  write(folder / "240 fps.mp4", film(102, 600), rate=240)
+  write(folder / "short.mp4", film(103, 16))
+  expected |= {"joined.ts": None, "hd.mp4": None, "240 fps.mp4": None}
+  expected["short.mp4"] = "few-frames"
+
+  raw = write(folder / "cut.avi", frames(size=(192, 128)), "mpeg4").read_bytes()
+  (folder / "cut.avi").write_bytes(raw[: len(raw) * 2 // 3])
+  (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(20_000))
+  (folder / "page.mp4").write_text("<html><body>404</body></html>" * 20)
+  (folder / "empty.mp4").touch()
+  expected |= {"cut.avi": "truncated", "noise.mp4": "damaged"}
+  return expected | {"page.mp4": "damaged", "empty.mp4": "empty"}
+
+
+def write_pictures(folder):
+  """As `write_films`, of pictures in many modes."""
+  textures = iter(film(number, 1)[0] for number in range(200, 300))
+  alpha = np.full((64, 96, 1), 128, np.uint8)
+  rgba = np.concatenate([next(textures), alpha], 2)
+  palette = Image.fromarray(next(textures)).quantize(64)
+  Image.fromarray(rgba).save(folder / "rgba.png")
+  Image.fromarray(rgba[:, ::-1, 1:3]).save(folder / "la.png")
+  palette.save(folder / "palette.png", transparency=0)
+  Image.fromarray(next(textures)).save(
+    folder / "key.png", transparency=(1, 2, 3)
+  )
+  deep = next(textures)[..., 0].astype(np.uint16) * 257
+  Image.fromarray(deep).save(folder / "deep.png")
+  pixels = next(textures)[..., 0].astype(np.float32) / 255
+  Image.fromarray(pixels).save(folder / "float.tif")
+  pixels[3, 4] = np.nan
+  Image.fromarray(pixels).save(folder / "nan.tif")
+  Image.new("RGB", (15, 99)).save(folder / "tiny.png")
+  raw = (folder / "rgba.png").read_bytes()
+  (folder / "cut.png").write_bytes(raw[: len(raw) * 9 // 10])
+  good = "rgba.png", "la.png", "palette.png", "key.png", "deep.png", "float.tif"
+  bad = {"nan.tif": "damaged", "tiny.png": "too-small", "cut.png": "damaged"}
+  return dict.fromkeys(good) | bad
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+  """Folder of a build, its result, and the expected reason of each row."""
+  folder = tmp_path_factory.mktemp("media")
+  expected = write_films(folder) | write_pictures(folder)
+  rows = [f'{name},"{name}, as it is"' for name in expected]
+  # Rows of one clip, a URI, and rows that cannot be used.
+  rows += ["hd.mp4,second", "hd.mp4,third", "hd.mp4,second"]
+  (folder / "part.ts").rename(folder / "by uri.ts")
+  rows.append(f"file://{folder}/by%20uri.ts,x")
+  expected[f"file://{folder}/by%20uri.ts"] = "duplicate"
+  rows += ['open.mp4,"open quote', "comma.mp4,a, b", "none.mp4,", "gone.mp4,x"]
+  rows.append("nowhere://bucket/a.mp4,x")
+  expected |= {None: "bad-row", "none.mp4": "no-caption", "gone.mp4": "missing"}
+  expected["nowhere://bucket/a.mp4"] = "missing"
+  manifest = folder / "list.csv"
+  manifest.write_text("path,caption\n" + "\n".join(rows) + "\n")
+  result = build_footage(manifest, folder / "data", FootageSettings())
+  return folder / "data", result, expected
+
+
+def records(data_dir, kind):
+  dataset = Dataset([dataset_dir(data_dir, kind)])
+  return [dataset[number] for number in range(len(dataset))]
+
+
+def test_each_row_is_in_or_out_for_its_reason(built):
+  data_dir, result, expected = built
+  drops = list(read_drops(data_dir / "quarantine.jsonl"))
+  out = {drop.path: drop.reason for drop in drops}
+  sources = [
+    record["source"].decode()
+    for kind in ("text_video", "text_image")
+    for record in records(data_dir, kind)
+  ]
+  assert {**dict.fromkeys(sources), **out} == expected
+  # Each part of the joined file is a shot.
+  twice = [
+    path for path, count in collections.Counter(sources).items() if count > 1
+  ]
+  assert twice == ["joined.ts"] and (result.num_videos, result.num_images) == (
+    27,
+    6,
+  )
+  assert result.dropped == {
+    "bad-row": 2,
+    "damaged": 5,
+    "duplicate": 1,
+    "empty": 1,
+    "few-frames": 4,
+    "hdr": 2,
+    "interlaced": 1,
+    "missing": 2,
+    "no-caption": 1,
+    "too-long": 1,
+    "too-small": 1,
+    "truncated": 1,
+  }
+
+
+def test_rows_of_one_clip_share_its_captions(built):
+  videos = records(built[0], "text_video")
+  [hd] = [r["captions"] for r in videos if r["source"] == b"hd.mp4"]
+  assert hd == [b"hd.mp4, as it is", b"second", b"third"]
+
+
+@pytest.mark.parametrize(
+  "bucket", [(16, 8, 1), (16, 60, 1), (8, 240, 1), (2, 1, 1), (1, 8, 1)]
+)
+def test_every_bucket_reads_every_clip(built, tokenizer, bucket):
+  reader = Reader(
+    [dataset_dir(built[0], "text_video")],
+    batch_size=built[1].num_videos,
+    size=(48, 32),
+    buckets=[bucket],
+    clip_size=None,
+    tokenizer=tokenizer,
+    seed=0,
+  )
+  for step in range(3):
+    shape = built[1].num_videos, bucket[0], 32, 48, 3
+    assert reader.batch(step).frames.shape == shape
