@@ -1,4 +1,4 @@
-"""Prediction types: what the network predicts, and x0 and eps from it.
+"""Prediction types: what the network predicts, and x0 from it.
 
 x_t = alpha x0 + sigma eps, v = alpha eps - sigma x0 (Salimans & Ho 2022).
 """
@@ -24,11 +24,6 @@ _TO_X0 = {
   "eps": lambda output, xt, alpha, sigma: (xt - sigma * output) / alpha,
   "x0": lambda output, xt, alpha, sigma: output,
 }
-_TO_EPS = {
-  "v": lambda output, xt, alpha, sigma: sigma * xt + alpha * output,
-  "eps": lambda output, xt, alpha, sigma: output,
-  "x0": lambda output, xt, alpha, sigma: (xt - alpha * output) / sigma,
-}
 
 
 def to_x0(
@@ -47,20 +42,6 @@ def to_x0(
     InputError: prediction_type is not one of v, eps and x0.
   """
   return _convert(_TO_X0, output, xt, alpha, sigma, prediction_type)
-
-
-def to_eps(
-  output: Float[Array, "b ..."],
-  xt: Float[Array, "b ..."],
-  alpha: Level,
-  sigma: Level,
-  prediction_type: str,
-) -> Float[Array, "b ..."]:
-  """The noise that the output of the network implies; see `to_x0`.
-
-  From v it is finite at alpha = 0.
-  """
-  return _convert(_TO_EPS, output, xt, alpha, sigma, prediction_type)
 
 
 def target(

@@ -35,7 +35,7 @@ def sample(
       evaluations done, 1 to solver.num_evaluations.
 
   Returns:
-    The sample at the solver's last level; x0 unless the solver inverts.
+    The sample at the solver's last level.
 
   Raises:
     InputError: an eps prediction at a level without signal.

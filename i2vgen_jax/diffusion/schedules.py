@@ -29,11 +29,6 @@ class NoiseSchedule:
   def num_train_timesteps(self) -> int:
     return len(self.alphas)
 
-  @property
-  def alphas_cumprod(self) -> Float64[np.ndarray, "t"]:
-    """alpha², the cumulative product of 1 - beta."""
-    return self.alphas**2
-
   def at(
     self, timesteps: Float64[np.ndarray, "n"]
   ) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
@@ -77,7 +72,7 @@ def logsnr_cosine_interp(
   return NoiseSchedule(*_from_log_snr(-2 * np.log(np.tan(angle)) - 2 * shift))
 
 
-def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+def rescale_alphas(schedule: NoiseSchedule) -> NoiseSchedule:
   """Shifts and scales alpha: the first value is kept, the last becomes 0.
 
   Source: Lin et al. 2023, algorithm 1; public variant (c).
@@ -87,7 +82,7 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
   return NoiseSchedule(alphas, np.sqrt((1 - alphas) * (1 + alphas)))
 
 
-def rescale_zero_terminal_snr_sigmas(schedule: NoiseSchedule) -> NoiseSchedule:
+def rescale_sigmas(schedule: NoiseSchedule) -> NoiseSchedule:
   """Shifts and scales sigma: the first value is kept, the last becomes 1.
 
   Source: public variant (b), which defines its schedule by sigma. There it
@@ -112,20 +107,18 @@ def make_schedule(name: str, zero_terminal_snr: bool) -> NoiseSchedule:
   Raises:
     InputError: there is no such schedule.
   """
-  match name:
-    case "linear_sd":
-      schedule, rescale = linear_sd(), rescale_zero_terminal_snr
-    case "cosine":
-      schedule, rescale = cosine(), rescale_zero_terminal_snr
-    case "logsnr_cosine_interp":
-      schedule = logsnr_cosine_interp()
-      rescale = rescale_zero_terminal_snr_sigmas
-    case _:
-      raise InputError(
-        f"unknown noise schedule {name!r}, in the config; use linear_sd, "
-        "cosine or logsnr_cosine_interp"
-      )
-  return rescale(schedule) if zero_terminal_snr else schedule
+  makers = {
+    "linear_sd": (linear_sd, rescale_alphas),
+    "cosine": (cosine, rescale_alphas),
+    "logsnr_cosine_interp": (logsnr_cosine_interp, rescale_sigmas),
+  }
+  if name not in makers:
+    raise InputError(
+      f"unknown noise schedule {name!r}, in the config; use linear_sd, cosine "
+      "or logsnr_cosine_interp"
+    )
+  make, rescale = makers[name]
+  return rescale(make()) if zero_terminal_snr else make()
 
 
 def _from_betas(betas: Float64[np.ndarray, "t"]) -> NoiseSchedule:

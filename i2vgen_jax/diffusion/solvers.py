@@ -64,31 +64,13 @@ def ddim(
   Raises:
     InputError: timesteps or eta out of range; likewise below.
   """
-  _check(schedule, timesteps, eta)
   end = (1.0, 0.0) if to_clean else (schedule.alphas[0], schedule.sigmas[0])
-  alpha, sigma, next_alpha, next_sigma = _steps(schedule, timesteps, end)
+  alpha, sigma, next_alpha, next_sigma = _steps(schedule, timesteps, eta, end)
   noise = eta * next_sigma / sigma * np.sqrt(1 - (alpha / next_alpha) ** 2)
   keep = np.sqrt(next_sigma**2 - noise**2) / sigma
   return _table(
     schedule, timesteps, keep, next_alpha - keep * alpha, noise=noise
   )
-
-
-def ddim_inversion(
-  schedule: NoiseSchedule, timesteps: Float64[np.ndarray, "n"]
-) -> Solver:
-  """DDIM in reverse, from timestep 0 to timesteps[0].
-
-  Args:
-    timesteps: descending, as given to the `ddim` that inverts it. Each step is
-      evaluated at its clean end, so the round trip is not exact.
-  """
-  _check(schedule, timesteps)
-  upwards = np.append(timesteps, 0.0)[::-1]
-  alpha, sigma = schedule.at(upwards)
-  keep = sigma[1:] / sigma[:-1]
-  denoised = alpha[1:] - keep * alpha[:-1]
-  return _table(schedule, upwards[:-1], keep, denoised)
 
 
 def dpmpp_2m(
@@ -103,8 +85,7 @@ def dpmpp_2m(
     timesteps: descending.
     eta: 0 follows the ODE, 1 the SDE (public variant (b)).
   """
-  _check(schedule, timesteps, eta)
-  alpha, sigma, next_alpha, next_sigma = _steps(schedule, timesteps)
+  alpha, sigma, next_alpha, next_sigma = _steps(schedule, timesteps, eta)
   ratio = (alpha * next_sigma) / (sigma * next_alpha)  # e^-h
   with np.errstate(divide="ignore"):
     h = -np.log(ratio)
@@ -135,7 +116,6 @@ def heun(
   Args:
     timesteps: descending.
   """
-  _check(schedule, timesteps)
   alpha, sigma, next_alpha, next_sigma = _steps(schedule, timesteps)
   keep = next_sigma / sigma
   with np.errstate(divide="ignore"):
@@ -171,31 +151,20 @@ def sdedit_start(
   return float(sigma) * xt if reference_scale else xt
 
 
-def _check(schedule: NoiseSchedule, timesteps, eta: float = 0.0) -> None:
+def _steps(schedule: NoiseSchedule, timesteps, eta=0.0, end=(1.0, 0.0)):
+  """Levels (alpha, sigma) at the start of each step, then at its end."""
   last = schedule.num_train_timesteps - 1
-  if not (
-    len(timesteps)
-    and timesteps[-1] >= 0
-    and timesteps[0] <= last
-    and np.all(np.diff(timesteps) < 0)
-  ):
+  within = len(timesteps) and timesteps[0] <= last and timesteps[-1] >= 0
+  if not within or not np.all(np.diff(timesteps) < 0):
     raise InputError(
       "timesteps must be descending and within the noise schedule, in the "
       f"solver; use values from {last} to 0"
     )
   if not 0 <= eta <= 1:
     raise InputError(f"eta {eta} is out of range, in the solver; use 0 to 1")
-
-
-def _steps(schedule: NoiseSchedule, timesteps, end=(1.0, 0.0)):
-  """Levels (alpha, sigma) at the start of each step, then at its end."""
   alpha, sigma = schedule.at(timesteps)
-  return (
-    alpha,
-    sigma,
-    np.append(alpha[1:], end[0]),
-    np.append(sigma[1:], end[1]),
-  )
+  next_alpha = np.append(alpha[1:], end[0])
+  return alpha, sigma, next_alpha, np.append(sigma[1:], end[1])
 
 
 def _interleave(steps, corrections):
