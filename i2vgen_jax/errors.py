@@ -47,14 +47,7 @@ def enough_memory(advice: str) -> Iterator[None]:
 
 # What parsers raise for damaged content. JSONDecodeError and
 # UnicodeDecodeError are ValueErrors.
-_DAMAGE = (
-  OSError,
-  EOFError,
-  ValueError,
-  KeyError,
-  TypeError,
-  RecursionError,
-)
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ picture all go through `condition`, `sample` and `decode`.
 
 import dataclasses
 import functools
-import itertools
 import math
 import numbers
 import typing
@@ -504,37 +503,16 @@ class Stage:
       )
 
   def _check_size(self) -> None:
-    width, height = self.sampling.size
-    if self._fits(width, height):
-      return
-    near = "{}x{}".format(*self._nearest_size(width, height))
-    raise InputError(
-      f"size {width}x{height} does not fit stage {self.name}, whose sides are "
-      f"multiples of {self.shrink}; the nearest that fits is {near}"
-    )
-
-  def _fits(self, width: int, height: int) -> bool:
-    factor = self.shrink
-    if min(width, height) < factor or width % factor or height % factor:
-      return False
-    try:
-      self.unet.check_size(width // factor, height // factor)
-    except InputError:
-      return False
-    return True
-
-  def _nearest_size(self, width: int, height: int) -> tuple[int, int]:
-    """Found by search, because each U-Net has a rule of its own."""
-    factor = self.shrink
-    reach = 2 ** len(self.unet.block_channels)
-    sides = [
-      [max(n // factor + i, 1) * factor for i in range(-reach, reach + 1)]
-      for n in (width, height)
-    ]
-    return min(
-      (size for size in itertools.product(*sides) if self._fits(*size)),
-      key=lambda size: abs(size[0] - width) + abs(size[1] - height),
-    )
+    size = self.sampling.size
+    latents = (side / self.shrink for side in size)
+    near = tuple(self.shrink * n for n in self.unet.nearest_size(*latents))
+    if near != size:
+      raise InputError(
+        "size {}x{} does not fit stage {}, whose sides are multiples of {}; "
+        "the nearest that fits is {}x{}".format(
+          *size, self.name, self.shrink, *near
+        )
+      )
 
 
 @functools.partial(jax.jit, static_argnames=("stage", "decode", "progress"))

@@ -50,12 +50,8 @@ class Attention(Layer):
       y = self.dense(inner, name, use_bias=self.use_bias)(y)
       return y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
 
-    y = dot_product_attention(
-      heads(x, "to_q"),
-      heads(context, "to_k"),
-      heads(context, "to_v"),
-      self.causal,
-    )
+    q, k, v = heads(x, "to_q"), heads(context, "to_k"), heads(context, "to_v")
+    y = dot_product_attention(q, k, v, self.causal)
     return self.dense(x.shape[-1], "to_out")(y.reshape(*x.shape[:-1], -1))
 
 
@@ -67,9 +63,7 @@ class TransformerBlock(Layer):
 
   @nn.compact
   def __call__(
-    self,
-    x: Float[Array, "n t c"],
-    context: Float[Array, "b m d"] | None = None,
+    self, x: Float[Array, "n t c"], context: Float[Array, "b m d"] | None = None
   ) -> Float[Array, "n t c"]:
     """Runs the block on sequences of tokens.
 
@@ -79,10 +73,10 @@ class TransformerBlock(Layer):
         a sample are adjacent. None means self-attention.
     """
     heads = (self.num_heads, self.head_dim)
-    y = TokenNorm(name="norm_1", **self.types)(x)
-    x = x + Attention(*heads, name="attn_1", **self.types)(y, y)
-    y = TokenNorm(name="norm_2", **self.types)(x)
-    attend = Attention(*heads, name="attn_2", **self.types)
+    y = self.part(TokenNorm, "norm_1")(x)
+    x = x + self.part(Attention, "attn_1", *heads)(y, y)
+    y = self.part(TokenNorm, "norm_2")(x)
+    attend = self.part(Attention, "attn_2", *heads)
     if context is None:
       x = x + attend(y, y)
     else:
@@ -90,5 +84,5 @@ class TransformerBlock(Layer):
       # its queries projects keys and values once instead of once per frame.
       folded = y.reshape(context.shape[0], -1, y.shape[-1])
       x = x + attend(folded, context).reshape(x.shape)
-    y = TokenNorm(name="norm_3", **self.types)(x)
-    return x + FeedForward(name="ff", **self.types)(y)
+    y = self.part(TokenNorm, "norm_3")(x)
+    return x + self.part(FeedForward, "ff")(y)

@@ -85,31 +85,25 @@ def towers_of(unet: I2VGenUNet) -> tuple[str, ...]:
 
 def _inputs(module: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
   """The smallest input of a module, which decides all of its shapes."""
-  zeros = jnp.zeros
   match module:
     case AutoencoderKL():
       side = 2 ** (len(module.block_channels) - 1)
-      return (zeros((1, side, side, 3)),), {}
+      return (jnp.zeros((1, side, side, 3)),), {}
     case CLIPTextModel():
-      return (zeros((1, module.max_length), jnp.int32),), {}
+      return (jnp.zeros((1, module.max_length), jnp.int32),), {}
     case CLIPVisionModel():
-      return (zeros((1, module.image_size, module.image_size, 3)),), {}
+      side = module.image_size
+      return (jnp.zeros((1, side, side, 3)),), {}
     case I2VGenUNet():
-      return _unet_inputs(module)
+      side = 2 ** (len(module.block_channels) - 1)
+      width, height = module.nearest_size(side, side)
+      latents = jnp.zeros((1, 1, height, width, module.latent_channels))
+      known = {
+        "fps": jnp.ones(1),
+        "image_latents": latents[:, 0],
+        "image_embeds": jnp.zeros((1, module.context_dim)),
+        "text_context": jnp.zeros((1, 1, module.context_dim)),
+      }
+      conditions = {name: known[name] for name in module.conditions}
+      return (latents, jnp.zeros(1)), conditions
   raise TypeError(f"no network of a cascade: {type(module).__name__}")
-
-
-def _unet_inputs(unet: I2VGenUNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
-  width = 2 ** (len(unet.block_channels) - 1)
-  height = width + (2 if unet.height_padding == 2 else 0)
-  latents = jnp.zeros((1, 1, height, width, unet.latent_channels))
-  conditions = {}
-  if unet.use_fps:
-    conditions["fps"] = jnp.ones(1)
-  if unet.local_image != "none":
-    conditions["image_latents"] = latents[:, 0]
-  if unet.use_image_embeds:
-    conditions["image_embeds"] = jnp.zeros((1, unet.context_dim))
-  if unet.use_text:
-    conditions["text_context"] = jnp.zeros((1, 1, unet.context_dim))
-  return (latents, jnp.zeros(1)), conditions

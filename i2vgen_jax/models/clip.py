@@ -47,15 +47,9 @@ class CLIPLayer(Layer):
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     width = x.shape[-1]
+    heads = (self.num_heads, width // self.num_heads)
     h = LayerNorm(param_dtype=self.param_dtype, name="norm_1")(x)
-    x = x + Attention(
-      self.num_heads,
-      width // self.num_heads,
-      use_bias=True,
-      causal=self.causal,
-      name="attn",
-      **self.types,
-    )(h, h)
+    x = x + self.part(Attention, "attn", *heads, True, self.causal)(h, h)
     h = LayerNorm(param_dtype=self.param_dtype, name="norm_2")(x)
     h = nn.gelu(self.dense(self.mlp_width, "mlp_in")(h), approximate=False)
     return x + self.dense(width, "mlp_out")(h)
@@ -98,25 +92,20 @@ class CLIPTextModel(Layer, kw_only=True):
         f"{length} tokens are too many, in CLIPTextModel; "
         f"cut the text to {self.max_length}"
       )
-    x = nn.Embed(
-      self.vocab_size,
-      self.width,
-      embedding_init=small_normal,
-      name="token_embedding",
-      **self.types,
-    )(token_ids)
+    shape = (self.vocab_size, self.width)
+    embed = self.part(
+      nn.Embed, "token_embedding", *shape, embedding_init=small_normal
+    )
+    x = embed(token_ids)
+    shape = (self.max_length, self.width)
     positions = self.param(
-      "position_embedding",
-      small_normal,
-      (self.max_length, self.width),
-      self.param_dtype,
+      "position_embedding", small_normal, shape, self.param_dtype
     )
     x = x + positions[:length].astype(self.dtype)
+    layer = (self.num_heads, self.mlp_width, True)
     for i in range(self.num_layers):
       before_last = x
-      x = CLIPLayer(
-        self.num_heads, self.mlp_width, True, name=f"layer_{i}", **self.types
-      )(x)
+      x = self.part(CLIPLayer, f"layer_{i}", *layer)(x)
     norm = LayerNorm(param_dtype=self.param_dtype, name="final_norm")
     end = jnp.argmax(token_ids, axis=1)[:, None, None]
     last = jnp.take_along_axis(x, end, axis=1)[:, 0]
@@ -161,26 +150,20 @@ class CLIPVisionModel(Layer, kw_only=True):
       )
     x = self._embed(images.astype(self.dtype))
     x = LayerNorm(param_dtype=self.param_dtype, name="norm_in")(x)
+    layer = (self.num_heads, self.mlp_width, False)
     for i in range(self.num_layers):
-      x = CLIPLayer(
-        self.num_heads, self.mlp_width, False, name=f"layer_{i}", **self.types
-      )(x)
+      x = self.part(CLIPLayer, f"layer_{i}", *layer)(x)
     x = LayerNorm(param_dtype=self.param_dtype, name="norm_out")(x[:, 0])
     x = self.dense(self.projection_dim, "projection", use_bias=False)(x)
     return x.astype(jnp.float32)
 
   def _embed(self, images: Array) -> Array:
     """Class token and patches in row-major order, plus their positions."""
-    patches = self.conv(
-      self.width,
-      "patch_embedding",
-      self.patch_size,
-      strides=self.patch_size,
-      padding="VALID",
-      use_bias=False,
-    )(images)
+    size = self.patch_size
+    patch = {"strides": size, "padding": "VALID", "use_bias": False}
+    x = self.conv(self.width, "patch_embedding", size, **patch)(images)
     b = images.shape[0]
-    x = patches.reshape(b, -1, self.width)
+    x = x.reshape(b, -1, self.width)
     token = self.param(
       "class_embedding", small_normal, (self.width,), self.param_dtype
     )

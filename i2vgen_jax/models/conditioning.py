@@ -29,12 +29,8 @@ class ImageEmbedsTokens(Layer):
   def __call__(
     self, image_embeds: Float[Array, "b e"]
   ) -> Float[Array, "b n d"]:
-    y = EmbeddingMLP(
-      self.hidden,
-      self.num_tokens * self.context_dim,
-      name="mlp",
-      **self.types,
-    )(image_embeds)
+    widths = (self.hidden, self.num_tokens * self.context_dim)
+    y = self.part(EmbeddingMLP, "mlp", *widths)(image_embeds)
     return y.reshape(-1, self.num_tokens, self.context_dim)
 
 
@@ -84,8 +80,8 @@ class LocalTemporalEncoder(Layer):
     b, f, h, w, c = x.shape
     drop = nn.Dropout(self.dropout, deterministic=deterministic)
     y = x.reshape(b, f, h * w, c).swapaxes(1, 2).reshape(b * h * w, f, c)
-    z = TokenNorm(name="norm", **self.types)(y)
-    y = y + drop(Attention(self.num_heads, c, name="attn", **self.types)(z, z))
+    z = self.part(TokenNorm, "norm")(y)
+    y = y + drop(self.part(Attention, "attn", self.num_heads, c)(z, z))
     z = nn.gelu(self.dense(4 * c, "ff_1")(y), approximate=False)
     y = y + self.dense(c, "ff_2")(drop(z))
     return y.reshape(b, h * w, f, c).swapaxes(1, 2).reshape(x.shape)
@@ -111,18 +107,13 @@ class LocalImageChannels(Layer):
     num_frames: int,
     deterministic: bool,
   ) -> Float[Array, "b f h w c"]:
-    clock = np.arange(1, num_frames) / max(num_frames - 1, 1)
-    b, h, w, c = image_latents.shape
-    masks = jnp.broadcast_to(
-      clock.astype(np.float32)[None, :, None, None, None],
-      (b, num_frames - 1, h, w, c),
-    ).astype(image_latents.dtype)
-    frames = jnp.concatenate([image_latents[:, None], masks], axis=1)
-    y = LatentsProjection(name="proj", **self.types)(frames)
-    y = LocalTemporalEncoder(name="temporal_encoder", **self.types)(
-      y, deterministic
-    )
-    return self.gain * y
+    first = image_latents[:, None]
+    clock = np.linspace(0, 1, num_frames, dtype=np.float32)[1:]
+    masks = jnp.ones_like(first) * clock[:, None, None, None]
+    frames = jnp.concatenate([first, masks.astype(first.dtype)], axis=1)
+    y = self.part(LatentsProjection, "proj")(frames)
+    temporal = self.part(LocalTemporalEncoder, "temporal_encoder")
+    return self.gain * temporal(y, deterministic)
 
 
 class ContentEncoder(Layer):
@@ -140,10 +131,6 @@ class ContentEncoder(Layer):
   def __call__(
     self, image_latents: Float[Array, "b h w c"]
   ) -> tuple[Float[Array, "b h w c"], Float[Array, "b e"]]:
-    details = LatentsProjection(name="detail_encoder", **self.types)(
-      image_latents
-    )
-    tokens = ImageLatentsTokens(
-      self.embed_dim, name="global_encoder", **self.types
-    )(details)
-    return details, tokens.mean(axis=1)
+    details = self.part(LatentsProjection, "detail_encoder")(image_latents)
+    pyramid = self.part(ImageLatentsTokens, "global_encoder", self.embed_dim)
+    return details, pyramid(details).mean(axis=1)

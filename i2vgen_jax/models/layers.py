@@ -30,15 +30,19 @@ class Layer(nn.Module, kw_only=True):
     """Both dtypes as keyword arguments for a submodule."""
     return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
+  def part(self, layer: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """A submodule of type `layer` with these dtypes."""
+    return layer(*args, name=name, **self.types, **kwargs)
+
   def dense(self, features: int, name: str, **kwargs: Any) -> nn.Dense:
     """A linear layer with these dtypes."""
-    return nn.Dense(features, name=name, **self.types, **kwargs)
+    return self.part(nn.Dense, name, features, **kwargs)
 
   def conv(
     self, features: int, name: str, size: int = 3, **kwargs: Any
   ) -> nn.Conv:
     """A size x size convolution with these dtypes; zero-padded to `SAME`."""
-    return nn.Conv(features, (size, size), name=name, **self.types, **kwargs)
+    return self.part(nn.Conv, name, features, (size, size), **kwargs)
 
 
 class GroupNorm(nn.GroupNorm):

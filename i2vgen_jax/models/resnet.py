@@ -1,7 +1,5 @@
 """Residual blocks over space, residual convolutions over time, resampling."""
 
-import functools
-
 import flax.linen as nn
 from jaxtyping import Float
 
@@ -27,14 +25,12 @@ class ResnetBlock(Layer):
     temb: Float[Array, "b e"],
     deterministic: bool,
   ) -> Float[Array, "b f h w d"]:
-    norm = functools.partial(
-      VideoNorm, self.norm_groups, 1e-5, per_frame=True, **self.types
-    )
-    h = nn.silu(norm(name="norm_1")(x))
+    norm = (self.norm_groups, 1e-5, True)
+    h = nn.silu(self.part(VideoNorm, "norm_1", *norm)(x))
     h = self.conv(self.features, "conv_1")(h)
     shift = self.dense(self.features, "temb_proj")(nn.silu(temb))
     h = h + shift[:, None, None, None]
-    h = nn.silu(norm(name="norm_2")(h))
+    h = nn.silu(self.part(VideoNorm, "norm_2", *norm)(h))
     h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
     h = self.conv(self.features, "conv_2", kernel_init=zeros)(h)
     if x.shape[-1] != self.features:
@@ -58,16 +54,12 @@ class TemporalConvBlock(Layer):
   ) -> Float[Array, "b f h w c"]:
     y = x
     for i in range(1, 5):
-      y = VideoNorm(
-        self.norm_groups, 1e-5, per_frame=False, name=f"norm_{i}", **self.types
-      )(y)
-      y = nn.silu(y)
+      norm = self.part(VideoNorm, f"norm_{i}", self.norm_groups, 1e-5, False)
+      y = nn.silu(norm(y))
       if i > 1:
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
       init = zeros if i == 4 else nn.initializers.lecun_normal()
-      y = TemporalConv(
-        x.shape[-1], kernel_init=init, name=f"conv_{i}", **self.types
-      )(y)
+      y = self.part(TemporalConv, f"conv_{i}", x.shape[-1], init)(y)
     return x + y
 
 

@@ -19,11 +19,10 @@ class SpatialTransformer(Layer):
     self, x: Float[Array, "b f h w c"], context: Float[Array, "b n d"]
   ) -> Float[Array, "b f h w c"]:
     b, f, h, w, c = x.shape
-    y = VideoNorm(self.norm_groups, 1e-6, True, name="norm", **self.types)(x)
+    y = self.part(VideoNorm, "norm", self.norm_groups, 1e-6, True)(x)
     y = self.dense(c, "proj_in")(y.reshape(b * f, h * w, c))
-    y = TransformerBlock(
-      c // self.head_dim, self.head_dim, name="block", **self.types
-    )(y, context)
+    heads = (c // self.head_dim, self.head_dim)
+    y = self.part(TransformerBlock, "block", *heads)(y, context)
     y = self.dense(c, "proj_out", kernel_init=zeros)(y)
     return x + y.reshape(x.shape)
 
@@ -44,13 +43,11 @@ class TemporalTransformer(Layer):
   @nn.compact
   def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
     b, f, h, w, c = x.shape
-    y = VideoNorm(self.norm_groups, 1e-6, False, name="norm", **self.types)(x)
+    y = self.part(VideoNorm, "norm", self.norm_groups, 1e-6, False)(x)
     y = y.reshape(b, f, h * w, c).swapaxes(1, 2).reshape(b * h * w, f, c)
-    inner = self.num_heads * self.head_dim
-    y = self.dense(inner, "proj_in")(y)
-    y = TransformerBlock(
-      self.num_heads, self.head_dim, name="block", **self.types
-    )(y)
+    heads = (self.num_heads, self.head_dim)
+    y = self.dense(self.num_heads * self.head_dim, "proj_in")(y)
+    y = self.part(TransformerBlock, "block", *heads)(y)
     y = self.dense(c, "proj_out", kernel_init=zeros)(y)
     y = y.reshape(b, h * w, f, c).swapaxes(1, 2).reshape(x.shape)
     return x + y

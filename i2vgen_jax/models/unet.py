@@ -53,24 +53,16 @@ class SpaceTimeBlock(Layer):
     context: Float[Array, "b n d"] | None,
     deterministic: bool,
   ) -> Float[Array, "b f h w c2"]:
-    x = ResnetBlock(
-      self.features, self.norm_groups, self.dropout, name="resnet", **self.types
-    )(x, temb, deterministic)
-    x = TemporalConvBlock(
-      self.norm_groups, self.dropout, name="temporal_conv", **self.types
-    )(x, deterministic)
+    shape = (self.norm_groups, self.dropout)
+    resnet = self.part(ResnetBlock, "resnet", self.features, *shape)
+    x = resnet(x, temb, deterministic)
+    x = self.part(TemporalConvBlock, "temporal_conv", *shape)(x, deterministic)
     if context is None:
       return x
-    x = SpatialTransformer(
-      self.head_dim, self.norm_groups, name="spatial", **self.types
-    )(x, context)
-    return TemporalTransformer(
-      self.features // self.head_dim,
-      self.head_dim,
-      self.norm_groups,
-      name="temporal",
-      **self.types,
-    )(x)
+    shape = (self.head_dim, self.norm_groups)
+    x = self.part(SpatialTransformer, "spatial", *shape)(x, context)
+    num_heads = self.features // self.head_dim
+    return self.part(TemporalTransformer, "temporal", num_heads, *shape)(x)
 
 
 class I2VGenUNet(Layer):
@@ -149,34 +141,33 @@ class I2VGenUNet(Layer):
       InputError: a condition that the variant uses is missing, one that it
         does not use is given, or the size does not fit the levels.
     """
-    self._check_conditions(fps, image_latents, image_embeds, text_context)
+    self._check_conditions(
+      fps=fps,
+      image_latents=image_latents,
+      image_embeds=image_embeds,
+      text_context=text_context,
+    )
     self.check_size(latents.shape[3], latents.shape[2])
     temb = self._time_embedding(timesteps, fps)
 
     x = jnp.asarray(latents)
     tokens = [] if text_context is None else [text_context]
     if self.local_image == "concat":
-      channels = LocalImageChannels(
-        self.concat_gain, name="local_image", **self.types
-      )(image_latents, x.shape[1], deterministic)
+      local = self.part(LocalImageChannels, "local_image", self.concat_gain)
+      channels = local(image_latents, x.shape[1], deterministic)
       x = jnp.concatenate([x, channels.astype(x.dtype)], axis=-1)
-      tokens.append(
-        ImageLatentsTokens(
-          self.context_dim, self.image_grid, name="image_tokens", **self.types
-        )(image_latents)
-      )
+      shape = (self.context_dim, self.image_grid)
+      to_tokens = self.part(ImageLatentsTokens, "image_tokens", *shape)
+      tokens.append(to_tokens(image_latents))
     elif self.local_image == "content":
-      details, content = ContentEncoder(
-        self.context_dim, name="content_encoder", **self.types
-      )(image_latents)
+      encode = self.part(ContentEncoder, "content_encoder", self.context_dim)
+      details, content = encode(image_latents)
       x = x.at[:, 0].add(details.astype(x.dtype))
       image_embeds = image_embeds + content
     if self.use_image_embeds:
-      tokens.append(
-        ImageEmbedsTokens(
-          self.context_dim, temb.shape[-1], name="embeds_tokens", **self.types
-        )(image_embeds)
-      )
+      shape = (self.context_dim, temb.shape[-1])
+      to_tokens = self.part(ImageEmbedsTokens, "embeds_tokens", *shape)
+      tokens.append(to_tokens(image_embeds))
     tokens = [t.astype(self.dtype or jnp.float32) for t in tokens]
     context = jnp.concatenate(tokens, axis=1)
 
@@ -187,25 +178,15 @@ class I2VGenUNet(Layer):
     block_type = SpaceTimeBlock
     if self.remat:
       block_type = nn.remat(SpaceTimeBlock, static_argnums=(4,))
+    shape = (self.head_dim, self.norm_groups)
 
     def block(x, features, context, name):
-      return block_type(
-        features,
-        self.head_dim,
-        self.norm_groups,
-        self.dropout,
-        name=name,
-        **self.types,
-      )(x, temb, context, deterministic)
+      run = self.part(block_type, name, features, *shape, self.dropout)
+      return run(x, temb, context, deterministic)
 
     x = self.conv(self.block_channels[0], "conv_in")(x)
-    x = TemporalTransformer(
-      self.input_heads,
-      self.head_dim,
-      self.norm_groups,
-      name="temporal_in",
-      **self.types,
-    )(x)
+    heads = self.input_heads
+    x = self.part(TemporalTransformer, "temporal_in", heads, *shape)(x)
 
     lowest = len(self.block_channels) - 1
     skips = [x]
@@ -215,9 +196,8 @@ class I2VGenUNet(Layer):
         x = block(x, features, level_context, f"down_{i}_{j}")
         skips.append(x)
       if i < lowest:
-        x = Downsample(
-          self.height_padding, name=f"down_{i}_downsample", **self.types
-        )(x)
+        name = f"down_{i}_downsample"
+        x = self.part(Downsample, name, self.height_padding)(x)
         skips.append(x)
 
     x = block(x, self.block_channels[-1], context, "mid_0")
@@ -229,56 +209,63 @@ class I2VGenUNet(Layer):
         x = jnp.concatenate([x, skips.pop()], axis=-1)
         x = block(x, self.block_channels[i], level_context, f"up_{i}_{j}")
       if i > 0:
-        size = skips[-1].shape[2:4]
-        x = Upsample(
-          self.height_padding, name=f"up_{i}_upsample", **self.types
-        )(x, size)
+        enlarge = self.part(Upsample, f"up_{i}_upsample", self.height_padding)
+        x = enlarge(x, skips[-1].shape[2:4])
 
-    x = VideoNorm(self.norm_groups, 1e-5, True, name="norm_out", **self.types)(
-      x
-    )
-    x = nn.silu(x)
+    norm = self.part(VideoNorm, "norm_out", self.norm_groups, 1e-5, True)
+    x = nn.silu(norm(x))
     return self.conv(self.latent_channels, "conv_out", kernel_init=zeros)(x)
 
   def _time_embedding(self, timesteps: Array, fps: Array | None) -> jax.Array:
     width = self.block_channels[0]
-    sizes = (4 * width, 4 * width)
-    temb = EmbeddingMLP(*sizes, name="time_embedding", **self.types)(
-      sinusoidal_embedding(timesteps, width)
-    )
+    widths = (4 * width, 4 * width)
+    embed = self.part(EmbeddingMLP, "time_embedding", *widths)
+    temb = embed(sinusoidal_embedding(timesteps, width))
     if self.use_fps:
-      temb += EmbeddingMLP(
-        *sizes, zero_init=True, name="fps_embedding", **self.types
-      )(sinusoidal_embedding(fps, width))
+      embed = self.part(EmbeddingMLP, "fps_embedding", *widths, zero_init=True)
+      temb += embed(sinusoidal_embedding(fps, width))
     return temb
 
-  def _check_conditions(self, fps, image_latents, image_embeds, text_context):
+  @property
+  def conditions(self) -> tuple[str, ...]:
+    """Names of the conditions that this variant takes."""
     uses = {
-      "fps": (self.use_fps, fps),
-      "image_latents": (self.local_image != "none", image_latents),
-      "image_embeds": (self.use_image_embeds, image_embeds),
-      "text_context": (self.use_text, text_context),
+      "fps": self.use_fps,
+      "image_latents": self.local_image != "none",
+      "image_embeds": self.use_image_embeds,
+      "text_context": self.use_text,
     }
-    for name, (used, value) in uses.items():
-      if used and value is None:
+    return tuple(name for name, is_used in uses.items() if is_used)
+
+  def _check_conditions(self, **given: Array | None) -> None:
+    for name, value in given.items():
+      if name in self.conditions and value is None:
         raise InputError(f"this U-Net needs {name}; pass it")
-      if not used and value is not None:
+      if name not in self.conditions and value is not None:
         raise InputError(f"this U-Net has no input for {name}; leave it out")
 
-  def check_size(self, width: int, height: int) -> None:
-    """Raises InputError unless latents of this size fit all levels.
+  def nearest_size(
+    self, width: float | int, height: float | int
+  ) -> tuple[int, int]:
+    """The size of latents nearest to this one that fits all levels.
 
     Only `height_padding` 2 restricts the size.
     """
+    if self.height_padding == 1:
+      return max(round(width), 1), max(round(height), 1)
     factor = 2 ** (len(self.block_channels) - 1)
+    columns = max(round(width / factor), 1)
     # Each level maps h to (h + 1) // 2 + 1, whose fixed point is 2.
-    excess = height - 2
-    if self.height_padding == 1 or not (width % factor or excess % factor):
-      return
-    near_width = max(round(width / factor), 1) * factor
-    near_height = max(round(excess / factor), 0) * factor + 2
-    raise InputError(
-      f"latents of {width}x{height} do not fit this refine U-Net: its widths "
-      f"are multiples of {factor} and its heights are such multiples plus 2; "
-      f"the nearest is {near_width}x{near_height}"
-    )
+    rows = max(round((height - 2) / factor), 0)
+    return factor * columns, factor * rows + 2
+
+  def check_size(self, width: int, height: int) -> None:
+    """Raises InputError unless latents of this size fit all levels."""
+    near = self.nearest_size(width, height)
+    if near != (width, height):
+      factor = 2 ** (len(self.block_channels) - 1)
+      raise InputError(
+        f"latents of {width}x{height} do not fit this refine U-Net: its widths "
+        f"are multiples of {factor} and its heights are such multiples plus 2; "
+        f"the nearest is {near[0]}x{near[1]}"
+      )

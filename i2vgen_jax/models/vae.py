@@ -108,16 +108,12 @@ class Coder(VAELayer):
   layers_per_block: int
 
   def resnet(self, channels: int, name: str) -> VAEResnetBlock:
-    return VAEResnetBlock(
-      channels=channels, norm_groups=self.norm_groups, name=name, **self.types
-    )
+    return self.part(VAEResnetBlock, name, self.norm_groups, channels)
 
   def middle(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     """The blocks at the lowest resolution."""
     x = self.resnet(x.shape[-1], "mid_resnet_0")(x)
-    x = VAEAttention(
-      norm_groups=self.norm_groups, name="mid_attention", **self.types
-    )(x)
+    x = self.part(VAEAttention, "mid_attention", self.norm_groups)(x)
     return self.resnet(x.shape[-1], "mid_resnet_1")(x)
 
   def head(
