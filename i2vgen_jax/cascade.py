@@ -7,6 +7,8 @@ frames = cascade("photo.jpg", "a sailing boat in the evening sun", seed=0)
 """
 
 import dataclasses
+import numbers
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -190,14 +192,7 @@ class Cascade:
       InputError: inputs, prompts and seeds do not match, a picture cannot be
         read, or memory runs out.
     """
-    if not len(inputs) or len(inputs) != len(prompts):
-      raise InputError(
-        f"{len(inputs)} inputs but {len(prompts)} prompts; give one prompt per "
-        "input"
-      )
-    for prompt in prompts:
-      if not isinstance(prompt, str):
-        raise InputError(f"prompts must be text, got {prompt!r}")
+    _check_prompts(prompts, len(inputs))
     if stage.starts_from_clip:
       frames = np.asarray(inputs)
       stage = stage.with_sampling(num_frames=frames.shape[1])
@@ -233,14 +228,18 @@ class Cascade:
   ) -> Clips:
     """Videos that begin with the pictures.
 
+    They are made one after another, so that none depends on the others and
+    memory holds the networks' activations of one; `run` takes batches.
+
     Args:
       image: one picture or several: a path, a PIL image or uint8[h w 3].
       prompt: one for all pictures, or one for each.
-      seed: see `run`.
+      seed: fixes all randomness; an int gives picture i the seed `seed + i`.
       size: see `plan`, as the arguments below.
       num_frames: number of frames of each video.
       fps: conditioning fps.
-      progress: called with the number of denoiser evaluations done in a stage.
+      progress: called with the number of denoiser evaluations done, from 1 for
+        each stage of each video.
       **first: settings of the first stage: num_steps, solver, guidance_scale,
         negative_prompt, ...; see `Sampling`.
 
@@ -258,11 +257,18 @@ class Cascade:
         f"no base stage in {self.folder}: a refine stage repairs a clip; pass "
         "one to `run`"
       )
-    clips = images
+    _check_prompts(prompts, len(images))
+    seeds = _seeds(seed, len(images))
+    # All are read first, so that an unusable one costs no video.
+    images = [preprocessing.load_picture(one) for one in images]
     plan = self.plan(size=size, num_frames=num_frames, fps=fps, **first)
-    for stage in plan.values():
-      clips = self.run(stage, clips, prompts, seed=seed, progress=progress)
-    return clips
+    videos = []
+    for clips, text, number in zip(images, prompts, seeds, strict=True):
+      clips = [clips]
+      for stage in plan.values():
+        clips = self.run(stage, clips, [text], seed=number, progress=progress)
+      videos.append(clips)
+    return np.concatenate(videos)
 
   def _params(self, stage: Stage) -> dict[str, Any]:
     parts = {"unet": self.networks[stage.name]}
@@ -433,14 +439,35 @@ def _views(
   return np.stack(crops)[:, None], np.stack(views)
 
 
-def clip_keys(name: str, seed: int | Sequence[int], count: int) -> jax.Array:
-  """A key for each clip; the stages of one seed must not see the same noise."""
-  seeds = [seed + i for i in range(count)] if isinstance(seed, int) else seed
+def _check_prompts(prompts: Sequence[str], count: int) -> None:
+  if not count or count != len(prompts):
+    raise InputError(
+      f"{count} inputs but {len(prompts)} prompts; give one prompt per input"
+    )
+  for prompt in prompts:
+    if not isinstance(prompt, str):
+      raise InputError(f"prompts must be text, got {prompt!r}")
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+  """The seed of each input."""
+  if isinstance(seed, numbers.Integral):
+    seed = [seed + i for i in range(count)]
+  try:
+    seeds = [operator.index(n) for n in seed]
+  except TypeError:
+    seeds = []
   if len(seeds) != count or not all(0 <= n < 2**32 for n in seeds):
     raise InputError(
       f"seed must be an integer from 0 to 2^32 - 1, or one for each of the "
-      f"{count} inputs, got {seed}"
+      f"{count} inputs, got {seed!r}"
     )
-  keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
+  return seeds
+
+
+def clip_keys(name: str, seed: int | Sequence[int], count: int) -> jax.Array:
+  """A key for each clip; the stages of one seed must not see the same noise."""
+  seeds = np.array(_seeds(seed, count), np.uint32)
   number = STAGES.index(name)
+  keys = jax.vmap(jax.random.key)(seeds)
   return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

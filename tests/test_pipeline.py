@@ -91,7 +91,8 @@ def test_what_decides_a_video(pipe, pictures, alone):
 def test_several_pictures(pipe, pictures, alone):
   clips = pipe(pictures, PROMPT, seed=3)
   assert clips.shape == (2, *alone.shape[1:])
-  assert difference(clips[:1], alone) <= 1
+  np.testing.assert_array_equal(clips[:1], alone)
+  np.testing.assert_array_equal(clips[1:], pipe(pictures[1], PROMPT, seed=4))
   assert difference(clips[:1], clips[1:]) > 1
   each = pipe(tuple(pictures), [PROMPT, PROMPT], seed=3)
   np.testing.assert_array_equal(each, clips)
@@ -191,6 +192,8 @@ def test_bad_numbers(refuses, pictures):
   )
   assert "fps" in refuses(image, PROMPT, fps=0)
   assert "steps" in refuses(image, PROMPT, num_steps=0)
+  for seed in (-1, 2**32, [0, 1], []):
+    assert "seed must be an integer" in refuses(image, PROMPT, seed=seed)
 
 
 def test_refine_stage_alone(weights, tmp_path, pictures):
