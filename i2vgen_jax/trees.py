@@ -2,12 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
-
-from i2vgen_jax.errors import InputError
 
 Shape = tuple[int, ...]
 _SHOWN = 4
@@ -57,22 +54,6 @@ def compare_shapes(
       if found[name] != expected[name]
     },
   )
-
-
-def check_same_shapes(
-  found: Any, expected: Any, where: str | Path, advice: str
-) -> None:
-  """Raises one InputError with all differences between two trees.
-
-  Args:
-    found: tree of arrays, or of anything with a shape.
-    expected: the same.
-    where: what `found` was read from, for example "checkpoint runs/a/100".
-    advice: what to do.
-  """
-  differences = compare_shapes(shapes_of(found), shapes_of(expected))
-  if text := str(differences):
-    raise InputError(f"{where} is of another model: {text}; {advice}")
 
 
 def shapes_of(tree: Any) -> dict[str, Shape]:

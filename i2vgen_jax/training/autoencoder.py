@@ -15,22 +15,13 @@ from i2vgen_jax import interop
 from i2vgen_jax.autoencoding import to_pixels, to_unit_range
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
+from i2vgen_jax.training import task
 from i2vgen_jax.training.step import Metrics
-from i2vgen_jax.training.task import (
-  Exports,
-  Loss,
-  Networks,
-  Picture,
-  Rng,
-  Task,
-  grid,
-  row_noise,
-)
 from i2vgen_jax.types import Array, Batch, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Autoencoder(Task):
+class Autoencoder(task.Task):
   """Reconstruction of frames, and a weak pull to a unit Gaussian.
 
   Attributes:
@@ -81,10 +72,10 @@ class Autoencoder(Task):
       **config.autoencoder.to_dict(),
     )
 
-  def init_params(self, rng: Rng) -> Params:
+  def init_params(self, rng: task.Rng) -> Params:
     return build.init_params(self.vae, rng)
 
-  def load_params(self, path: str | Path, rng: Rng) -> Params:
+  def load_params(self, path: str | Path, rng: task.Rng) -> Params:
     """Weights of the same autoencoder in any form."""
     network = _stored(path).load(jnp.float32)
     for field, want in self.config.items():
@@ -97,8 +88,8 @@ class Autoencoder(Task):
     return network.params
 
   def loss(
-    self, params: Params, frozen: Networks, batch: Batch, rng: Rng
-  ) -> Loss:
+    self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
+  ) -> task.Loss:
     rows = sum(count for _, count in self.scales)
     if rows != len(batch.index):
       raise InputError(
@@ -119,7 +110,7 @@ class Autoencoder(Task):
     self,
     params: Params,
     frames: Float[Array, "b k h w 3"],
-    rng: Rng,
+    rng: task.Rng,
     index: Int[Array, "b"],
   ) -> Metrics:
     """Losses of frames of one resolution."""
@@ -128,7 +119,7 @@ class Autoencoder(Task):
     if self.decoder_only:
       posterior = jax.lax.stop_gradient(posterior)
     mean, logvar = posterior.mean, posterior.logvar
-    noise = row_noise(rng, index, (frames.shape[1], *mean.shape[1:]))
+    noise = task.row_noise(rng, index, (frames.shape[1], *mean.shape[1:]))
     latents = posterior.sample(noise.reshape(mean.shape))
     error = self.vae.apply({"params": params}, latents, method="decode") - x
     l1, l2 = jnp.abs(error).mean(), jnp.square(error).mean()
@@ -146,14 +137,14 @@ class Autoencoder(Task):
     }
 
   def sample_picture(
-    self, params: Params, frozen: Networks, batch: Batch
-  ) -> Picture:
+    self, params: Params, frozen: task.Networks, batch: Batch
+  ) -> task.Picture:
     """Frames, and below each its reconstruction."""
     rebuilt = to_pixels(self.vae.apply({"params": params}, _flat(batch)))
     rebuilt = rebuilt.reshape(batch.frames.shape)
-    return grid(jnp.stack([batch.frames, rebuilt], axis=1))
+    return task.grid(jnp.stack([batch.frames, rebuilt], axis=1))
 
-  def exports(self, params: Params, batch: Batch) -> Exports:
+  def exports(self, params: Params, batch: Batch) -> task.Exports:
     factor = self.scaling_factor
     if factor is None:
       # Scaled latents have unit variance on the training data.

@@ -56,7 +56,7 @@ def load_params(
     InputError: there is no such checkpoint, or it is damaged.
   """
   folder = (workdir / FOLDER).absolute()
-  steps = _steps(folder)
+  steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
   step = max(steps, default=None) if step is None else step
   if step not in steps:
     raise InputError(
@@ -71,12 +71,7 @@ def load_params(
     return reader.restore(item, restore_args=as_numpy)
 
 
-def _steps(folder: Path) -> list[int]:
-  names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-  return [int(name) for name in names if name.isdigit()]
-
-
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
   """The checkpoints of one workdir."""
 
   def __init__(self, workdir: Path, keep: int):
@@ -95,13 +90,9 @@ class Checkpoints:
     """Copies the state off the devices and writes it in the background."""
     if step == self.latest_step():
       return
-    items = {
-      name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()
-    }
-    position = ocp.args.JsonSave({"step": step})
-    self._manager.save(
-      step, args=ocp.args.Composite(position=position, **items)
-    )
+    items = {k: ocp.args.StandardSave(v) for k, v in _items(state).items()}
+    items["position"] = ocp.args.JsonSave({"step": step})
+    self._manager.save(step, args=ocp.args.Composite(**items))
 
   def restore(self, step: int, abstract: TrainState) -> TrainState:
     """The state after `step` steps, in the shardings of `abstract`.
@@ -112,19 +103,15 @@ class Checkpoints:
     step_dir, targets = self._folder / str(step), _items(abstract)
     with _reading(step_dir):
       for name, target in targets.items():
-        trees.check_same_shapes(
-          _stored_tree(step_dir / name),
-          target,
-          f"checkpoint {step_dir / name}",
-          "use its config, or another workdir",
-        )
-      items = {
-        name: ocp.args.StandardRestore(tree) for name, tree in targets.items()
-      }
-      found = self._manager.restore(
-        step,
-        args=ocp.args.Composite(position=ocp.args.JsonRestore(), **items),
-      )
+        stored = trees.shapes_of(_stored_tree(step_dir / name))
+        if text := str(trees.compare_shapes(stored, trees.shapes_of(target))):
+          raise InputError(
+            f"checkpoint {step_dir / name} is of another model: {text}; use "
+            "its config, or another workdir"
+          )
+      items = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
+      items["position"] = ocp.args.JsonRestore()
+      found = self._manager.restore(step, args=ocp.args.Composite(**items))
     position = jax.numpy.int32(found.position["step"])
     return TrainState(
       step=jax.device_put(position, abstract.step.sharding),
@@ -136,9 +123,6 @@ class Checkpoints:
   def reached_preemption(self, step: int) -> bool:
     """Whether any process got SIGTERM; the same answer in all of them."""
     return self._manager.reached_preemption(step)
-
-  def __enter__(self) -> "Checkpoints":
-    return self
 
   def __exit__(self, *_: Any) -> None:
     self._manager.wait_until_finished()

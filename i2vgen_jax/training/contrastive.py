@@ -15,18 +15,12 @@ from ml_collections import ConfigDict
 
 from i2vgen_jax.models import build
 from i2vgen_jax.tokenizer import Tokenizer
-from i2vgen_jax.training.task import (
-  Exports,
-  Loss,
-  Networks,
-  Rng,
-  Task,
-)
+from i2vgen_jax.training import task
 from i2vgen_jax.types import Array, Batch, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contrastive(Task):
+class Contrastive(task.Task):
   """CLIP's symmetric loss between captions and pictures of the batch.
 
   `params` has `text_encoder`, `image_encoder` and `logit_scale` (logarithm;
@@ -67,7 +61,7 @@ class Contrastive(Task):
   def clip_size(self) -> int:
     return self.image_encoder.image_size
 
-  def init_params(self, rng: Rng) -> Params:
+  def init_params(self, rng: task.Rng) -> Params:
     rng_text, rng_image = jax.random.split(rng)
     return {
       "text_encoder": build.init_params(self.text_encoder, rng_text),
@@ -76,8 +70,8 @@ class Contrastive(Task):
     }
 
   def loss(
-    self, params: Params, frozen: Networks, batch: Batch, rng: Rng
-  ) -> Loss:
+    self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
+  ) -> task.Loss:
     text = self.text_encoder.apply(
       {"params": params["text_encoder"]}, batch.token_ids
     ).pooled
@@ -99,7 +93,7 @@ class Contrastive(Task):
     )
     return loss, {"accuracy": found.mean(), "logit_scale": scale}
 
-  def exports(self, params: Params, batch: Batch) -> Exports:
+  def exports(self, params: Params, batch: Batch) -> task.Exports:
     return {
       name: ({"module": fields}, params[name])
       for name, fields in self.configs.items()

@@ -20,21 +20,12 @@ from i2vgen_jax.models.build import Network
 from i2vgen_jax.models.vae import Posterior
 from i2vgen_jax.sharding import constrain_latents
 from i2vgen_jax.stage import Diffusion, Stage
-from i2vgen_jax.training.task import (
-  Exports,
-  Loss,
-  Networks,
-  Picture,
-  Rng,
-  Task,
-  grid,
-  row_noise,
-)
+from i2vgen_jax.training import task
 from i2vgen_jax.types import Array, Batch, Conditioning, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Denoising(Task):
+class Denoising(task.Task):
   """The diffusion loss of a stage's U-Net.
 
   Attributes:
@@ -101,19 +92,19 @@ class Denoising(Task):
     tower = self.stage.image_encoder
     return None if tower is None else tower.image_size
 
-  def init_params(self, rng: Rng) -> Params:
+  def init_params(self, rng: task.Rng) -> Params:
     return build.init_params(self.stage.unet, rng)
 
-  def load_params(self, path: str | Path, rng: Rng) -> Params:
+  def load_params(self, path: str | Path, rng: task.Rng) -> Params:
     """Weights of the same U-Net in any form, or of Stable Diffusion 2.1."""
     return interop.initial_params(path, self.stage.unet, rng)
 
   def loss(
-    self, params: Params, frozen: Networks, batch: Batch, rng: Rng
-  ) -> Loss:
+    self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
+  ) -> task.Loss:
     rng_encode, rng_drop, rng_loss, rng_net = jax.random.split(rng, 4)
     posterior = self.posterior(frozen, batch)
-    noise = row_noise(rng_encode, batch.index, posterior.mean.shape[1:])
+    noise = task.row_noise(rng_encode, batch.index, posterior.mean.shape[1:])
     latents = self.stage.scaling_factor * posterior.sample(noise)
     latents = constrain_latents(latents, self.mesh)
     cond = self._drop(rng_drop, frozen, batch, latents)
@@ -136,7 +127,7 @@ class Denoising(Task):
     )
     return loss, {}
 
-  def posterior(self, frozen: Networks, batch: Batch) -> Posterior:
+  def posterior(self, frozen: task.Networks, batch: Batch) -> Posterior:
     """The autoencoder's posterior of each clip."""
     if batch.moments is not None:
       return Posterior.from_moments(batch.moments)
@@ -148,8 +139,8 @@ class Denoising(Task):
     )
 
   def sample_picture(
-    self, params: Params, frozen: Networks, batch: Batch
-  ) -> Picture:
+    self, params: Params, frozen: task.Networks, batch: Batch
+  ) -> task.Picture:
     """Real clips, and below each a sample under the same conditions."""
     stage, networks = self.stage, {"unet": params, **frozen}
     latents = stage.scaling_factor * self.posterior(frozen, batch).mean
@@ -168,13 +159,13 @@ class Denoising(Task):
       guidance_scale=stage.sampling.guidance_scale,
       start=latents,
     )
-    return grid(jnp.stack([real, stage.decode(networks, sampled)], axis=1))
+    return task.grid(jnp.stack([real, stage.decode(networks, sampled)], axis=1))
 
-  def exports(self, params: Params, batch: Batch) -> Exports:
+  def exports(self, params: Params, batch: Batch) -> task.Exports:
     return {self.stage.name: (dict(self.config), params)}
 
   def _condition(
-    self, networks: Networks, batch: Batch, latents: Array
+    self, networks: task.Networks, batch: Batch, latents: Array
   ) -> Conditioning:
     return self.stage.condition(
       networks,
@@ -186,11 +177,7 @@ class Denoising(Task):
     )
 
   def _drop(
-    self,
-    rng: Rng,
-    frozen: Networks,
-    batch: Batch,
-    latents: Array,
+    self, rng: task.Rng, frozen: task.Networks, batch: Batch, latents: Array
   ) -> Conditioning:
     """The conditioning, without the text and CLIP vector of some rows."""
     rng_text, rng_image = jax.random.split(rng)
@@ -213,7 +200,7 @@ class Denoising(Task):
 
 
 def drop_rows(
-  rng: Rng,
+  rng: task.Rng,
   index: Int[Array, "b"],
   probability: float,
   values: Array,
@@ -231,9 +218,9 @@ class LatentsMemory:
   The moments are kept as float16 in host memory, under a hash of the pixels.
   """
 
-  def __init__(self, task: Denoising):
-    encode = jax.jit(lambda *args: task.posterior(*args).moments)
-    self._encode = lambda batch: np.asarray(encode(task.frozen, batch))
+  def __init__(self, training: Denoising):
+    encode = jax.jit(lambda *args: training.posterior(*args).moments)
+    self._encode = lambda batch: np.asarray(encode(training.frozen, batch))
     self._known: dict[bytes, np.ndarray] = {}
 
   def __call__(self, batch: Batch) -> Batch:

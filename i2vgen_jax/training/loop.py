@@ -14,6 +14,7 @@ from i2vgen_jax.errors import InputError, writing
 from i2vgen_jax.files import check_writable, write_json
 from i2vgen_jax.sharding import param_shardings, replicated, to_global
 from i2vgen_jax.training import record
+from i2vgen_jax.training import state as states
 from i2vgen_jax.training.checkpoint import Checkpoints
 from i2vgen_jax.training.metrics import (
   MetricWriter,
@@ -22,13 +23,6 @@ from i2vgen_jax.training.metrics import (
   say,
 )
 from i2vgen_jax.training.optimizer import make_optimizer
-from i2vgen_jax.training.state import (
-  TrainState,
-  abstract_state,
-  init_state,
-  state_from,
-  step_key,
-)
 from i2vgen_jax.training.step import make_train_step
 from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch, Params
@@ -74,7 +68,7 @@ def train(
   initial_params: Params | None = None,
   held_out: Callable[[], Iterator[Batch]] | None = None,
   to_show: Batch | None = None,
-) -> TrainState:
+) -> states.TrainState:
   """Trains until `config.train.num_steps`, resuming what is in workdir.
 
   A run that gets SIGTERM saves and returns; the same call resumes it.
@@ -82,10 +76,9 @@ def train(
   Args:
     task: what to train.
     batches: start step -> endless (step, rows of this process).
-    config: its group `train` has num_steps, batch_size, seed, learning_rate,
-      warmup_steps, decay, beta2, weight_decay, grad_clip, spatial_grad_scale,
-      ema_decay, log_every, checkpoint_every, sample_every, keep_checkpoints.
-      All of it is written to workdir/config.json.
+    config: its group `train` has the settings of `make_optimizer`, and
+      batch_size, seed, ema_decay, log_every, checkpoint_every, sample_every,
+      keep_checkpoints. All of it is written to workdir/config.json.
     workdir: folder of the run's checkpoints, TensorBoard files, sample
       pictures and logged metrics (see `record`).
     mesh: from `sharding.make_mesh`.
@@ -109,25 +102,11 @@ def train(
   make_workdir(workdir)
 
   # ---- Everything that is compiled ----
-  tx = make_optimizer(
-    learning_rate=c.learning_rate,
-    num_steps=c.num_steps,
-    warmup_steps=c.warmup_steps,
-    decay=c.decay,
-    beta2=c.beta2,
-    weight_decay=c.weight_decay,
-    grad_clip=c.grad_clip,
-    spatial_grad_scale=c.spatial_grad_scale,
-  )
-  abstract = abstract_state(task.init_params, tx, mesh)
+  tx = make_optimizer(c)
+  abstract = states.abstract_state(task.init_params, tx, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   train_step = make_train_step(
-    task.loss,
-    tx,
-    ema_decay=c.ema_decay,
-    seed=c.seed,
-    shardings=shardings,
-    metrics_sharding=replicated(mesh),
+    shardings, loss_fn=task.loss, tx=tx, ema_decay=c.ema_decay, seed=c.seed
   )
   loss_fn = jax.jit(lambda *args: task.loss(*args)[0])
   draw = jax.jit(task.sample_picture, out_shardings=replicated(mesh))
@@ -144,9 +123,9 @@ def train(
     if start:
       state = checkpoints.restore(start, abstract)
     elif initial_params is not None:
-      state = state_from(initial_params, tx, shardings)
+      state = states.state_from(initial_params, tx, shardings)
     else:
-      state = init_state(task.init_params, tx, c.seed, shardings)
+      state = states.init_state(task.init_params, tx, c.seed, shardings)
     is_first = jax.process_index() == 0
     if is_first:
       # Only once the state fits: the folder may be another run's.
@@ -189,7 +168,7 @@ def train(
       evaluating = not stopping and (last or done % c.sample_every == 0)
       if evaluating and held_out is not None:
         losses = [
-          loss_fn(state.ema_params, frozen, batch, step_key(c.seed))
+          loss_fn(state.ema_params, frozen, batch, states.step_key(c.seed))
           for _, batch in _placed_ahead(enumerate(held_out()), mesh)
         ]
         value = float(np.mean(jax.device_get(losses)))
@@ -222,14 +201,9 @@ def _placed_ahead(
   batches: Iterator[tuple[int, Batch]], mesh: Mesh
 ) -> Iterator[tuple[int, Batch]]:
   """Puts each batch on the devices while the step before it is running."""
-  waiting = None
-  for step, batch in batches:
-    placed = step, to_global(batch, mesh)
-    if waiting is not None:
-      yield waiting
-    waiting = placed
-  if waiting is not None:
-    yield waiting
+  placed = ((step, to_global(batch, mesh)) for step, batch in batches)
+  for current, _next in itertools.pairwise(itertools.chain(placed, [None])):
+    yield current
 
 
 def check_counts(c: Any) -> None:

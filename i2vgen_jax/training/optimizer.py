@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.types import Params
@@ -35,12 +36,10 @@ def learning_rate_schedule(
       f"warm-up of {warmup_steps} steps in a run of {num_steps}, in "
       "train.warmup_steps; choose a shorter one"
     )
+  after = optax.constant_schedule(learning_rate)
   if decay == "cosine":
-    after = optax.cosine_decay_schedule(
-      learning_rate, max(num_steps - warmup_steps, 1)
-    )
-  else:
-    after = optax.constant_schedule(learning_rate)
+    length = max(num_steps - warmup_steps, 1)
+    after = optax.cosine_decay_schedule(learning_rate, length)
   warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
   # Without this the first of n warm-up updates would have a rate of zero.
   return optax.join_schedules(
@@ -58,46 +57,41 @@ def path_mask(params: Params, pattern: str) -> Any:
   )
 
 
-def make_optimizer(
-  *,
-  learning_rate: float,
-  num_steps: int,
-  warmup_steps: int = 0,
-  decay: str = "constant",
-  beta2: float = 0.999,
-  weight_decay: float = 0.0,
-  grad_clip: float | None = None,
-  spatial_grad_scale: float = 1.0,
-) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """AdamW (β1 0.9, ε 1e-8) with weight decay on kernels.
 
   Args:
-    learning_rate: peak rate.
-    num_steps: length of the run, where the cosine reaches 0.
-    warmup_steps: number of updates of linear warm-up.
-    decay: "constant" (the paper) or "cosine" (public code).
-    beta2: decay of the second moment; 0.999 in public code, less for short
-      runs.
-    weight_decay: decoupled; kernels only.
-    grad_clip: largest global norm of the gradients; None is off.
-    spatial_grad_scale: γ of the paper, the strength of `SPATIAL_PATHS`
-      against the temporal weights (recalled as 0.2). It scales the update,
-      not the gradient: Adam divides a constant factor away again.
+    config: the group `train` of a config. Of it,
+      learning_rate: peak rate.
+      num_steps: length of the run, where the cosine reaches 0.
+      warmup_steps: number of updates of linear warm-up.
+      decay: "constant" (the paper) or "cosine" (public code).
+      beta2: decay of the second moment; 0.999 in public code, less for short
+        runs.
+      weight_decay: decoupled; kernels only.
+      grad_clip: largest global norm of the gradients; None is off.
+      spatial_grad_scale: γ of the paper, the strength of `SPATIAL_PATHS`
+        against the temporal weights (recalled as 0.2). It scales the update,
+        not the gradient: Adam divides a constant factor away again.
   """
-  rate = learning_rate_schedule(learning_rate, num_steps, warmup_steps, decay)
   clip = optax.identity()
-  if grad_clip is not None:
-    clip = optax.clip_by_global_norm(grad_clip)
+  if config.grad_clip is not None:
+    clip = optax.clip_by_global_norm(config.grad_clip)
   return optax.chain(
     clip,
     optax.adamw(
-      rate,
-      b2=beta2,
-      weight_decay=weight_decay,
+      learning_rate_schedule(
+        config.learning_rate,
+        config.num_steps,
+        config.warmup_steps,
+        config.decay,
+      ),
+      b2=config.beta2,
+      weight_decay=config.weight_decay,
       mask=lambda params: path_mask(params, r"kernel$"),
     ),
     optax.masked(
-      optax.scale(spatial_grad_scale),
+      optax.scale(config.spatial_grad_scale),
       lambda params: path_mask(params, SPATIAL_PATHS),
     ),
   )

@@ -1,5 +1,6 @@
 """One training step: gradient, update, average, in one compiled program."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,6 @@ from i2vgen_jax.types import Batch, Params
 Metrics = dict[str, jax.Array]
 # (params, frozen, batch, rng) -> (loss, metrics)
 LossFn = Callable[[Params, Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
-TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
 
 
 def ema_rate(ema_decay: float, step: jax.Array) -> jax.Array:
@@ -33,14 +33,16 @@ def train_step(
   loss_fn: LossFn,
   tx: optax.GradientTransformation,
   ema_decay: float,
-  rng: jax.Array,
+  seed: int,
 ) -> tuple[TrainState, Metrics]:
   """One training step; a pure function.
 
   A step whose loss or gradient is not finite changes only the step count;
-  metric `skipped` is then 1.
+  metric `skipped` is then 1. The rng is the same at every step, since draws
+  derive from `batch.index`.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  rng = step_key(seed)
   (loss, metrics), grads = grad_fn(state.params, frozen, batch, rng)
   grad_norm = optax.global_norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -65,32 +67,16 @@ def train_step(
   return TrainState(state.step + 1, *new), metrics
 
 
-def make_train_step(
-  loss_fn: LossFn,
-  tx: optax.GradientTransformation,
-  *,
-  ema_decay: float,
-  seed: int,
-  shardings: TrainState,
-  metrics_sharding: jax.sharding.Sharding,
-) -> TrainStep:
+def make_train_step(shardings: TrainState, **settings: Any) -> Callable:
   """The compiled (state, frozen, batch) -> (state, metrics).
 
   The buffers of the given state are donated: it cannot be used afterwards.
-  The rng is the same at every step, since draws derive from `batch.index`.
+
+  Args:
+    shardings: those of the state; see `state.abstract_state`.
+    **settings: keyword arguments of `train_step`.
   """
-
-  def step(state: TrainState, frozen: Any, batch: Batch):
-    return train_step(
-      state,
-      frozen,
-      batch,
-      loss_fn=loss_fn,
-      tx=tx,
-      ema_decay=ema_decay,
-      rng=step_key(seed),
-    )
-
-  return jax.jit(
-    step, donate_argnums=0, out_shardings=(shardings, metrics_sharding)
-  )
+  step = functools.partial(train_step, **settings)
+  # Like the step count, the metrics are on every device.
+  out = shardings, shardings.step
+  return jax.jit(step, donate_argnums=0, out_shardings=out)

