@@ -1,8 +1,8 @@
 """One stage of the cascade: its networks, and how they make a clip.
 
 `Stage` is all that decides a compiled program; the weights are arguments of
-its methods. Sampling, the training objective and the training's sample
-picture all go through `condition`, `sample` and `decode`.
+its methods. Sampling, the training loss and the training's sample picture use
+the same `condition` and `denoiser`.
 """
 
 import dataclasses

@@ -182,7 +182,7 @@ def _facts(row: survey.Row) -> str:
     facts += [f"{seconds:.1f} s", f"{row['fps']:.4g} fps"]
     facts.append(f"{row['num_frames']} frames")
   facts.append(f"{row['width']}x{row['height']}")
-  measured = (name for name in SCORES if math.isfinite(row[name]))
+  measured = (n for n in SCORES if math.isfinite(row.get(n, math.nan)))
   facts += [f"{name} {plots.brief(row[name])}" for name in measured]
   if source := row["source"].decode(errors="replace"):
     at = f" at {row['start']:.2f} s" if "start" in row else ""

@@ -108,7 +108,7 @@ def figures(kind: Kind, rows: Sequence[Row]) -> dict[str, Values]:
   """Values of the records by label, without scores that were not measured."""
 
   def values(name: str) -> Values:
-    return np.array([row[name] for row in rows], np.float64)
+    return np.array([row.get(name, np.nan) for row in rows], np.float64)
 
   words = [len(text.split()) for row in rows for text in row["captions"]]
   width, height = values("width"), values("height")

@@ -4,9 +4,8 @@
 `(module, params)`; `open_weights` finds out what a path holds before anything
 large is read; `initial_params` returns the weights that a training starts from.
 
-A new weight form is a module in `formats` if its files are of a new kind, names
-in the `Part`s of `keys` if its keys are, and in both cases a signature in
-`recognise.py`. The same `Part`s serve recognising, reading and writing.
+The same `Part`s of `keys` serve recognising, reading and writing;
+docs/architecture.md lists what a new weight form needs.
 """
 
 from i2vgen_jax.interop.opening import (

@@ -13,7 +13,7 @@ from PIL import Image
 from data_pipelines.footage import survey
 from data_pipelines.footage.quarantine import Drop
 from data_pipelines.media import pictures
-from data_pipelines.shards.dataset import Example
+from data_pipelines.shards.dataset import SCORES, Example
 from i2vgen_jax.files import write_json, write_json_lines
 from launch import inspection, plots
 
@@ -99,6 +99,13 @@ def test_a_dataset_without_pictures_and_build_json(run, data_dir, tmp_path):
   assert "There is no build.json" in page.text and "Pictures" not in page.text
   assert len(page.images) == 2
   assert not (output / "left-out.png").exists()
+
+
+def test_a_dataset_older_than_a_score(run, data_dir, tmp_path, monkeypatch):
+  monkeypatch.setitem(SCORES, "grain", "grain, 0 to 1")
+  output = tmp_path / "look"
+  assert run("data", "inspect", data_dir, "--output", output)[0] == 0
+  assert "grain, 0 to 1" in Page(output / "index.html").text
 
 
 def test_a_large_dataset_is_sampled(run, data_dir, tmp_path, monkeypatch):
