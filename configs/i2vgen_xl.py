@@ -104,15 +104,15 @@ def _paper_buckets() -> tuple[tuple[int, float, float], ...]:
 
 def denoiser(variant: str) -> ConfigDict:
   """Config of a U-Net, with the values of a public variant."""
-  public = VARIANTS[variant]
+  public = VARIANTS[variant].config()
   config = common()
-  config.component = public.component
-  config.unet = public.unet | {
+  config.component = VARIANTS[variant].component
+  config.unet = public["module"] | {
     "dropout": 0.1,
     "remat": True,
     "dtype": "bfloat16",
   }
-  config.diffusion = public.diffusion | {
+  config.diffusion = public["diffusion"] | {
     "noise_offset": 0.1,
     # Noise levels are drawn from [0, max_timestep); None is all.
     "max_timestep": placeholder(int),
@@ -123,9 +123,9 @@ def denoiser(variant: str) -> ConfigDict:
     "image_dropout": 0.1,
   }
   # Sampling settings that are stored with the weights.
-  config.sampling = public.sampling | {"start_timestep": placeholder(int)}
-  config.sampling.start_timestep = public.sampling["start_timestep"]
-  config.data.size = public.sampling["size"]
+  config.sampling = public["sampling"] | {"start_timestep": placeholder(int)}
+  config.sampling.start_timestep = public["sampling"]["start_timestep"]
+  config.data.size = public["sampling"]["size"]
   return config
 
 

@@ -24,14 +24,7 @@ from i2vgen_jax.errors import InputError, enough_memory
 from i2vgen_jax.interop.formats.tensors import weight_dtype
 from i2vgen_jax.models.build import Network, towers_of
 from i2vgen_jax.preprocessing import Picture
-from i2vgen_jax.stage import (
-  STAGES,
-  Diffusion,
-  Progress,
-  Sampling,
-  Stage,
-  read_group,
-)
+from i2vgen_jax.stage import STAGES, Progress, Stage, read_settings
 from i2vgen_jax.tokenizer import PromptWarning, Tokenizer
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny"
@@ -99,7 +92,7 @@ class Cascade:
     }
     if size:
       made = _resized(made, size)
-    needed = {tower for stage in made.values() for tower in _towers(stage)}
+    needed = {tower for s in made.values() for tower in towers_of(s.unet)}
     networks = {
       name: path.networks[name].load(dtype, mesh)
       for name in (*sorted(needed), *names)
@@ -139,19 +132,15 @@ class Cascade:
       InputError: a stage is missing, or cannot sample with such settings.
     """
     plan = {name: self.stage(name) for name in names or self.stages}
-    clip = {
-      "num_frames": num_frames,
-      "fps": None if fps is None else float(fps),
-    }
-    changes: dict[str, dict[str, Any]] = {name: {**clip} for name in plan}
-    changes[next(iter(plan))] |= first
-    given = {
-      name: {k: v for k, v in some.items() if v is not None}
-      for name, some in changes.items()
-    }
+    fps = None if fps is None else float(fps)
+    clip = {"num_frames": num_frames, "fps": fps}
     if size:
       plan = _resized(plan, size)
-    return {name: plan[name].with_sampling(**given[name]) for name in plan}
+    for name, stage in plan.items():
+      given = {k: v for k, v in (clip | first).items() if v is not None}
+      plan[name] = stage.with_sampling(**given)
+      first = {}
+    return plan
 
   def stage(self, name: str) -> Stage:
     """Stage `base` or `refine`.
@@ -200,15 +189,18 @@ class Cascade:
       frames, clip_images = _views(stage, inputs)
     if stage.image_encoder is None:
       clip_images = np.zeros((len(frames), 0, 0, 3), np.float32)
+    networks = {name: self.networks[name] for name in towers_of(stage.unet)}
+    networks["unet"] = self.networks[stage.name]
+    params = {name: network.params for name, network in networks.items()}
     token_ids, negative_ids = self._tokens(stage, prompts)
     with enough_memory("choose a smaller size or fewer frames"):
       clips = stage.generate(
-        self._params(stage),
-        frames,
-        clip_images,
-        token_ids,
-        negative_ids,
+        params,
         clip_keys(stage.name, seed, len(frames)),
+        frames=frames,
+        clip_images=clip_images,
+        token_ids=token_ids,
+        negative_ids=negative_ids,
         decode=decode,
         progress=progress,
       )
@@ -269,11 +261,6 @@ class Cascade:
         clips = self.run(stage, clips, [text], seed=number, progress=progress)
       videos.append(clips)
     return np.concatenate(videos)
-
-  def _params(self, stage: Stage) -> dict[str, Any]:
-    parts = {"unet": self.networks[stage.name]}
-    parts |= {tower: self.networks[tower] for tower in _towers(stage)}
-    return {name: network.params for name, network in parts.items()}
 
   def _tokens(
     self, stage: Stage, prompts: Sequence[str]
@@ -342,15 +329,12 @@ def make_stage(
     raise InputError(
       f"no number 'scaling_factor' in {path}; copy the file again"
     )
-  groups = {
-    "diffusion": read_group(Diffusion, "diffusion", unet.config, where),
-    "sampling": read_group(Sampling, "sampling", unet.config, where),
-  }
+  settings = read_settings(unet.config, where)
   try:
     return Stage(
       name=name,
       scaling_factor=vae["scaling_factor"],
-      **groups,
+      **settings,
       **_modules({**weights.networks, name: unet}, name),
     )
   except InputError as e:
@@ -360,16 +344,8 @@ def make_stage(
 def _modules(networks: Mapping[str, Any], name: str) -> dict[str, Any]:
   """The modules of a stage, by the names of its fields."""
   unet = networks[name].module
-  needed = towers_of(unet)
-  modules = {
-    tower: networks[tower].module if tower in needed else None
-    for tower in ("vae", "text_encoder", "image_encoder")
-  }
+  modules = {tower: networks[tower].module for tower in towers_of(unet)}
   return {"unet": unet, **modules}
-
-
-def _towers(stage: Stage) -> tuple[str, ...]:
-  return towers_of(stage.unet)
 
 
 def load_tokenizer(weights: interop.StoredWeights) -> Tokenizer:
@@ -393,29 +369,20 @@ def load_tokenizer(weights: interop.StoredWeights) -> Tokenizer:
 def _resized(
   stages: Mapping[str, Stage], size: tuple[int, int]
 ) -> dict[str, Stage]:
-  """The last stage at the size, the one before smaller by its usual factor."""
-  *before, last = stages
-  resized = dict(stages)
-  resized[last] = stages[last].with_sampling(size=size)
-  for name in before:
-    small = base_size(stages[name], stages[last], size)
-    resized[name] = stages[name].with_sampling(size=small)
-  return resized
+  """The last stage at the size, the one before smaller by its usual factor.
 
-
-def base_size(
-  base: Stage, refine: Stage, size: tuple[int, int]
-) -> tuple[int, int]:
-  """The base stage's (width, height) for a refined one.
-
-  Same shape, and smaller in area by the same factor as by default.
+  The factor is that of the areas; the shape is the same.
   """
-  ratio = np.prod(base.sampling.size) / np.prod(refine.sampling.size)
-  step = base.shrink
-  width, height = (
-    max(round(n * np.sqrt(ratio) / step), 1) * step for n in size
-  )
-  return width, height
+  *before, last = stages
+  resized = {**stages, last: stages[last].with_sampling(size=size)}
+  usual = stages[last].sampling.size
+  for name in before:
+    base = stages[name]
+    scale = np.sqrt(np.prod(base.sampling.size) / np.prod(usual))
+    step = base.shrink
+    small = (max(round(n * scale / step), 1) * step for n in size)
+    resized[name] = base.with_sampling(size=tuple(small))
+  return resized
 
 
 # ---- Inputs of a run ----

@@ -174,8 +174,5 @@ def clip_view(
   side = max(video_width, size)
   crop = center_crop_wide(image, side, side, black_edge=black_edge)
   small = Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR)
-  return (_unit(np.array(small)) - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
-
-
-def _unit(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-  return image.astype(np.float32) / 255
+  unit = np.array(small).astype(np.float32) / 255
+  return (unit - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)

@@ -23,12 +23,9 @@ from i2vgen_jax.types import Batch
 AXES = ("data", "fsdp", "frames")
 ROWS = ("data", "fsdp")
 
-# The mesh axis that splits a large array at this path; the first match counts.
-# The moments and averages of a weight end in the same path.
-RULES: tuple[tuple[str, str | None], ...] = (
-  (r"(kernel|embedding)$", "fsdp"),
-  (r".*", None),
-)
+# Paths of the arrays that `fsdp` splits. The moments and averages of a weight
+# end in the same path.
+FSDP_PATHS = r"(kernel|embedding)$"
 # For fewer elements a gather costs more than a replica.
 MIN_SHARDED_SIZE = 2**16
 
@@ -77,29 +74,22 @@ def param_shardings(tree: Any, mesh: Mesh) -> Any:
     mesh: the mesh to place them on.
 
   Returns:
-    The same tree with a NamedSharding at each leaf. Large arrays that match
-    `RULES` are split along their largest divisible axis; all others are
+    The same tree with a NamedSharding at each leaf. Large arrays at
+    `FSDP_PATHS` are split along their largest divisible axis; all others are
     replicated.
   """
+  size = mesh.shape["fsdp"]
 
   def place(path: Any, leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    axis = next(axis for rule, axis in RULES if re.search(rule, name))
-    if axis is None or math.prod(leaf.shape) < MIN_SHARDED_SIZE:
+    large = math.prod(leaf.shape) >= MIN_SHARDED_SIZE
+    divisible = [i for i, n in enumerate(leaf.shape) if n % size == 0]
+    if not (large and divisible and re.search(FSDP_PATHS, name)):
       return replicated(mesh)
-    return NamedSharding(mesh, _split_largest(leaf.shape, axis, mesh))
+    largest = max(divisible, key=lambda i: leaf.shape[i])
+    return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
   return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def _split_largest(
-  shape: tuple[int, ...], axis: str, mesh: Mesh
-) -> PartitionSpec:
-  divisible = [i for i, n in enumerate(shape) if n % mesh.shape[axis] == 0]
-  if not divisible:
-    return PartitionSpec()
-  largest = max(divisible, key=lambda i: shape[i])
-  return PartitionSpec(*[None] * largest, axis)
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:

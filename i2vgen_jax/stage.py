@@ -101,13 +101,6 @@ class Sampling:
         f"guidance_scale must be finite, got {self.guidance_scale}; 1 is off"
       )
 
-  @property
-  def compiled(self) -> "Sampling":
-    """The same, without what a compiled program takes as an argument."""
-    return dataclasses.replace(
-      self, fps=1.0, guidance_scale=1.0, negative_prompt="", prompt_suffix=""
-    )
-
 
 def _is_of(value: Any, kind: Any) -> bool:
   """Whether a value read from JSON or given by a caller has a field's type."""
@@ -136,17 +129,20 @@ class Diffusion:
   prediction_type: str
 
 
-def read_group(
-  cls: type, group: str, config: Mapping, where: Path | str
-) -> Any:
-  """The dataclass `cls` from group `group` of a network's config.
+def read_settings(config: Mapping, where: Path | str) -> dict[str, Any]:
+  """The groups `diffusion` and `sampling` of a network's config.
 
   The group `diffusion` also has fields of training, which are passed over.
 
   Raises:
-    InputError: the group, or a field without a default, is missing, a field
-      is unknown, or a value is impossible.
+    InputError: a group, or a field without a default, is missing, a field is
+      unknown, or a value is impossible.
   """
+  groups = {"diffusion": Diffusion, "sampling": Sampling}
+  return {k: _read_group(v, k, config, where) for k, v in groups.items()}
+
+
+def _read_group(cls: type, group: str, config: Mapping, where: Any) -> Any:
   if not isinstance(config.get(group), Mapping):
     raise InputError(f"no {group!r} in {where}; copy the file again")
   fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -169,7 +165,7 @@ def read_group(
     raise InputError(f"{e}, in group {group!r} of {where}; correct it") from e
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
   """The networks of one stage, what they were trained to, how to sample.
 
@@ -196,8 +192,8 @@ class Stage:
   name: str
   unet: Any
   vae: Any
-  text_encoder: Any
-  image_encoder: Any
+  text_encoder: Any = None
+  image_encoder: Any = None
   diffusion: Diffusion
   sampling: Sampling
   scaling_factor: float
@@ -227,9 +223,8 @@ class Stage:
   @functools.cached_property
   def schedule(self) -> NoiseSchedule:
     """Noise levels that the weights were trained on."""
-    return make_schedule(
-      self.diffusion.schedule, self.diffusion.zero_terminal_snr
-    )
+    d = self.diffusion
+    return make_schedule(d.schedule, d.zero_terminal_snr)
 
   @functools.cached_property
   def solver(self) -> Solver:
@@ -350,13 +345,8 @@ class Stage:
     """
 
     def denoise_fn(xt: Array, t: Array, cond: Conditioning) -> Array:
-      conditions = {
-        field.name: getattr(cond, field.name)
-        for field in dataclasses.fields(cond)
-      }
-      return self.unet.apply(
-        {"params": params["unet"]}, xt, t, **conditions, **kwargs
-      )
+      weights = {"params": params["unet"]}
+      return self.unet.apply(weights, xt, t, **vars(cond), **kwargs)
 
     return denoise_fn
 
@@ -388,9 +378,8 @@ class Stage:
       InputError: a refine stage lacks the clips to start from.
     """
     keys = jax.vmap(jax.random.split)(rngs)
-    xt = initial_noise(
-      keys[:, 0], latents_shape[1:], self.sampling.noise_offset
-    )
+    s = self.sampling
+    xt = initial_noise(keys[:, 0], latents_shape[1:], s.noise_offset)
     if self.starts_from_clip:
       if start is None:
         raise InputError("a refine stage starts from a clip; pass start")
@@ -398,15 +387,11 @@ class Stage:
         start,
         xt,
         self.schedule,
-        self.sampling.start_timestep,
-        reference_scale=self.sampling.reference_start,
+        s.start_timestep,
+        reference_scale=s.reference_start,
       )
     guided = classifier_free(
-      self.denoiser(params),
-      cond,
-      null_cond,
-      guidance_scale,
-      self.sampling.guidance_rescale,
+      self.denoiser(params), cond, null_cond, guidance_scale, s.guidance_rescale
     )
     return sample(
       guided,
@@ -432,14 +417,11 @@ class Stage:
   def generate(
     self,
     params: Mapping[str, Params],
-    frames: UInt8[Array, "b k h w 3"],
-    clip_images: Float[Array, "b s s 3"],
-    token_ids: Int[Array, "b n"],
-    negative_ids: Int[Array, "1 n"],
     rngs: Key[Array, "b"],
     *,
     decode: bool = True,
     progress: Progress | None = None,
+    **inputs: Array,
   ) -> Array:
     """Clips, from pixels and tokens: the whole stage as one program.
 
@@ -447,28 +429,31 @@ class Stage:
 
     Args:
       params: weights of the networks.
-      frames: one picture for each clip, or the clips that a refine stage
-        repairs; stretched to the size of the stage.
-      clip_images: CLIP views of the pictures.
-      token_ids: of the prompts.
-      negative_ids: of the negative prompt.
       rngs: one key per clip.
       decode: False returns the scaled latents, float32[b f h w c].
       progress: called with the number of denoiser evaluations done.
+      **inputs: all of these.
+        frames: uint8[b k h w 3], one picture for each clip, or the clips that
+          a refine stage repairs; stretched to the size of the stage.
+        clip_images: float32[b s s 3], CLIP views of the pictures.
+        token_ids: int32[b n], of the prompts.
+        negative_ids: int32[1 n], of the negative prompt.
     """
     s = self.sampling
+    scale = None if s.guidance_scale == 1 else jnp.float32(s.guidance_scale)
+    # Without what is an argument of the program.
+    stage = self.with_sampling(
+      fps=1.0, guidance_scale=1.0, negative_prompt="", prompt_suffix=""
+    )
     return _generate(
       dict(params),
-      frames,
-      clip_images,
-      token_ids,
-      negative_ids,
       rngs,
       jnp.float32(s.fps),
-      None if s.guidance_scale == 1 else jnp.float32(s.guidance_scale),
-      stage=dataclasses.replace(self, sampling=s.compiled),
+      scale,
+      stage=stage,
       decode=decode,
       progress=progress,
+      **inputs,
     )
 
   # ---- Checks ----
@@ -488,18 +473,16 @@ class Stage:
           f"weights of another variant: {tower} has {theirs} {have} where the "
           f"U-Net has {ours} {need}; take both from one cascade"
         )
-    takes_picture = (
-      self.unet.use_image_embeds or self.unet.local_image != "none"
-    )
-    if self.name == "refine" and takes_picture:
-      raise InputError(
-        "weights of another variant: this refine stage takes a picture, as "
-        "only a base stage does; use those of a refine stage"
-      )
+    unet, does = self.unet, None
     if self.name == "base" and self.starts_from_clip:
+      does, other = "starts from a clip", "refine"
+    takes_picture = unet.use_image_embeds or unet.local_image != "none"
+    if self.name == "refine" and takes_picture:
+      does, other = "takes a picture", "base"
+    if does:
       raise InputError(
-        "weights of another variant: this base stage starts from a clip, as "
-        "only a refine stage does; use those of a base stage"
+        f"weights of another variant: this {self.name} stage {does}, as only "
+        f"a {other} stage does; use those of a {self.name} stage"
       )
 
   def _check_size(self) -> None:
@@ -518,14 +501,14 @@ class Stage:
 @functools.partial(jax.jit, static_argnames=("stage", "decode", "progress"))
 def _generate(
   params,
-  frames,
-  clip_images,
-  token_ids,
-  negative_ids,
   rngs,
   fps,
   guidance_scale,
   *,
+  frames,
+  clip_images,
+  token_ids,
+  negative_ids,
   stage: Stage,
   decode: bool,
   progress: Progress | None,
@@ -540,11 +523,8 @@ def _generate(
     "linear",
     antialias=False,
   )
-  latent = (
-    height // stage.shrink,
-    width // stage.shrink,
-    stage.vae.latent_channels,
-  )
+  sides = height // stage.shrink, width // stage.shrink
+  latent = (*sides, stage.vae.latent_channels)
   keys = jax.vmap(jax.random.split)(rngs)
   given = stage.encode(params, frames, initial_noise(keys[:, 0], (k, *latent)))
   cond = stage.condition(

@@ -14,7 +14,7 @@ import dataclasses
 from typing import Any
 
 from i2vgen_jax.models.unet import I2VGenUNet
-from i2vgen_jax.stage import Sampling
+from i2vgen_jax.stage import Diffusion, Sampling
 
 _NEGATIVE = (
   "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, "
@@ -35,21 +35,12 @@ _REFINE_SUFFIX = (
 )
 
 
-def _defaults(cls: type, without: tuple[str, ...]) -> dict[str, Any]:
-  """Defaults of the fields of a dataclass, except those in `without`."""
-  return {
-    field.name: field.default
-    for field in dataclasses.fields(cls)
-    if field.default is not dataclasses.MISSING and field.name not in without
-  }
-
-
-# Without the fields of training and of every flax module.
-_UNET = _defaults(
-  I2VGenUNet, ("dropout", "remat", "dtype", "param_dtype", "parent", "name")
+# Fields that config.json lacks: those of training and of every flax module, and
+# the settings that imitate one sampler of the public code.
+_NOT_STORED = (
+  *("dropout", "remat", "dtype", "param_dtype", "parent", "name"),
+  *("to_clean", "reference_start", "black_edge"),
 )
-# Without the settings that imitate one sampler of the public code.
-_SAMPLING = _defaults(Sampling, ("to_clean", "reference_start", "black_edge"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,88 +49,74 @@ class Variant:
 
   Attributes:
     component: name of its network in a cascade folder.
-    unet: fields of `I2VGenUNet`, without those of training.
-    diffusion: see `stage.Diffusion`.
-    sampling: see `stage.Sampling`.
+    unet: its U-Net.
+    diffusion: what it was trained to.
+    sampling: how its public code samples.
   """
 
   component: str
-  unet: dict[str, Any]
-  diffusion: dict[str, Any]
-  sampling: dict[str, Any]
+  unet: I2VGenUNet
+  diffusion: Diffusion
+  sampling: Sampling
 
   def config(self) -> dict[str, Any]:
     """The content of its `config.json`; a copy that may be changed."""
     return {
-      "module": dict(self.unet),
-      "diffusion": dict(self.diffusion),
-      "sampling": dict(self.sampling),
+      "module": _stored_fields(self.unet),
+      "diffusion": _stored_fields(self.diffusion),
+      "sampling": _stored_fields(self.sampling),
     }
+
+
+def _stored_fields(settings: Any) -> dict[str, Any]:
+  names = [field.name for field in dataclasses.fields(settings)]
+  return {k: getattr(settings, k) for k in names if k not in _NOT_STORED}
 
 
 VARIANTS = {
   "released": Variant(
     component="base",
-    unet=_UNET,
-    diffusion={
-      "schedule": "cosine",
-      "zero_terminal_snr": True,
-      "prediction_type": "v",
-    },
-    sampling=_SAMPLING
-    | {
-      "size": (1280, 704),
-      "num_frames": 16,
-      "fps": 16.0,
-      "negative_prompt": _NEGATIVE,
-    },
+    unet=I2VGenUNet(),
+    diffusion=Diffusion("cosine", True, prediction_type="v"),
+    sampling=Sampling(
+      size=(1280, 704), num_frames=16, fps=16.0, negative_prompt=_NEGATIVE
+    ),
   ),
   "image_to_video": Variant(
     component="base",
-    unet=_UNET | {"use_text": False, "local_image": "none"},
-    diffusion={
-      "schedule": "linear_sd",
-      "zero_terminal_snr": False,
-      "prediction_type": "v",
-    },
-    sampling=_SAMPLING
-    | {
-      "size": (448, 256),
-      "num_frames": 32,
-      "fps": 8.0,
-      "guidance_scale": 3.0,
-      "noise_offset": 0.1,
-      "decode_chunk": 8,
-    },
+    unet=I2VGenUNet(use_text=False, local_image="none"),
+    diffusion=Diffusion("linear_sd", False, prediction_type="v"),
+    sampling=Sampling(
+      size=(448, 256),
+      num_frames=32,
+      fps=8.0,
+      guidance_scale=3.0,
+      noise_offset=0.1,
+      decode_chunk=8,
+    ),
   ),
   "refine": Variant(
     component="refine",
-    unet=_UNET
-    | {
-      "use_image_embeds": False,
-      "use_fps": False,
-      "local_image": "none",
-      "height_padding": 2,
-    },
-    diffusion={
-      "schedule": "logsnr_cosine_interp",
-      "zero_terminal_snr": True,
-      "prediction_type": "v",
-    },
-    sampling=_SAMPLING
-    | {
-      "size": (1280, 720),
-      "num_frames": 32,
-      "fps": 8.0,
-      "solver": "dpmpp_2m_sde",
-      "spacing": "trailing",
-      "num_steps": 30,
-      "guidance_scale": 7.5,
-      "guidance_rescale": 0.2,
-      "negative_prompt": _REFINE_NEGATIVE,
-      "prompt_suffix": _REFINE_SUFFIX,
-      "start_timestep": 599,
-    },
+    unet=I2VGenUNet(
+      use_image_embeds=False,
+      use_fps=False,
+      local_image="none",
+      height_padding=2,
+    ),
+    diffusion=Diffusion("logsnr_cosine_interp", True, prediction_type="v"),
+    sampling=Sampling(
+      size=(1280, 720),
+      num_frames=32,
+      fps=8.0,
+      solver="dpmpp_2m_sde",
+      spacing="trailing",
+      num_steps=30,
+      guidance_scale=7.5,
+      guidance_rescale=0.2,
+      negative_prompt=_REFINE_NEGATIVE,
+      prompt_suffix=_REFINE_SUFFIX,
+      start_timestep=599,
+    ),
   ),
 }
 
@@ -157,6 +134,7 @@ _KIND = (
 def variant_of(module: Any) -> str | None:
   """The variant that a U-Net is of, at any size; None if it is of none."""
   for name, variant in VARIANTS.items():
-    if all(getattr(module, k, None) == variant.unet[k] for k in _KIND):
+    public = variant.unet
+    if all(getattr(module, k, None) == getattr(public, k) for k in _KIND):
       return name
   return None

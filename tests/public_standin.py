@@ -12,7 +12,6 @@ from i2vgen_jax.interop import mapping, stored
 from i2vgen_jax.interop.formats import diffusers_folder
 from i2vgen_jax.models import build
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
-from i2vgen_jax.models.unet import I2VGenUNet
 from i2vgen_jax.models.vae import AutoencoderKL
 from i2vgen_jax.variants import VARIANTS
 
@@ -48,7 +47,7 @@ def unet(variant="released", **fields):
     "head_dim": 4,
     "context_dim": WIDTH,
   }
-  return I2VGenUNet(**VARIANTS[variant].unet | small | fields)
+  return VARIANTS[variant].unet.clone(**small | fields)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from cascade_standin import get_config
 
 from i2vgen_jax.models import build
 from i2vgen_jax.models.vae import AutoencoderKL
-from i2vgen_jax.stage import Diffusion, Sampling, Stage, read_group
+from i2vgen_jax.stage import Stage, read_settings
 
 DENOISERS = (
   "base",
@@ -65,10 +65,7 @@ def test_small_towers(arg, group, name):
 @pytest.mark.parametrize("arg", DENOISERS)
 def test_stage_samples_as_configured(arg):
   config = get_config(arg)
-  groups = {
-    group: read_group(cls, group, config.to_dict(), PATH)
-    for group, cls in (("diffusion", Diffusion), ("sampling", Sampling))
-  }
+  groups = read_settings(config.to_dict(), PATH)
   unet = build.make_module(config.component, config.unet.to_dict(), PATH)
   stage = Stage(
     name=config.component,

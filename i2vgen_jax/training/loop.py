@@ -16,12 +16,7 @@ from i2vgen_jax.sharding import param_shardings, replicated, to_global
 from i2vgen_jax.training import record
 from i2vgen_jax.training import state as states
 from i2vgen_jax.training.checkpoint import Checkpoints
-from i2vgen_jax.training.metrics import (
-  MetricWriter,
-  Window,
-  progress_line,
-  say,
-)
+from i2vgen_jax.training.metrics import MetricWriter, Window, progress_line, say
 from i2vgen_jax.training.optimizer import make_optimizer
 from i2vgen_jax.training.step import make_train_step
 from i2vgen_jax.training.task import Task

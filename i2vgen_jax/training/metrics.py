@@ -1,5 +1,6 @@
 """What a run logs: TensorBoard files, and one console line per report."""
 
+import contextlib
 import datetime
 import sys
 import time
@@ -27,7 +28,7 @@ def _summary_writer(workdir: Path) -> Any:
   return metric_writers.SummaryWriter(str(workdir))
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
   """Scalars and pictures of a run; only the first process writes them."""
 
   def __init__(self, workdir: Path):
@@ -52,9 +53,6 @@ class MetricWriter:
       self._samples.mkdir(exist_ok=True)
     with replacing(self._samples / f"step_{step:08d}.png") as temporary:
       Image.fromarray(picture).save(temporary, format="PNG")
-
-  def __enter__(self) -> "MetricWriter":
-    return self
 
   def __exit__(self, *_: Any) -> None:
     if self._writer is not None:

@@ -14,7 +14,6 @@ from weight_helpers import unreadable
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.recognise import recognise
 from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
-from i2vgen_jax.models.unet import I2VGenUNet
 from i2vgen_jax.models.vae import AutoencoderKL
 from i2vgen_jax.variants import VARIANTS
 
@@ -105,7 +104,7 @@ def modelscope_shapes(released, variant):
 )
 def test_unet(variant, form, size):
   module = {
-    "public": I2VGenUNet(**VARIANTS["released"].unet),
+    "public": VARIANTS["released"].unet,
     "small": public_standin.unet(),
     "odd": public_standin.unet(**ODD),
   }[size]
