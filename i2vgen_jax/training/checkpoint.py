@@ -112,13 +112,9 @@ class Checkpoints(contextlib.AbstractContextManager):
       items = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
       items["position"] = ocp.args.JsonRestore()
       found = self._manager.restore(step, args=ocp.args.Composite(**items))
-    position = jax.numpy.int32(found.position["step"])
-    return TrainState(
-      step=jax.device_put(position, abstract.step.sharding),
-      params=found.params,
-      ema_params=found.ema_params,
-      opt_state=found.optimizer,
-    )
+    position = np.int32(found.position["step"])
+    step = jax.device_put(position, abstract.step.sharding)
+    return TrainState(step, found.params, found.ema_params, found.optimizer)
 
   def reached_preemption(self, step: int) -> bool:
     """Whether any process got SIGTERM; the same answer in all of them."""

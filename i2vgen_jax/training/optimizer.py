@@ -19,28 +19,31 @@ SPATIAL_PATHS = (
 )
 
 
-def learning_rate_schedule(
-  learning_rate: float, num_steps: int, warmup_steps: int, decay: str
-) -> optax.Schedule:
+def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
   """Rate per update: linear warm-up from 0, then constant or a cosine to 0.
+
+  Args:
+    config: see `make_optimizer`.
 
   Raises:
     InputError: an unknown decay, or a warm-up longer than the run.
   """
-  if decay not in DECAYS:
+  peak, num_steps = config.learning_rate, config.num_steps
+  warmup_steps = config.warmup_steps
+  if config.decay not in DECAYS:
     raise InputError(
-      f"unknown decay {decay!r}, in train.decay; choose one of {DECAYS}"
+      f"unknown decay {config.decay!r}, in train.decay; choose one of {DECAYS}"
     )
   if not 0 <= warmup_steps <= num_steps:
     raise InputError(
       f"warm-up of {warmup_steps} steps in a run of {num_steps}, in "
       "train.warmup_steps; choose a shorter one"
     )
-  after = optax.constant_schedule(learning_rate)
-  if decay == "cosine":
+  after = optax.constant_schedule(peak)
+  if config.decay == "cosine":
     length = max(num_steps - warmup_steps, 1)
-    after = optax.cosine_decay_schedule(learning_rate, length)
-  warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    after = optax.cosine_decay_schedule(peak, length)
+  warmup = optax.linear_schedule(0.0, peak, warmup_steps)
   # Without this the first of n warm-up updates would have a rate of zero.
   return optax.join_schedules(
     [lambda count: warmup(count + 1), after], [warmup_steps]
@@ -80,12 +83,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   return optax.chain(
     clip,
     optax.adamw(
-      learning_rate_schedule(
-        config.learning_rate,
-        config.num_steps,
-        config.warmup_steps,
-        config.decay,
-      ),
+      learning_rate_schedule(config),
       b2=config.beta2,
       weight_decay=config.weight_decay,
       mask=lambda params: path_mask(params, r"kernel$"),

@@ -53,9 +53,7 @@ def abstract_state(
     lambda: create_state(init_params_fn(jax.random.key(0)), tx)
   )
   return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
+    lambda leaf, sharding: leaf.update(sharding=sharding),
     shapes,
     param_shardings(shapes, mesh),
   )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_standins import make_tx
+from training_standins import make_config, make_tx
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.unet import I2VGenUNet
@@ -21,27 +21,35 @@ def first_update(params, grads, **settings):
   return tx.update(grads, tx.init(params), params)[0]
 
 
+def schedule(learning_rate, num_steps, warmup_steps, decay):
+  config = make_config(
+    learning_rate=learning_rate,
+    num_steps=num_steps,
+    warmup_steps=warmup_steps,
+    decay=decay,
+  )
+  return learning_rate_schedule(config.train)
+
+
 class TestSchedule:
   def test_warmup_is_linear_and_then_constant(self):
-    rate = learning_rate_schedule(0.8, 100, 4, "constant")
+    rate = schedule(0.8, 100, 4, "constant")
     rates = [float(rate(i)) for i in (0, 1, 2, 3, 4, 50, 99)]
     np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8])
 
   def test_cosine_decays_to_half_and_to_zero(self):
-    rate = learning_rate_schedule(0.8, 110, 10, "cosine")
+    rate = schedule(0.8, 110, 10, "cosine")
     rates = [float(rate(i)) for i in (10, 60, 110)]
     np.testing.assert_allclose(rates, [0.8, 0.4, 0.0], atol=1e-7)
 
   def test_no_warmup_starts_at_the_full_rate(self):
-    assert float(learning_rate_schedule(0.8, 5, 0, "constant")(0)) == (
-      pytest.approx(0.8)
-    )
+    assert float(schedule(0.8, 5, 0, "constant")(0)) == (pytest.approx(0.8))
 
   def test_bad_settings(self):
     with pytest.raises(InputError, match="unknown decay 'cosin'"):
-      learning_rate_schedule(0.1, 10, 0, "cosin")
+      schedule(0.1, 10, 0, "cosin")
     with pytest.raises(InputError, match="warm-up of 11 steps in a run of 10"):
-      learning_rate_schedule(0.1, 10, 11, "constant")
+      schedule(0.1, 10, 11, "constant")
 
 
 class TestUpdates:
