@@ -213,9 +213,7 @@ def tiny_vae() -> ConfigDict:
   }
   # One frame per clip, for as many scenes as possible.
   config.data.buckets = ((1, 8.0, 1.0),)
-  config.train.num_steps = 5500
-  config.train.batch_size = 14
-  config.train.learning_rate = 2e-3
+  config.train.update(num_steps=5500, batch_size=14, learning_rate=2e-3)
   return config
 
 
@@ -247,9 +245,7 @@ def tiny_clip() -> ConfigDict:
   }
   # One frame per clip; the captions name the motion too.
   config.data.buckets = ((1, 8.0, 1.0),)
-  config.train.num_steps = 300
-  config.train.batch_size = 64
-  config.train.learning_rate = 1e-3
+  config.train.update(num_steps=300, batch_size=64, learning_rate=1e-3)
   return config
 
 
@@ -257,42 +253,36 @@ def tiny() -> ConfigDict:
   """Base stage of the bundled cascade: variant (c), 64x64x8."""
   config = tiny_common(denoiser("released"))
   config.unet.update(
-    {
-      "latent_channels": 8,
-      "block_channels": (64, 96),
-      "layers_per_block": 1,
-      "head_dim": 32,
-      "input_heads": 2,
-      "context_dim": 64,
-      "norm_groups": 8,
-      "dropout": 0.0,
-      # Few image tokens beside the few text tokens: attention starts uniform,
-      # and a single word among many tokens has almost no weight.
-      "image_grid": 2,
-      "remat": False,
-      "dtype": "float32",
-    }
+    latent_channels=8,
+    block_channels=(64, 96),
+    layers_per_block=1,
+    head_dim=32,
+    input_heads=2,
+    context_dim=64,
+    norm_groups=8,
+    dropout=0.0,
+    # Few image tokens beside the few text tokens: attention starts uniform,
+    # and a single word among many tokens has almost no weight.
+    image_grid=2,
+    remat=False,
+    dtype="float32",
   )
   # The noisiest schedule, with noisy levels drawn more often: at lower noise
   # the motion is visible in the clip itself, and the text is not learned.
-  config.diffusion.schedule = "logsnr_cosine_interp"
-  config.diffusion.timestep_shift = 3.0
+  config.diffusion.update(schedule="logsnr_cosine_interp", timestep_shift=3.0)
   config.sampling.update(
-    {
-      "size": (64, 64),
-      "num_frames": 8,
-      "fps": 8.0,
-      "negative_prompt": "",
-      "spacing": "trailing",
-      "num_steps": 20,
-      "guidance_scale": 2.0,
-      "decode_chunk": 8,
-    }
+    size=(64, 64),
+    num_frames=8,
+    fps=8.0,
+    negative_prompt="",
+    spacing="trailing",
+    num_steps=20,
+    guidance_scale=2.0,
+    decode_chunk=8,
   )
-  config.train.num_steps = 17_000
-  config.train.beta2 = 0.99
-  config.train.batch_size = 8
-  config.train.learning_rate = 1e-3
+  config.train.update(
+    num_steps=17_000, beta2=0.99, batch_size=8, learning_rate=1e-3
+  )
   return config
 
 
@@ -306,29 +296,24 @@ def tiny_refine() -> ConfigDict:
   config.data.buckets = ((4, 8.0, 1.0),)
   config.data.keep_latents = False
   config.unet.update(
-    {
-      "block_channels": (48, 64),
-      "head_dim": 16,
-      "use_image_embeds": False,
-      "use_fps": False,
-      "local_image": "none",
-    }
+    block_channels=(48, 64),
+    head_dim=16,
+    use_image_embeds=False,
+    use_fps=False,
+    local_image="none",
   )
   config.diffusion.schedule = "cosine"
   # Low noise levels are drawn more often, as sampling starts there.
-  config.diffusion.timestep_shift = 0.35
-  config.diffusion.max_timestep = 600
-  config.diffusion.noise_offset = 0.0
-  config.sampling.update(
-    {
-      "size": (128, 128),
-      "solver": "dpmpp_2m",
-      "num_steps": 4,
-      "guidance_scale": 1.0,
-      # Far below T_r: more noise would remove detail of the small base stage.
-      "start_timestep": 150,
-    }
+  config.diffusion.update(
+    timestep_shift=0.35, max_timestep=600, noise_offset=0.0
   )
-  config.train.num_steps = 5000
-  config.train.batch_size = 4
+  config.sampling.update(
+    size=(128, 128),
+    solver="dpmpp_2m",
+    num_steps=4,
+    guidance_scale=1.0,
+    # Far below T_r: more noise would remove detail of the small base stage.
+    start_timestep=150,
+  )
+  config.train.update(num_steps=5000, batch_size=4)
   return config
