@@ -80,11 +80,16 @@ def _from_image_model(image: Found, unet: Any, rng: jax.Array) -> Params:
     spatial["conv_in/kernel"],
   )
   leaves = mapping.to_flax(image.tensors.checked(), table, spatial)
-  init = jax.jit(lambda key: build.init_params(unet, key))(rng)
-  params = traverse_util.flatten_dict(init, sep="/")
+
+  def draw(key: jax.Array) -> dict[str, jax.Array]:
+    init = traverse_util.flatten_dict(build.init_params(unet, key), sep="/")
+    return {path: init[path] for path in shapes.keys() - spatial.keys()}
+
+  # A program that draws all of them takes several times as long to compile.
+  params = jax.jit(draw)(rng)
   for path in leaves.shapes:
-    old, array = params[path], leaves.read(path)
+    whole, array = shapes[path], leaves.read(path)
     # Only the first convolution has more channels than that of the image model.
-    extra = [(0, n - m) for n, m in zip(old.shape, array.shape, strict=True)]
-    params[path] = jnp.asarray(np.pad(array, extra), old.dtype)
+    extra = [(0, n - m) for n, m in zip(whole.shape, array.shape, strict=True)]
+    params[path] = jnp.asarray(np.pad(array, extra), whole.dtype)
   return traverse_util.unflatten_dict(params, sep="/")

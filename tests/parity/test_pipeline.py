@@ -186,7 +186,12 @@ def test_pipeline(theirs, ours, monkeypatch, rows, size, negative):
   error = np.abs(result - expected).max() / np.abs(expected).max()
   assert error <= 1e-3
 
-  clips = ours(images, prompts, seed=5, **settings)
+  if rows == 1 and negative:
+    clips = ours(images, prompts, seed=5, **settings)
+  else:  # The latents are known: a second whole program would tell no more.
+    clips = np.asarray(
+      base.decode({"vae": ours.networks["vae"].params}, result)
+    )
   expected = frames.transpose(0, 2, 3, 4, 1)
   assert clips.dtype == np.uint8 and clips.shape == expected.shape
   assert np.unique(expected).size > 20

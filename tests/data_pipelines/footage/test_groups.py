@@ -71,8 +71,8 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     # by megabytes occasionally, but not in each of three runs.
     return min(peak(count, name) for name in "abc")
 
-  peak(2000, "first")
-  assert least(8000) - least(2000) < 6000 * 10
+  peak(1000, "first")
+  assert least(4000) - least(1000) < 3000 * 10
 
 
 def test_rows_of_one_clip_join_their_captions(tmp_path):
