@@ -68,10 +68,7 @@ _POSITION_IDS = "embeddings.position_ids"
 
 # OpenCLIP stacks query, key and value in one matrix and one bias.
 _ATTENTION = (
-  *(
-    Part(f"to_{name}", kinds.linear, f"{name}_proj", "in_proj", stack)
-    for name, stack in zip("qkv", kinds.stacked(dot="_"), strict=True)
-  ),
+  *kinds.stacked("to_{}", "{}_proj", "in_proj", dot="_"),
   Part("to_out", kinds.linear, "out_proj"),
 )
 _LAYER = (

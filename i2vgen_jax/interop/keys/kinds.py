@@ -4,12 +4,11 @@ Flax puts channels last and input before output; torch does the reverse.
 """
 
 import functools
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from i2vgen_jax.interop.keys.table import Kind, Layout, Row
+from i2vgen_jax.interop.keys.table import Layout, Part, Row
 
 # Biases, norm scales, embeddings, transposed projections.
 PLAIN = Layout(lambda x: x, lambda x: x)
@@ -52,10 +51,21 @@ def layer(
     yield Row(f"{path}/bias", biases, PLAIN, part)
 
 
-def stacked(**settings: Any) -> list[Kind]:
-  """Query, key and value: linear layers that are stacked in one matrix."""
-  stack = functools.partial(layer, layout=LINEAR, **settings)
-  return [functools.partial(stack, part=(i, 3)) for i in range(3)]
+def stacked(
+  path: str, key: str, original: str, bias: bool = True, dot: str = "."
+) -> Iterator[Part]:
+  """Query, key and value, which the original code stacks in one matrix.
+
+  Args:
+    path, key: names with the place of "q", "k" or "v".
+    original: name of the stack.
+    bias: whether the layers have one.
+    dot: what separates `original` from "weight" and "bias".
+  """
+  one = functools.partial(layer, layout=LINEAR, bias=bias)
+  for i, x in enumerate("qkv"):
+    stack = functools.partial(one, part=(i, 3), dot=dot)
+    yield Part(path.format(x), one, key.format(x), original, stack)
 
 
 linear = functools.partial(layer, layout=LINEAR)

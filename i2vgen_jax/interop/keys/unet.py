@@ -205,31 +205,16 @@ _IMAGE_EMBEDS = (Part("embeds_tokens/mlp", _MLP, "context_embedding"),)
 # VGen stacks query, key and value in one matrix.
 _ENCODER = (
   Part("norm/norm", kinds.norm, "norm1", "0.norm"),
-  *(
-    Part(f"attn/to_{x}", kinds.unbiased, f"attn1.to_{x}", "0.fn.to_qkv", stack)
-    for x, stack in zip("qkv", kinds.stacked(bias=False), strict=True)
-  ),
+  *kinds.stacked("attn/to_{}", "attn1.to_{}", "0.fn.to_qkv", bias=False),
   Part("attn/to_out", kinds.linear, "attn1.to_out.0", "0.fn.to_out.0"),
   Part("ff_1", kinds.linear, "ff.net.0.proj", "1.net.0.0"),
   Part("ff_2", kinds.linear, "ff.net.2", "1.net.2"),
 )
+_PROJ = "image_latents_proj_in", "local_image_concat"
+_TOKENS = "image_latents_context_embedding", "local_image_embedding"
+_OVER_TIME = "image_latents_temporal_encoder", "local_temporal_encoder.layers.0"
 _LOCAL_IMAGE = (
-  Part(
-    "local_image/proj",
-    _sequence(kinds.conv2d, "conv", 0, 2, 4),
-    "image_latents_proj_in",
-    "local_image_concat",
-  ),
-  Part(
-    "image_tokens",
-    _sequence(kinds.conv2d, "conv", 0, 3, 5),
-    "image_latents_context_embedding",
-    "local_image_embedding",
-  ),
-  Part(
-    "local_image/temporal_encoder",
-    _ENCODER,
-    "image_latents_temporal_encoder",
-    "local_temporal_encoder.layers.0",
-  ),
+  Part("local_image/proj", _sequence(kinds.conv2d, "conv", 0, 2, 4), *_PROJ),
+  Part("image_tokens", _sequence(kinds.conv2d, "conv", 0, 3, 5), *_TOKENS),
+  Part("local_image/temporal_encoder", _ENCODER, *_OVER_TIME),
 )
