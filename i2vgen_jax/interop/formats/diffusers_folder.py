@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from i2vgen_jax import tokenizer
-from i2vgen_jax.errors import InputError
+from i2vgen_jax.errors import InputError, reading
 from i2vgen_jax.files import read_json, write_json
 from i2vgen_jax.interop.formats import safetensors_files
 from i2vgen_jax.interop.formats.tensors import Tensors
@@ -50,6 +50,7 @@ _WRITTEN = _READ | {
   "num_hidden_layers": "num_layers",
   "intermediate_size": "mlp_width",
 }
+_SCHEDULER = "scheduler/scheduler_config.json"
 _CLIP = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
 
 _SCHEDULES = {"squaredcos_cap_v2": "cosine", "scaled_linear": "linear_sd"}
@@ -113,19 +114,16 @@ def read_fields(
 def read_choices(folder: Path) -> dict[str, Any]:
   """The `Choices` that a repository decides: padding and last step."""
   choices: dict[str, Any] = {}
-  scheduler = folder / "scheduler" / "scheduler_config.json"
-  if scheduler.is_file():
-    config = read_json(scheduler)
+  if (folder / _SCHEDULER).is_file():
+    config = read_json(folder / _SCHEDULER)
     choices["to_clean"] = bool(config.get("set_alpha_to_one", True))
   words = folder / "tokenizer"
   if tokenizer.has_vocabulary(words):
     vocab, _ = tokenizer.read_vocabulary(words)
-    pad = _pad_token(words)
-    if pad not in vocab:
-      raise InputError(
-        f"the padding {pad!r} is not a token of {words}; copy the folder again"
-      )
-    choices["pad_token_id"] = vocab[pad]
+    with reading(words, "copy the folder again"):
+      if (pad := _pad_token(words)) not in vocab:
+        raise ValueError(f"the padding {pad!r} is not a token")
+      choices["pad_token_id"] = vocab[pad]
   return choices
 
 
@@ -139,31 +137,27 @@ def read_scheduler(folder: Path) -> dict[str, dict[str, Any]]:
   Raises:
     InputError: a setting is not available here.
   """
-  path = folder / "scheduler" / "scheduler_config.json"
+  path = folder / _SCHEDULER
   config = read_json(path)
-
-  def checked(name: str, default: Any, allowed: tuple) -> Any:
-    value = config.get(name, default)
-    if value not in allowed:
-      raise InputError(
-        f"{name} {value!r} is not a setting of I2VGen-XL, in {path}; it can be "
-        f"{' or '.join(map(str, allowed))}, use the scheduler that came with "
-        "the weights"
-      )
-    return value
-
+  allowed = {n: (tuple(values), x) for n, (*_, values, x) in _SETTINGS.items()}
+  allowed |= {n: ((value,), x) for n, (value, x) in _REQUIRED.items()}
+  if config.get("timestep_spacing") == "trailing":
+    del allowed["steps_offset"]
+  if config.get("beta_schedule") == "squaredcos_cap_v2":
+    del allowed["beta_start"], allowed["beta_end"]
   snr = bool(config.get("rescale_betas_zero_snr", False))
   ours = {"diffusion": {"zero_terminal_snr": snr}, "sampling": {}}
-  for name, (group, field, values, default) in _SETTINGS.items():
-    ours[group][field] = values[checked(name, default, tuple(values))]
-  unused = set()
-  if ours["sampling"]["spacing"] != "ddim":
-    unused |= {"steps_offset"}
-  if ours["diffusion"]["schedule"] != "linear_sd":
-    unused |= {"beta_start", "beta_end"}
-  for name, (value, default) in _REQUIRED.items():
-    if name not in unused:
-      checked(name, default, (value,))
+  for name, (values, default) in allowed.items():
+    value = config.get(name, default)
+    if value not in values:
+      raise InputError(
+        f"{name} {value!r} is not a setting of I2VGen-XL, in {path}; it can be "
+        f"{' or '.join(map(str, values))}, use the scheduler that came with "
+        "the weights"
+      )
+    if name in _SETTINGS:
+      group, field, our_names, _ = _SETTINGS[name]
+      ours[group][field] = our_names[value]
   return ours
 
 
@@ -217,9 +211,6 @@ def write_rest(
     words: folder of a tokenizer.
     pad_token_id: token that fills a short text.
   """
-  _write_json(
-    folder / "scheduler" / "scheduler_config.json", _scheduler(config)
-  )
   vocab, merges = tokenizer.read_vocabulary(words)
   pad = next((t for t, i in vocab.items() if i == pad_token_id), None)
   if pad is None:
@@ -227,20 +218,17 @@ def write_rest(
       f"pad_token_id {pad_token_id} is not a token of {words}; choose another"
     )
   tokenizer.write_vocabulary(folder / "tokenizer", vocab, merges, pad)
-  _write_json(
-    folder / "feature_extractor" / "preprocessor_config.json",
-    {
-      "image_processor_type": "CLIPImageProcessor",
-      "crop_size": 224,
-      "size": {"shortest_edge": 224},
-      "image_mean": list(CLIP_MEAN),
-      "image_std": list(CLIP_STD),
-    },
-  )
-  index = {name: list(kind) for name, kind in CLASSES.items()}
-  _write_json(
-    folder / "model_index.json", {"_class_name": "I2VGenXLPipeline", **index}
-  )
+  extractor = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": 224,
+    "size": {"shortest_edge": 224},
+    "image_mean": list(CLIP_MEAN),
+    "image_std": list(CLIP_STD),
+  }
+  _write_json(folder / "feature_extractor/preprocessor_config.json", extractor)
+  _write_json(folder / _SCHEDULER, _scheduler(config))
+  index = {"_class_name": "I2VGenXLPipeline"} | CLASSES
+  _write_json(folder / "model_index.json", index)
 
 
 def _other_values(

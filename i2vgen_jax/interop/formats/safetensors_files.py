@@ -77,15 +77,14 @@ def write(
       dtype is not as `tensors` lists it.
   """
   names = {dtype: name for name, dtype in DTYPES.items()}
-  unknown = {str(d) for d in tensors.dtypes.values() if d not in names}
-  if unknown:
-    raise ValueError(f"safetensors has no dtype {', '.join(sorted(unknown))}")
   # The widest first, so that each tensor is aligned to its width.
   keys = sorted(tensors.shapes, key=lambda k: (-tensors.dtypes[k].itemsize, k))
   header = {"__metadata__": dict(metadata)} if metadata else {}
   end = 0
   for key in keys:
     dtype, shape = tensors.dtypes[key], tensors.shapes[key]
+    if dtype not in names:
+      raise ValueError(f"safetensors has no dtype {dtype}, which {key!r} has")
     begin, end = end, end + dtype.itemsize * math.prod(shape)
     header[key] = {
       "dtype": names[dtype],

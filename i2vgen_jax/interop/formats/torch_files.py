@@ -44,12 +44,15 @@ def read(path: Path) -> Tensors:
     dtypes = {key: _dtype(key, x) for key, x in tensors.items()}
     if head == ZIP_MAGIC:
       _check_records(path, tensors)
-  return Tensors(
-    where=str(path),
-    shapes={key: tuple(x.shape) for key, x in tensors.items()},
-    dtypes=dtypes,
-    read=lambda key: np.array(_to_numpy(tensors[key]), order="C"),
-  )
+
+  def read(key: str) -> np.ndarray:
+    tensor = tensors[key].detach()
+    if tensor.dtype == torch.bfloat16:
+      tensor = tensor.view(torch.int16)
+    return np.array(tensor.numpy(), order="C").view(dtypes[key])
+
+  shapes = {key: tuple(x.shape) for key, x in tensors.items()}
+  return Tensors(str(path), shapes, dtypes, read)
 
 
 def write(path: Path, tensors: Tensors, step: int | None = None) -> None:
@@ -65,7 +68,16 @@ def write(path: Path, tensors: Tensors, step: int | None = None) -> None:
     ValueError: an array is not of the shape and dtype that `tensors` lists.
   """
   torch = _torch(path)
-  state = {key: _to_torch(tensors.read_checked(key)) for key in tensors.shapes}
+
+  def shared(array: np.ndarray) -> "torch.Tensor":
+    if array.dtype == jnp.bfloat16:
+      return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+  with warnings.catch_warnings():
+    # Arrays of JAX are read-only. Nothing writes to these tensors.
+    warnings.simplefilter("ignore", UserWarning)
+    state = {key: shared(tensors.read_checked(key)) for key in tensors.shapes}
   extra = {} if step is None else {"step": step}
   with replacing(path) as temporary, temporary.open("wb") as file:
     try:
@@ -132,28 +144,6 @@ def _dtype(key: str, tensor: "torch.Tensor") -> np.dtype:
       f"{', '.join(_DTYPES)}"
     )
   return _DTYPES[name]
-
-
-def _to_torch(array: np.ndarray) -> "torch.Tensor":
-  """Shares memory."""
-  import torch
-
-  with warnings.catch_warnings():
-    # Arrays of JAX are read-only. Nothing writes to these tensors.
-    warnings.simplefilter("ignore", UserWarning)
-    if array.dtype == jnp.bfloat16:
-      return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def _to_numpy(tensor: "torch.Tensor") -> np.ndarray:
-  """Shares memory."""
-  import torch
-
-  tensor = tensor.detach()
-  if tensor.dtype == torch.bfloat16:
-    return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
-  return tensor.numpy()
 
 
 def _torch(path: Path) -> Any:

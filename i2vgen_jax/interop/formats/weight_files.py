@@ -60,18 +60,15 @@ def read_index(path: Path) -> Tensors:
   """
   shard_of = _weight_map(path)
   shards = {n: _open(_shard(path, n)) for n in set(shard_of.values())}
-  for key, name in shard_of.items():
-    if key not in shards[name].shapes:
-      raise InputError(
-        f"{key!r} is in the index {path} and not in shard {name}; use "
-        "shards and index of one download"
-      )
-  for name, shard in shards.items():
-    if extra := sorted(shard.shapes.keys() - shard_of.keys()):
-      raise InputError(
-        f"{extra[0]!r} is in shard {name} and not in the index {path}; use "
-        "shards and index of one download"
-      )
+  with reading(path, "use shards and index of one download"):
+    for key, name in shard_of.items():
+      if key not in shards[name].shapes:
+        raise ValueError(f"{key!r} is in the index and not in shard {name}")
+    for name, shard in shards.items():
+      if extra := sorted(shard.shapes.keys() - shard_of.keys()):
+        raise ValueError(
+          f"{extra[0]!r} is in shard {name} and not in the index"
+        )
   return Tensors(
     where=str(path),
     shapes={key: shards[name].shapes[key] for key, name in shard_of.items()},
