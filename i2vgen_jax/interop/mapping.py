@@ -73,16 +73,15 @@ def compare(tensors: Tensors, table: Table, abstract_params: Params) -> Report:
     key = row.key_in(tensors.shapes)
     expected[key] = row.torch_shape(shapes[path])
     paths[key] += (path,)
-  differences = trees.compare_shapes(tensors.shapes, expected)
+  ignored = table.ignored & tensors.shapes.keys() - expected.keys()
+  used = {k: s for k, s in tensors.shapes.items() if k not in ignored}
+  differences = trees.compare_shapes(used, expected)
   unfit = {*differences.missing, *differences.wrong_shapes}
-  extra = differences.unexpected
   return Report(
-    missing=differences.missing,
-    unexpected=tuple(key for key in extra if key not in table.ignored),
-    wrong_shapes=differences.wrong_shapes,
+    **vars(differences),
     where=tensors.where,
     mapped={key: some for key, some in paths.items() if key not in unfit},
-    ignored=tuple(key for key in extra if key in table.ignored),
+    ignored=tuple(sorted(ignored)),
   )
 
 

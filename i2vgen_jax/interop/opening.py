@@ -18,7 +18,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from i2vgen_jax import tokenizer
-from i2vgen_jax.errors import InputError
+from i2vgen_jax.errors import InputError, reading
 from i2vgen_jax.files import read_json
 from i2vgen_jax.interop import hub
 from i2vgen_jax.interop.formats import diffusers_folder, weight_files
@@ -186,17 +186,15 @@ def _in_repository(
       )
   choices = {**diffusers_folder.read_choices(path), **choices}
   networks: Networks = {}
-  for part, name in PARTS.items():
-    if (path / part).is_dir():
-      found = _in_weights(path / part, choices)
-      if list(found) != [name]:
-        raise InputError(
-          f"weights of {', '.join(found)} in {path / part}; copy the folder "
-          "again"
-        )
-      networks |= found
-    elif whole:
-      raise InputError(f"no {part} in {path}; copy the folder again")
+  with reading(path, "copy the folder again"):
+    for part, name in PARTS.items():
+      if (path / part).is_dir():
+        found = _in_weights(path / part, choices)
+        if list(found) != [name]:
+          raise ValueError(f"weights of {', '.join(found)} in {path / part}")
+        networks |= found
+      elif whole:
+        raise ValueError(f"no {part} in the folder")
   if "base" in networks and (whole or (path / "scheduler").is_dir()):
     for name, values in diffusers_folder.read_scheduler(path).items():
       networks["base"].config[name] |= values

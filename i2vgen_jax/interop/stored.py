@@ -149,7 +149,8 @@ def from_file(
   config["module"] |= read_fields(given, known, str(where))
   put(config, name, values)
   config["source"] = {"form": found.form}
-  return _network(name, found.form, config, found.tensors, choices, where)
+  module = _make_module(name, config, choices, where)
+  return StoredNetwork(name, found.form, module, config, found.tensors)
 
 
 def from_native(folder: Path, choices: Mapping[str, Any]) -> StoredNetwork:
@@ -161,8 +162,8 @@ def from_native(folder: Path, choices: Mapping[str, Any]) -> StoredNetwork:
   config = native.load_config(folder)
   name = _native_name(folder, config)
   put(config, name, Choices.read(choices))
-  tensors, where = native.read(folder), folder / "config.json"
-  return _network(name, NATIVE, config, tensors, choices, where)
+  module = _make_module(name, config, choices, folder / "config.json")
+  return StoredNetwork(name, NATIVE, module, config, native.read(folder))
 
 
 # The arguments of a table, after the form, are fields of the module.
@@ -184,15 +185,10 @@ def table_of(module: Any, form: str) -> Table:
   return table(form, **{name: getattr(module, name) for name in fields})
 
 
-def _network(
-  name: str,
-  form: str,
-  config: dict[str, Any],
-  tensors: Tensors,
-  choices: Mapping[str, Any],
-  where: Path,
-) -> StoredNetwork:
-  """A network whose config is complete, if one can have such sizes."""
+def _make_module(
+  name: str, config: dict[str, Any], choices: Mapping[str, Any], where: Path
+) -> Any:
+  """The module of a complete config, if one can have such sizes."""
   module = build.make_module(name, config["module"], where)
   try:
     build.abstract_params(module)
@@ -210,7 +206,7 @@ def _network(
         f"pad_token_id {pad} is not one of the {module.vocab_size} tokens in "
         f"{where}; choose a smaller one"
       )
-  return StoredNetwork(name, form, module, config, tensors)
+  return module
 
 
 def _native_name(folder: Path, config: Mapping[str, Any]) -> str:
