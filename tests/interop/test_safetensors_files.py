@@ -321,7 +321,7 @@ def test_shards_behind_links(index, tmp_path):
     ("", "no shard ''"),
     (
       "0.safetensors",
-      "'extra' is in the index .* and not in shard 0.safetensors",
+      "'extra' is in the index and not in shard 0.safetensors",
     ),
     ("../x/0.safetensors", "outside of the folder"),
     ("a/../../0.safetensors", "outside of the folder"),
