@@ -213,7 +213,7 @@ class Stage:
   @property
   def shrink(self) -> int:
     """Pixels of a frame's side for each latent."""
-    return 2 ** (len(self.vae.block_channels) - 1)
+    return self.vae.shrink
 
   @property
   def starts_from_clip(self) -> bool:

@@ -58,7 +58,7 @@ def run(args: Encode) -> None:
   names = [name for name in ("vae", "image_encoder") if name in found]
   towers = {name: found[name].load(mesh=mesh) for name in names}
   width, height = args.size
-  factor = 2 ** (len(towers["vae"].module.block_channels) - 1)
+  factor = towers["vae"].module.shrink
   if width % factor or height % factor:
     raise InputError(
       f"--size {width}x{height} does not fit the autoencoder; give multiples of"

@@ -427,5 +427,5 @@ def test_a_stage_in_place_of_the_other(cascade, name):
   ],
 )
 def test_towers_of_another_width(cascade, tower, field):
-  with pytest.raises(InputError, match=f"{tower} has {field} 24"):
-    with_fields(cascade, "base", tower, **{field: 24})
+  with pytest.raises(InputError, match=f"{tower} has {field} 40"):
+    with_fields(cascade, "base", tower, **{field: 40})

@@ -217,7 +217,7 @@ def _native_name(folder: Path, config: Mapping[str, Any]) -> str:
   signs = {
     "refine": sampling and sampling.get("start_timestep") is not None,
     "base": sampling is not None,
-    "image_encoder": "patch_size" in module,
+    "image_encoder": "projection_dim" in module,
     "text_encoder": "vocab_size" in module,
     "vae": "scaling_factor" in config,
   }

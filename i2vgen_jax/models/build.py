@@ -87,7 +87,7 @@ def _inputs(module: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
   """The smallest input of a module, which decides all of its shapes."""
   match module:
     case AutoencoderKL():
-      side = 2 ** (len(module.block_channels) - 1)
+      side = module.shrink
       return (jnp.zeros((1, side, side, 3)),), {}
     case CLIPTextModel():
       return (jnp.zeros((1, module.max_length), jnp.int32),), {}

@@ -10,11 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.attention import Attention
-from i2vgen_jax.models.layers import GroupNorm, Layer
+from i2vgen_jax.models.layers import GroupNorm, Layer, zeros
 from i2vgen_jax.types import Array
 
 
@@ -102,10 +103,12 @@ class Coder(VAELayer):
   Attributes:
     block_channels: width of each level, finest first.
     layers_per_block: number of residual blocks at each level of the encoder.
+    zero_head: start the last convolution at zero.
   """
 
   block_channels: Sequence[int]
   layers_per_block: int
+  zero_head: bool
 
   def resnet(self, channels: int, name: str) -> VAEResnetBlock:
     return self.part(VAEResnetBlock, name, self.norm_groups, channels)
@@ -120,16 +123,18 @@ class Coder(VAELayer):
     self, x: Float[Array, "n h w c"], features: int
   ) -> Float[Array, "n h w d"]:
     """The last norm and convolution."""
-    return self.conv(features, "conv_out")(nn.silu(self.norm("norm_out")(x)))
+    init = zeros if self.zero_head else nn.initializers.lecun_normal()
+    conv = self.conv(features, "conv_out", kernel_init=init)
+    return conv(nn.silu(self.norm("norm_out")(x)))
 
 
 class Encoder(Coder):
-  """Frames to the channels of mean and log variance."""
+  """Patches of frames to the channels of mean and log variance."""
 
   latent_channels: int
 
   @nn.compact
-  def __call__(self, x: Float[Array, "n H W 3"]) -> Float[Array, "n h w c"]:
+  def __call__(self, x: Float[Array, "n H W d"]) -> Float[Array, "n h w c"]:
     x = self.conv(self.block_channels[0], "conv_in")(x)
     for i, channels in enumerate(self.block_channels):
       for j in range(self.layers_per_block):
@@ -142,10 +147,12 @@ class Encoder(Coder):
 
 
 class Decoder(Coder):
-  """Latents to frames; `up_0` is the lowest resolution."""
+  """Latents to patches of frames; `up_0` is the lowest resolution."""
+
+  out_channels: int
 
   @nn.compact
-  def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n H W 3"]:
+  def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n H W d"]:
     x = self.middle(self.conv(self.block_channels[-1], "conv_in")(x))
     for i, channels in enumerate(reversed(self.block_channels)):
       for j in range(self.layers_per_block + 1):
@@ -153,7 +160,82 @@ class Decoder(Coder):
       if i + 1 < len(self.block_channels):
         x = x.repeat(2, axis=1).repeat(2, axis=2)
         x = self.conv(channels, f"up_{i}_upsample")(x)
-    return self.head(x, 3)
+    return self.head(x, self.out_channels)
+
+
+class Shortcut(Layer):
+  """Linear maps between squares of pixels and latents, beside the networks.
+
+  As in DC-AE (Chen et al. 2024, Sec. 3.2), the networks learn only what a
+  linear map leaves. It starts as the lowest frequencies of the cosine
+  transform of each square, which is close to the best linear map for
+  photographs.
+
+  Attributes:
+    size: side of the squares in pixels.
+    latent_channels: number of channels of the latents.
+  """
+
+  size: int
+  latent_channels: int
+
+  def setup(self):
+    into, back = _low_frequencies(self.size, self.latent_channels)
+    self.analysis = self._linear(into, "analysis")
+    self.synthesis = self._linear(back, "synthesis")
+
+  def _linear(self, matrix: np.ndarray, name: str) -> nn.Dense:
+    width = matrix.shape[1]
+    return self.dense(
+      width, name, use_bias=False, kernel_init=_constant(matrix)
+    )
+
+  def encode(self, x: Float[Array, "n H W 3"]) -> Float[Array, "n h w c"]:
+    return self.analysis(_fold(x, self.size))
+
+  def decode(self, z: Float[Array, "n h w c"]) -> Float[Array, "n H W 3"]:
+    return _unfold(self.synthesis(z), self.size)
+
+
+def _constant(value: np.ndarray) -> nn.initializers.Initializer:
+  return lambda rng, shape, dtype: jnp.asarray(value, dtype).reshape(shape)
+
+
+def _low_frequencies(
+  size: int, count: int
+) -> tuple[Float[np.ndarray, "d c"], Float[np.ndarray, "c d"]]:
+  """Maps from the pixels of a square to cosine coefficients, and back.
+
+  Colours are split into their sum and two differences. Coefficients are scaled
+  by the root of their frequency, against the 1/f amplitudes of photographs.
+  """
+  k = np.arange(size)
+  cosines = np.cos(np.pi * k[:, None] * (2 * k + 1) / (2 * size))
+  cosines *= np.sqrt(np.where(k == 0, 1, 2) / size)[:, None]
+  colours = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]])
+  colours = colours / np.linalg.norm(colours, axis=1, keepdims=True)
+  # Differences of colours have less energy, as if their frequency was higher.
+  distance = np.hypot(k[:, None], k)[..., None]
+  frequency = (distance * [1, 1.6, 1.6] + [0, 1.5, 2]).ravel()
+  lowest = np.argsort(frequency, kind="stable")[:count]
+  rows = np.kron(np.kron(cosines, cosines), colours)[lowest]
+  gain = np.sqrt(1 + frequency[lowest])[:, None] / size
+  return (rows * gain).T, rows / gain
+
+
+def _fold(x: Float[Array, "n H W c"], size: int) -> Float[Array, "n h w d"]:
+  """Squares of pixels as channels: row, column, channel."""
+  n, h, w, c = x.shape
+  x = x.reshape(n, h // size, size, w // size, size, c)
+  x = x.transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(n, h // size, w // size, size * size * c)
+
+
+def _unfold(x: Float[Array, "n h w d"], size: int) -> Float[Array, "n H W c"]:
+  """The inverse of `_fold`."""
+  n, h, w, _ = x.shape
+  x = x.reshape(n, h, w, size, size, -1).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(n, h * size, w * size, -1)
 
 
 class AutoencoderKL(Layer, kw_only=True):
@@ -167,6 +249,9 @@ class AutoencoderKL(Layer, kw_only=True):
       decoder has one more.
     latent_channels: number of channels of the latents.
     norm_groups: number of groups of every norm; divides all block_channels.
+    patch_size: side of the squares of pixels that are folded into channels
+      before the first level, and back after the last, as in LTX-Video. Above
+      1 there is a `Shortcut` beside the networks. The public weights have 1.
     dtype: of the computation; norm moments and softmax stay float32.
     param_dtype: of the parameters.
   """
@@ -175,6 +260,7 @@ class AutoencoderKL(Layer, kw_only=True):
   layers_per_block: int = 2
   latent_channels: int = 4
   norm_groups: int = 32
+  patch_size: int = 1
   dtype: Any = jnp.float32
 
   def setup(self):
@@ -184,16 +270,30 @@ class AutoencoderKL(Layer, kw_only=True):
         f"block_channels {tuple(self.block_channels)}, in AutoencoderKL; "
         "choose widths that are multiples of it"
       )
+    channels, p = self.latent_channels, self.patch_size
     shape = {
       "block_channels": tuple(self.block_channels),
       "layers_per_block": self.layers_per_block,
       "norm_groups": self.norm_groups,
+      "zero_head": p > 1,
     }
-    channels = self.latent_channels
     self.encoder = Encoder(latent_channels=channels, **shape, **self.types)
-    self.decoder = Decoder(**shape, **self.types)
-    self.quant_conv = self.conv(2 * channels, "quant_conv", 1)
+    self.decoder = Decoder(out_channels=3 * p * p, **shape, **self.types)
     self.post_quant_conv = self.conv(channels, "post_quant_conv", 1)
+    bias = zeros
+    if p > 1:
+      # Little noise: with the usual variance of 1 at the start, training would
+      # first unlearn the shortcut.
+      bias = _constant(np.repeat([0.0, -8.0], channels))
+      self.shortcut = Shortcut(
+        size=self.shrink, latent_channels=channels, **self.types
+      )
+    self.quant_conv = self.conv(2 * channels, "quant_conv", 1, bias_init=bias)
+
+  @property
+  def shrink(self) -> int:
+    """Number of pixels of a frame per latent, along each side."""
+    return self.patch_size * 2 ** (len(self.block_channels) - 1)
 
   def __call__(self, frames: Float[Array, "n H W 3"]) -> Array:
     """Encodes to the mean and decodes; `init` creates all parameters by it."""
@@ -205,19 +305,25 @@ class AutoencoderKL(Layer, kw_only=True):
     Raises:
       InputError: a side of the frames is not a multiple of the shrink factor.
     """
-    factor = 2 ** (len(self.block_channels) - 1)
+    factor = self.shrink
     height, width = frames.shape[1:3]
     if height % factor or width % factor:
       raise InputError(
         f"frames of {width}x{height} cannot be encoded, in AutoencoderKL; "
         f"make both sides multiples of {factor}"
       )
-    moments = self.quant_conv(self.encoder(frames.astype(self.dtype)))
+    patches = _fold(frames.astype(self.dtype), self.patch_size)
+    moments = self.quant_conv(self.encoder(patches))
     posterior = Posterior.from_moments(moments)
-    logvar = jnp.clip(posterior.logvar, -30.0, 20.0)
-    return dataclasses.replace(posterior, logvar=logvar)
+    mean, logvar = posterior.mean, jnp.clip(posterior.logvar, -30.0, 20.0)
+    if self.patch_size > 1:
+      mean += self.shortcut.encode(frames)
+    return Posterior(mean, logvar)
 
   def decode(self, latents: Float[Array, "n h w c"]) -> Float[Array, "n H W 3"]:
     """Frames of unscaled latents, float32, in about [-1, 1] but not clipped."""
     x = self.post_quant_conv(latents.astype(self.dtype))
-    return self.decoder(x).astype(jnp.float32)
+    frames = _unfold(self.decoder(x), self.patch_size)
+    if self.patch_size > 1:
+      frames += self.shortcut.decode(latents)
+    return frames.astype(jnp.float32)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 from model_testing import count, operand_dtypes
 
 from i2vgen_jax.errors import InputError
@@ -143,3 +144,64 @@ def test_widths_that_norm_groups_do_not_divide_are_refused():
   model = AutoencoderKL(block_channels=(8, 12), norm_groups=8)
   with pytest.raises(InputError, match="norm_groups 8"):
     model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+class TestPatches:
+  """Patches of 8x8 pixels, and the linear shortcut."""
+
+  MODEL = AutoencoderKL(
+    block_channels=(8,),
+    layers_per_block=1,
+    norm_groups=4,
+    latent_channels=24,
+    patch_size=8,
+  )
+
+  @pytest.fixture(scope="class")
+  def new(self):
+    return self.MODEL.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+  def rebuilt(self, variables, frames):
+    frames = jnp.asarray(frames / 127.5 - 1, jnp.float32)
+    return np.asarray(self.MODEL.apply(variables, frames) + 1) * 127.5
+
+  def test_shapes(self, new):
+    posterior = self.MODEL.apply(
+      new, jnp.zeros((2, 16, 24, 3)), method="encode"
+    )
+    assert self.MODEL.shrink == 8
+    assert posterior.mean.shape == (2, 2, 3, 24)
+    with pytest.raises(InputError, match="multiples of 8"):
+      self.MODEL.apply(new, jnp.zeros((1, 16, 20, 3)), method="encode")
+
+  def test_a_level_below_the_patches_shrinks_further(self):
+    model = self.MODEL.clone(block_channels=(8, 8), patch_size=4)
+    frames = jnp.zeros((1, 16, 24, 3))
+    variables = model.init(jax.random.key(0), frames)
+    posterior = model.apply(variables, frames, method="encode")
+    assert posterior.mean.shape == (1, 2, 3, 24)
+    decoded = model.apply(variables, posterior.mean, method="decode")
+    assert decoded.shape == frames.shape
+
+  def test_a_new_autoencoder_keeps_low_frequencies(self, new):
+    """Smooth pictures survive; detail finer than the latents does not."""
+    y, x = np.indices((32, 48)) / 16
+    waves = [np.sin(x + y), np.cos(2 * x), np.sin(x - 2 * y)]
+    smooth = 128 + 60 * np.stack(waves, axis=-1)[None]
+    assert np.abs(self.rebuilt(new, smooth) - smooth).mean() < 3
+    checks = np.indices((32, 48)).sum(0)[None, ..., None] % 2 * 255.0
+    checks = checks.repeat(3, axis=-1)
+    assert np.abs(self.rebuilt(new, checks) - 127.5).max() < 30
+
+  def test_the_cosine_transform_is_that_of_scipy(self, new):
+    square = np.random.default_rng(0).normal(size=(1, 8, 8, 3))
+    mean = self.MODEL.apply(
+      new, jnp.asarray(square, jnp.float32), method="encode"
+    ).mean
+    luma = square.sum(-1)[0] / np.sqrt(3)
+    coefficients = scipy.fft.dctn(luma, norm="ortho") / 8
+    np.testing.assert_allclose(mean[0, 0, 0, 0], coefficients[0, 0], rtol=1e-4)
+    # The two next lowest frequencies, scaled by the root of 1 + 1.
+    found = np.sort(np.asarray(mean[0, 0, 0, 1:3]))
+    expected = np.sort([coefficients[0, 1], coefficients[1, 0]]) * np.sqrt(2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

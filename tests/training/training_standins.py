@@ -79,7 +79,7 @@ class VAE(nn.Module):
   """One convolution over blocks of 2x2 pixels, and its transpose."""
 
   latent_channels: int = 4
-  block_channels: tuple = (1, 1)
+  shrink: int = 2
 
   def setup(self):
     self.down = nn.Conv(2 * self.latent_channels, (2, 2), strides=2)
@@ -246,6 +246,7 @@ def make_config(**changes) -> ml_collections.ConfigDict:
     "num_steps": 4,
     "batch_size": 8,
     "seed": 0,
+    "optimizer": "adamw",
     "learning_rate": 1e-2,
     "warmup_steps": 0,
     "decay": "constant",
