@@ -1,5 +1,7 @@
 """The parts of the optimizer, by the updates that they make."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,3 +140,44 @@ def test_beta2_is_the_second_moment_decay():
   mean = (0.09 * 10 + 0.1) / 0.19
   assert second_update(0.0) == pytest.approx(-mean, rel=1e-4)
   assert second_update(0.5) == pytest.approx(-mean / np.sqrt(34), rel=1e-4)
+
+
+class TestMuon:
+  PARAMS: ClassVar = {
+    "conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)},
+    "dense": {"kernel": jnp.zeros((6, 4))},
+  }
+
+  def update(self, **settings):
+    keys = iter(jax.random.split(jax.random.key(0), 3))
+    grads = jax.tree.map(
+      lambda leaf: jax.random.normal(next(keys), leaf.shape), self.PARAMS
+    )
+    return first_update(self.PARAMS, grads, optimizer="muon", **settings)
+
+  def test_kernels_are_orthogonal_and_as_large_as_those_of_adamw(self):
+    update = self.update()
+    for name in ("conv", "dense"):
+      kernel = np.asarray(update[name]["kernel"])
+      matrix = kernel.reshape(-1, kernel.shape[-1])
+      values = np.linalg.svd(matrix, compute_uv=False)
+      assert values.max() / values.min() < 2
+      # As in Liu et al. 2025: 0.2 of the rate for each element.
+      assert np.sqrt((matrix**2).mean()) == pytest.approx(0.02, rel=0.3)
+
+  def test_other_parameters_are_left_to_adam(self):
+    """With Nesterov momentum: a first step of 1.4737 times the rate."""
+    bias = np.asarray(self.update()["conv"]["bias"])
+    np.testing.assert_allclose(np.abs(bias), 0.14737, rtol=1e-4)
+
+  def test_weight_decay_applies_to_kernels_only(self):
+    params = jax.tree.map(jnp.ones_like, self.PARAMS)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    update = first_update(params, zeros, optimizer="muon", weight_decay=0.5)
+    np.testing.assert_allclose(update["dense"]["kernel"], -0.05, rtol=1e-5)
+    np.testing.assert_array_equal(update["conv"]["bias"], 0)
+
+
+def test_an_unknown_optimizer_is_named():
+  with pytest.raises(InputError, match="unknown optimizer 'lion'"):
+    make_tx(optimizer="lion")
