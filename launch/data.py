@@ -1,5 +1,6 @@
 """Builds, encodes and inspects training data.
 
+    i2vgen data photographs FOLDER
     i2vgen data build procedural --output DIR --num-clips 10000
     i2vgen data build manifest clips.jsonl --output DIR
     i2vgen data build manifest FOLDER --output DIR -- --runner=FlinkRunner
@@ -23,28 +24,32 @@ from tyro.conf import Positional
 
 from data_pipelines.footage import settings, survey
 from data_pipelines.footage.build import build_footage
-from data_pipelines.procedural import world
-from data_pipelines.procedural.build import build_procedural
+from data_pipelines.procedural import camera, world
+from data_pipelines.procedural.build import World, build_procedural
 from data_pipelines.running.build_directory import Built
 from data_pipelines.running.runner import beam_runner
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError, writing
 from i2vgen_jax.files import check_absent
-from launch import arguments, encode
+from launch import arguments, encode, photographs
 from launch.arguments import Count, Fps, Seconds, Seed, Size
 from launch.progress import ProgressBar, note
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Procedural:
-  """Clips of drawn shapes, and one picture from each.
+  """Clips of moving objects or a moving camera, and one picture from each.
 
   For example: i2vgen data build procedural --output DIR --num-clips 10000
 
   Attributes:
     output: Folder to create.
     num_clips: Number of clips, and of pictures.
-    split: Side of the held-out combinations of shape, ground and motion.
+    shows: Drawn objects that move, or a camera that moves over photographs.
+    photographs: Folder of pictures, for the camera and as the ground of half of
+      the objects. About one picture in twelve is held out.
+    split: Side of the held-out photographs and of the held-out combinations of
+      shape, ground and motion.
     size: Size of the frames, in pixels.
     num_frames: Number of frames in each clip.
     fps: Frames per second.
@@ -53,6 +58,8 @@ class Procedural:
 
   output: Path
   num_clips: Count
+  shows: World = "objects"
+  photographs: Path | None = None
   split: Literal["train", "test"] = "train"
   size: Size = (128, 128)
   num_frames: Count = 8
@@ -148,6 +155,19 @@ class Benchmark:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Photographs:
+  """Photographs of Debian packages, which the bundled cascade is trained on.
+
+  For example: i2vgen data photographs FOLDER
+
+  Attributes:
+    folder: Folder to write them to.
+  """
+
+  folder: Positional[Path]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Vocabulary:
   """A tokenizer in which each word of the procedural captions is one token.
 
@@ -168,7 +188,8 @@ def main(argv: list[str]) -> None:
   """
   own = list(itertools.takewhile(lambda word: word != "--", argv))
   beam = argv[len(own) + 1 :]
-  commands = Build | encode.Encode | Inspect | Benchmark | Vocabulary
+  commands = Build | encode.Encode | Inspect | Benchmark
+  commands |= Photographs | Vocabulary
   command = arguments.parse(commands, own, "i2vgen data", __doc__)
   match command:
     case Build(source=Manifest() as args):
@@ -187,10 +208,13 @@ def main(argv: list[str]) -> None:
       inspection.inspect(**vars(command))
     case Benchmark():
       _benchmark(**vars(command))
+    case Photographs(folder=folder):
+      photographs.download(folder)
     case Vocabulary(output=output):
       check_absent(output)
-      tokenizer.build_vocabulary(sorted(world.WORDS), output)
-      note(f"wrote a vocabulary of {len(world.WORDS)} words to {output}")
+      words = sorted(world.WORDS | camera.WORDS)
+      tokenizer.build_vocabulary(words, output)
+      note(f"wrote a vocabulary of {len(words)} words to {output}")
 
 
 def _build(args: Procedural | Manifest, beam: Sequence[str] = ()) -> None:

@@ -50,6 +50,21 @@ def repository(tmp_path_factory):
   return public_standin.write_repository(tmp_path_factory.mktemp("hub") / "c")
 
 
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+  """A folder of photographs of both splits; nothing may change it."""
+  from PIL import Image
+  from skimage import data
+
+  folder = tmp_path_factory.mktemp("photographs")
+  # About one name in twelve is held out.
+  for number in range(24):
+    photo = (data.coffee, data.chelsea, data.astronaut)[number % 3]()
+    photo = Image.fromarray(photo).resize((360, 240))
+    photo.save(folder / f"{number}.jpg", quality=95)
+  return folder
+
+
 @pytest.fixture(scope="module")
 def quick_compiler():
   """Half the time to compile; stand-in networks run for milliseconds anyway."""

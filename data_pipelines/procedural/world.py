@@ -1,4 +1,4 @@
-"""The procedural world: an object moves over a textured ground.
+"""The object world: an object moves over a textured ground or a photograph.
 
 The camera does not move. The first frame shows the shape, colour, position,
 size and orientation of the object and the whole ground; the caption names the
@@ -71,9 +71,11 @@ TINTS = {
 SHAPES = tuple(drawing.SHAPES)
 _ROUND = ("disc", "ring")  # a rotation would not be visible
 GROUNDS = tuple(drawing.GROUNDS)
+# The ground that is a photograph, and has no tint.
+PHOTOGRAPH = "photograph"
 # Every word of every caption.
-_TEXTS = (*MOTIONS, *COLOURS, *TINTS, *SHAPES, *GROUNDS, "a an over")
-WORDS = frozenset(" ".join(_TEXTS).split())
+_TEXTS = (*MOTIONS, *COLOURS, *TINTS, *SHAPES, *GROUNDS, PHOTOGRAPH)
+WORDS = frozenset(" ".join((*_TEXTS, "a an over")).split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,9 @@ class Scene:
     shape: one of SHAPES; round ones never rotate.
     colour: one of COLOURS.
     motion: one of MOTIONS.
-    ground: one of GROUNDS.
-    tint: one of TINTS.
+    ground: one of GROUNDS, or PHOTOGRAPH.
+    tint: one of TINTS; not used by a photograph, nor are the four fields
+      after `place`.
     diameter: diameter of the object's circumcircle in the first frame.
     angle: orientation in the first frame, in radians clockwise.
     place: start position on each axis, as a fraction of the positions from
@@ -110,10 +113,17 @@ class Scene:
   contrast: float
 
 
-def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
+def sample_scene(
+  rng: np.random.Generator, split: Split, *, photograph: bool = False
+) -> Scene:
   """Draws a scene whose combination belongs to the split.
 
   All choices are uniform, except for rotations in the training split.
+
+  Args:
+    rng: source of all choices.
+    split: side of the held-out combinations.
+    photograph: whether the ground is a photograph.
   """
   heavy = _TURN_WEIGHT if split == "train" else 1
   weights = np.array([heavy if m in _TURNS else 1 for m in MOTIONS])
@@ -123,7 +133,7 @@ def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
 
   while True:
     motion = pick(MOTIONS, weights / weights.sum())
-    ground = pick(GROUNDS)
+    ground = PHOTOGRAPH if photograph else pick(GROUNDS)
     turning = motion in _TURNS
     shape = pick(s for s in SHAPES if not (turning and s in _ROUND))
     # About one combination in six is held out for testing.
@@ -146,17 +156,23 @@ def sample_scene(rng: np.random.Generator, split: Split) -> Scene:
   )
 
 
+def rng_of(seed: int, number: int, split: Split) -> np.random.Generator:
+  """The source of all choices of a clip."""
+  side = ("train", "test").index(split)
+  return np.random.default_rng((seed, number, side))
+
+
 def numbered_scene(seed: int, number: int, split: Split) -> Scene:
   """Scene `number` of the endless sequence of a seed and split."""
-  side = ("train", "test").index(split)
-  return sample_scene(np.random.default_rng((seed, number, side)), split)
+  return sample_scene(rng_of(seed, number, split), split)
 
 
 def caption(scene: Scene) -> str:
   """A sentence that names the object, its motion and the ground."""
   article = "an" if scene.colour[0] in "aeiou" else "a"
   subject = f"{article} {scene.colour} {scene.shape}"
-  return f"{subject} {scene.motion} over {scene.tint} {scene.ground}"
+  kind = "a" if scene.ground == PHOTOGRAPH else scene.tint
+  return f"{subject} {scene.motion} over {kind} {scene.ground}"
 
 
 def still_caption(scene: Scene) -> str:
@@ -233,7 +249,10 @@ def object_mask(
 
 
 def render(
-  scene: Scene, size: tuple[int, int], num_frames: int = 8
+  scene: Scene,
+  size: tuple[int, int],
+  num_frames: int = 8,
+  photograph: UInt8[np.ndarray, "h w 3"] | None = None,
 ) -> UInt8[np.ndarray, "f h w 3"]:
   """Renders a clip.
 
@@ -241,8 +260,10 @@ def render(
     scene: parameters of the clip.
     size: (width, height) in pixels, with any aspect ratio.
     num_frames: number of frames, evenly spaced over the clip.
+    photograph: the ground of a scene over a photograph, of this size.
   """
   alpha = _coverage(scene, size, num_frames)[..., None]
-  ground = _ground(scene, size).astype(np.float32)
+  ground = _ground(scene, size) if photograph is None else photograph
+  ground = ground.astype(np.float32)
   colour = np.array(COLOURS[scene.colour], np.float32)
   return np.rint(ground + alpha * (colour - ground)).astype(np.uint8)

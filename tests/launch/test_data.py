@@ -132,7 +132,7 @@ def test_vocabulary_has_every_word_of_a_caption(run, tmp_path):
 @pytest.mark.parametrize(
   ("argv", "part"),
   [
-    ([], "{build, encode, inspect, benchmark, vocabulary}"),
+    ([], "{build, encode, inspect, benchmark, photographs, vocabulary}"),
     (["bild"], "options: bild; Available subcommands: build"),
     (["build"], "{procedural, manifest}"),
     (["build", "procedural"], "--output"),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.media import video
-from data_pipelines.procedural import world
-from data_pipelines.procedural.build import build_procedural
+from data_pipelines.procedural import camera, world
+from data_pipelines.procedural.build import build_procedural, numbered_clip
+from data_pipelines.procedural.photographs import Photographs
 from data_pipelines.shards.dataset import Dataset, dataset_dir
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
@@ -97,3 +98,44 @@ def test_an_existing_output_is_not_changed(tmp_path):
   with pytest.raises(InputError, match="at least 1"):
     build_procedural(tmp_path / "new", 0, "train")
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_camera_build_shows_photographs_of_its_split(photographs, tmp_path):
+  pool = Photographs(photographs, "test")
+  arguments = {"shows": "camera", "photographs": photographs, "size": (48, 32)}
+  build_procedural(tmp_path / "a", 3, "test", **arguments)
+  clips = Dataset([dataset_dir(tmp_path / "a", "text_video")])
+  for number in range(3):
+    clip = numbered_clip("camera", pool, 0, number, "test", size=(48, 32))
+    assert clips[number]["captions"][0].decode() == clip.caption
+    frames, _ = video.decode_mp4(clips[number]["video"])
+    assert np.abs(frames - clip.frames.astype(int)).mean() < 6
+    assert clip.motion in camera.MOVES
+
+
+def test_half_of_the_objects_move_over_photographs(photographs):
+  pool = Photographs(photographs, "train")
+  clips = [
+    numbered_clip("objects", pool, 0, number, "train", size=(48, 32))
+    for number in range(6)
+  ]
+  over = [clip.caption.endswith("over a photograph") for clip in clips]
+  assert over == [False, True] * 3
+  plain = numbered_clip("objects", None, 0, 0, "train", size=(48, 32))
+  np.testing.assert_array_equal(plain.frames, clips[0].frames)
+
+
+def test_a_photograph_is_in_one_split(photographs):
+  sides = [Photographs(photographs, split).paths for split in ("train", "test")]
+  assert all(sides)
+  assert not set(sides[0]) & set(sides[1])
+
+
+def test_a_camera_needs_photographs(tmp_path):
+  with pytest.raises(InputError, match="needs photographs"):
+    build_procedural(tmp_path / "out", 1, "train", shows="camera")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(InputError, match="no photographs for the split train"):
+    build_procedural(
+      tmp_path / "out", 1, "train", photographs=tmp_path / "empty"
+    )
