@@ -16,6 +16,8 @@ from i2vgen_jax.errors import InputError
 
 NONE = "none"
 
+# Distance in RGB of a pixel that counts as half covered by the object.
+_COLOUR = 50.0
 # Fraction of its first area at which the object counts as visible in a frame.
 _VISIBLE = 0.15
 # Improvement of the fit that a turn needs over no turn: round objects fit
@@ -125,26 +127,21 @@ def _units(change: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
 def _coverage(
   clip: UInt8[np.ndarray, "f h w 3"], mask: Bool[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "f h w"]:
-  """Fraction of each pixel that the object covers, estimated from colours.
+  """Fraction of each pixel that the object covers, estimated from its colour.
 
-  Colours are projected on the line that separates object and ground best
-  (Fisher's discriminant), which ignores brightness changes of the ground.
+  Parts of the ground that have the object's colour in the first frame are left
+  out, since the ground does not move.
   """
   first = clip[0].astype(np.float64)
   # Pixels at the outline are mixtures; they are used only without others.
   near = _box_blur(mask[None].astype(np.float64))[0]
   inside = near > 0.999 if (near > 0.999).any() else mask
   outside = near < 0.001 if (near < 0.001).any() else ~mask
-  ground = first[outside]
-  offset = first[inside].mean(0) - ground.mean(0)
-  # Generated frames have noise of about 8 levels.
-  spread = np.cov(ground.T) + 8.0**2 * np.eye(3)
-  axis = np.linalg.solve(spread, offset)
-  separation = axis @ offset
-  if separation < 4:  # Less than two standard deviations: no such object.
-    return np.zeros(clip.shape[:3])
-  score = (clip - ground.mean(0)) @ axis / separation
-  return np.clip(2 * _box_blur(score) - 0.5, 0, 1)
+  channels = np.moveaxis(clip.astype(np.float64), -1, 0)
+  blurred = np.stack([*map(_box_blur, channels)], axis=-1)
+  distance = np.linalg.norm(blurred - np.median(first[inside], 0), axis=-1)
+  cover = np.clip(1.5 - distance / _COLOUR, 0, 1)
+  return cover * (1 - cover[0] * outside)
 
 
 def _box_blur(x: Float[np.ndarray, "f h w"]) -> Float[np.ndarray, "f h w"]:

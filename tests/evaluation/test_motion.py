@@ -56,7 +56,8 @@ def test_moving_square(x, y, name):
   measured = motion.measure(*travelling(x, y))
   assert measured.x == pytest.approx(4 * x / 80, abs=0.004)
   assert measured.y == pytest.approx(4 * y / 80, abs=0.004)
-  assert measured.scale == pytest.approx(1, abs=0.02)
+  # Pixels at the outline count more over one gray than over the other.
+  assert measured.scale == pytest.approx(1, abs=0.03)
   assert measured.turn == 0 and measured.visible == 1
   assert measured.fit > 0.9
   assert motion.classify(measured, world.MOTIONS) == name
