@@ -6,9 +6,9 @@
 | refine | the paper's refine stage, public variant (b): text, 1280x720x32 |
 | released | public variant (c): picture and text, 1280x704x16 |
 | image_to_video | public variant (a): CLIP vector only, 448x256x32 |
-| tiny_vae, tiny_clip, tiny, tiny_refine | the bundled cascade, in this order |
+| tiny_vae, tiny_clip, tiny, tiny_refine | a small cascade, in this order |
 
-`launch/make_tiny.sh` runs the last four; the README has the cascade's scores.
+`launch/make_tiny.sh` runs the last four.
 """
 
 from ml_collections import ConfigDict
@@ -76,6 +76,7 @@ def common() -> ConfigDict:
         "num_steps": 1_000_000,
         "batch_size": 256,
         "seed": 0,
+        "optimizer": "adamw",
         "learning_rate": 8e-5,
         "warmup_steps": 0,
         "decay": "constant",
@@ -166,7 +167,7 @@ def refine() -> ConfigDict:
   return config
 
 
-# ---- The bundled cascade: small widths, procedural clips ----
+# ---- A small cascade: a moving camera and moving objects ----
 
 
 def tiny_common(config: ConfigDict) -> ConfigDict:
@@ -175,11 +176,13 @@ def tiny_common(config: ConfigDict) -> ConfigDict:
   config.export_dtype = "float16"
   config.data.image_dirs = ()
   config.data.keep_latents = True
-  config.data.size = (64, 64)
+  config.data.size = (96, 64)
   config.data.buckets = ((8, 8.0, 1.0),)
+  config.train.optimizer = "muon"
   config.train.warmup_steps = 100
   config.train.decay = "cosine"
   config.train.grad_clip = 1.0
+  config.train.beta2 = 0.99
   config.train.ema_decay = 0.998
   config.train.checkpoint_every = 500
   config.train.sample_every = 500
@@ -187,33 +190,32 @@ def tiny_common(config: ConfigDict) -> ConfigDict:
 
 
 def tiny_vae() -> ConfigDict:
-  """Autoencoder of 8x8 pixels to 8 channels, for 128x128 and 64x64."""
+  """Autoencoder of 8x8 pixels to 24 channels, for 192x128 and 96x64."""
   config = tiny_common(common())
   config.component = "vae"
   config.objective = "autoencoder"
-  config.data.size = (128, 128)
+  config.data.size = (192, 128)
   config.vae = {
-    "block_channels": (16, 32, 64, 64),
+    "block_channels": (128,),
     "layers_per_block": 1,
-    "latent_channels": 8,
-    # At least eight channels per group: with few, the norm removes the colour
-    # of uniform areas, which a single channel carries.
-    "norm_groups": 2,
+    "latent_channels": 24,
+    "norm_groups": 8,
+    "patch_size": 8,
   }
   config.autoencoder = {
-    # (shrink factor, rows of the batch): 2 frames of 128 and 12 of 64.
-    "scales": ((1, 2), (2, 12)),
+    # (shrink factor, rows of the batch): 4 frames of 192x128, 8 of 96x64.
+    "scales": ((1, 4), (2, 8)),
     # Mostly squared error: with absolute error alone, colours are learned late.
     "l1_weight": 0.2,
     "l2_weight": 10.0,
     "edge_weight": 0.2,
-    "kl_weight": 1e-4,
+    "kl_weight": 1e-5,
     # Starts from config.init_from and keeps its encoder.
     "decoder_only": False,
   }
   # One frame per clip, for as many scenes as possible.
   config.data.buckets = ((1, 8.0, 1.0),)
-  config.train.update(num_steps=5500, batch_size=14, learning_rate=2e-3)
+  config.train.update(num_steps=3000, batch_size=12, learning_rate=5e-4)
   return config
 
 
@@ -223,7 +225,7 @@ def tiny_clip() -> ConfigDict:
   config.component = "clip"
   config.objective = "contrastive"
   config.text_encoder = {
-    "vocab_size": 666,
+    "vocab_size": 907,
     "width": 64,
     # The denoiser reads the output before the last layer: here the embeddings.
     # With another layer, trained on so few words, the motion, which a single
@@ -232,7 +234,7 @@ def tiny_clip() -> ConfigDict:
     "num_layers": 1,
     "num_heads": 2,
     "mlp_width": 256,
-    "max_length": 16,
+    "max_length": 77,
   }
   config.image_encoder = {
     "width": 64,
@@ -250,19 +252,19 @@ def tiny_clip() -> ConfigDict:
 
 
 def tiny() -> ConfigDict:
-  """Base stage of the bundled cascade: variant (c), 64x64x8."""
+  """Base stage of the small cascade: variant (c), 96x64x8."""
   config = tiny_common(denoiser("released"))
   config.unet.update(
-    latent_channels=8,
-    block_channels=(64, 96),
+    latent_channels=24,
+    block_channels=(96, 128),
     layers_per_block=1,
     head_dim=32,
     input_heads=2,
     context_dim=64,
     norm_groups=8,
     dropout=0.0,
-    # Few image tokens beside the few text tokens: attention starts uniform,
-    # and a single word among many tokens has almost no weight.
+    # Few image tokens beside the words: attention starts uniform, and a single
+    # word among many tokens has almost no weight.
     image_grid=2,
     remat=False,
     dtype="float32",
@@ -271,7 +273,7 @@ def tiny() -> ConfigDict:
   # the motion is visible in the clip itself, and the text is not learned.
   config.diffusion.update(schedule="logsnr_cosine_interp", timestep_shift=3.0)
   config.sampling.update(
-    size=(64, 64),
+    size=(96, 64),
     num_frames=8,
     fps=8.0,
     negative_prompt="",
@@ -280,24 +282,20 @@ def tiny() -> ConfigDict:
     guidance_scale=2.0,
     decode_chunk=8,
   )
-  config.train.update(
-    num_steps=17_000, beta2=0.99, batch_size=8, learning_rate=1e-3
-  )
+  config.train.update(num_steps=12_000, batch_size=8, learning_rate=2e-3)
   return config
 
 
 def tiny_refine() -> ConfigDict:
-  """Refine stage of the bundled cascade: text only, 128x128x8."""
+  """Refine stage of the small cascade: text only, 192x128x8."""
   config = tiny()
   config.component = "refine"
-  config.data.size = (128, 128)
-  # Half of each clip, from any start: encoding takes most of a step, and
-  # sharpening needs few frames.
+  config.data.size = (192, 128)
+  # Half of each clip, from any start: sharpening needs few frames.
   config.data.buckets = ((4, 8.0, 1.0),)
   config.data.keep_latents = False
   config.unet.update(
-    block_channels=(48, 64),
-    head_dim=16,
+    block_channels=(64, 96),
     use_image_embeds=False,
     use_fps=False,
     local_image="none",
@@ -308,12 +306,12 @@ def tiny_refine() -> ConfigDict:
     timestep_shift=0.35, max_timestep=600, noise_offset=0.0
   )
   config.sampling.update(
-    size=(128, 128),
+    size=(192, 128),
     solver="dpmpp_2m",
     num_steps=4,
     guidance_scale=1.0,
     # Far below T_r: more noise would remove detail of the small base stage.
     start_timestep=150,
   )
-  config.train.update(num_steps=5000, batch_size=4)
+  config.train.update(num_steps=4000, batch_size=4)
   return config

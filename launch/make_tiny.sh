@@ -1,42 +1,54 @@
 #!/usr/bin/env bash
-# Trains the bundled cascade from scratch: procedural shards, tokenizer, four
-# trainings. Finished steps are skipped and a stopped training is resumed, so
-# the same command continues.
+# Trains a small cascade from scratch: photographs, procedural shards,
+# tokenizer, four trainings. Finished steps are skipped and a stopped training
+# is resumed, so the same command continues.
 #
 #   launch/make_tiny.sh [WORK]      (default: tiny_work)
 #
-# It takes about six hours on two CPU cores. The result is WORK/tiny; copy it
-# to i2vgen_jax/assets/tiny to bundle it.
+# The result is WORK/tiny; copy it to i2vgen_jax/assets/tiny to bundle it. The
+# photographs come from packages of Debian 12.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=${1:-tiny_work}
 cascade=$work/tiny
-shards=$work/procedural/train
+photographs=$work/photographs
 
-# With only 10,000 clips the base stage memorises which way each object turns
-# in place of reading it from the caption.
-i2vgen data build procedural --output "$shards" --num-clips 24000 \
-  --split train --seed 0
+if [ ! -d "$photographs" ]; then
+  i2vgen data photographs "$photographs.part"
+  mv "$photographs.part" "$photographs"
+fi
+
+# build WORLD CLIPS
+build() {
+  i2vgen data build procedural --output "$work/shards/$1" --num-clips "$2" \
+    --shows "$1" --photographs "$photographs" --size 192x128 --split train
+}
+build camera 14000
+build objects 12000
+camera=$work/shards/camera/text_video/1.0.0
+objects=$work/shards/objects/text_video/1.0.0
 [ -d "$cascade/tokenizer" ] || i2vgen data vocabulary --output "$cascade/tokenizer"
 
-# train NAME NETWORK...: trains a config and copies the networks it exports.
+# train NAME DIRS NETWORK...: trains a config and copies its networks.
 train() {
-  local name=$1
-  shift
+  local name=$1 dirs=$2
+  shift 2
   [ -d "$cascade/$1" ] && return
   i2vgen train --config="configs/i2vgen_xl.py:$name" --workdir="$work/$name" \
-    --config.frozen="$cascade" \
-    --config.data.video_dirs="('$shards/text_video/1.0.0',)"
+    --config.frozen="$cascade" --config.data.video_dirs="$dirs"
   for network in "$@"; do
     cp -r "$work/$name/export/$network" "$cascade/.$network"
     mv "$cascade/.$network" "$cascade/$network"
   done
 }
 
-train tiny_vae vae
-train tiny_clip text_encoder image_encoder
-train tiny base
-train tiny_refine refine
+both="('$camera', '$objects')"
+train tiny_vae "$both" vae
+# A single photograph says nothing about the motion of the camera.
+train tiny_clip "('$objects',)" text_encoder image_encoder
+train tiny "$both" base
+train tiny_refine "$both" refine
 
-i2vgen evaluate --weights "$cascade" --output "$work/evaluation"
+i2vgen evaluate --weights "$cascade" --photographs "$photographs" \
+  --output "$work/evaluation"

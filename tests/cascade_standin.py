@@ -32,7 +32,7 @@ def write_cascade(folder, seed=0):
   tokenizer.build_vocabulary([], folder / "tokenizer")
   vae, clip = get_config("tiny_vae"), get_config("tiny_clip")
   fields = {
-    "vae": vae.vae.to_dict() | {"block_channels": [8, 8, 8, 8]},
+    "vae": vae.vae.to_dict() | {"block_channels": [8]},
     "text_encoder": clip.text_encoder.to_dict()
     | {"vocab_size": _BARE_VOCABULARY, "width": _WIDTH, "mlp_width": 16}
     | {"max_length": 32},

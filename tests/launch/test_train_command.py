@@ -103,8 +103,8 @@ def test_help_lists_configs_and_keys_with_defaults(capsys, trained, argv):
 def test_help_of_a_config_has_its_keys(capsys, trained):
   train.main([CONFIG, "--help"])
   lines = capsys.readouterr().out.splitlines()
-  assert "    --config.unet.block_channels=(64, 96)" in lines
-  assert "    --config.train.num_steps=17000" in lines
+  assert "    --config.unet.block_channels=(96, 128)" in lines
+  assert "    --config.train.num_steps=12000" in lines
 
 
 @pytest.mark.parametrize("text", ["", "def get_config():\n  return 3\n"])
