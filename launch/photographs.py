@@ -31,7 +31,11 @@ _CHOSEN = {
     "",
     r"rcc/(categorization|erase|explore|clickgame)[^/]*\.rcc$",
   ),
-  "lomiri-wallpapers-16.04": ("lomi-", r"by_[^/]*\.(jpg|png)$"),
+  "lomiri-wallpapers-16.04": (
+    "lomi-",
+    r"/(?!analogpattern|greentock)[^/]*by_[^/]*\.(jpg|png)$",
+  ),
+  "lomiri-wallpapers-20.04": ("lomi-", r"/Infinite-Sea[^/]*\.(jpg|png)$"),
   "mate-backgrounds": (
     "mate-",
     r"/(Dune|FreshFlower|Garden|GreenMeadow|LadyBird|RainDrops|Storm|TwoWings|"
@@ -103,7 +107,9 @@ def download(folder: Path) -> None:
 def _unpack(package: str, folder: str) -> None:
   quiet = {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
   try:
-    subprocess.run(["apt-get", "download", package], **quiet)
+    # Without its own user, which cannot write to a temporary folder.
+    sandbox = ("-o", "APT::Sandbox::User=root")
+    subprocess.run(["apt-get", *sandbox, "download", package], **quiet)
     (deb,) = Path(folder).glob("*.deb")
     subprocess.run(["dpkg-deb", "-x", deb, folder], **quiet)
   except (OSError, subprocess.CalledProcessError) as e:
