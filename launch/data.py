@@ -156,7 +156,7 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Photographs:
-  """Photographs of Debian packages, which the bundled cascade is trained on.
+  """Photographs of Debian packages, for `launch/make_tiny.sh`.
 
   For example: i2vgen data photographs FOLDER
 

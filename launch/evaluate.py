@@ -82,18 +82,15 @@ def main(argv: list[str]) -> None:
   pool = None
   if args.photographs is not None:
     pool = Photographs(args.photographs, "test")
+  num_frames = cascade.stage("base").sampling.num_frames
   figures, clips = {}, {}
   for shows in ("objects", "camera") if pool else ("objects",):
-    num_frames = cascade.stage("base").sampling.num_frames
     draw = held_out(shows, pool, args.seed, args.num_clips, num_frames)
-    figures[shows], made = evaluate(cascade, draw, args.seed, shows)
-    clips |= {f"{shows}, {name}": some for name, some in made.items()}
+    figures[shows], clips[shows] = evaluate(cascade, draw, args.seed, shows)
   # Figures are written first, because the plot needs matplotlib.
   write_json(args.output / "figures.json", figures)
   print(*table(figures), sep="\n")
-  for shows in figures:
-    names = ("true", "base, bilinear", "refined")
-    some = {name: clips[f"{shows}, {name}"] for name in names}
+  for shows, some in clips.items():
     write_sheet(args.output / f"{shows}.png", some)
     write_spectra(args.output / f"{shows}_spectra.png", some)
   print(f"contact sheets, spectra and figures in {args.output}")

@@ -1,4 +1,4 @@
-"""Downloads the photographs that the bundled cascade is trained on.
+"""Downloads the photographs for `launch/make_tiny.sh`.
 
     i2vgen data photographs FOLDER
 

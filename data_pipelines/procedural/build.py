@@ -71,16 +71,15 @@ def numbered_clip(
   Raises:
     InputError: the camera has no photographs.
   """
+  rng = world.rng_of(seed, number, split)
   if shows == "camera":
     if photographs is None:
       raise InputError(
         "a moving camera needs photographs; give a folder of pictures"
       )
-    rng = world.rng_of(seed, number, split)
     shot = camera.sample_shot(rng)
     frames = camera.render(shot, photographs.draw(rng), size, num_frames)
     return Clip(frames, camera.caption(shot, rng), "a photograph", shot)
-  rng = world.rng_of(seed, number, split)
   over = photographs is not None and number % 2 == 1
   scene = world.sample_scene(rng, split, photograph=over)
   ground = center_crop_wide(photographs.draw(rng), *size) if over else None
