@@ -6,6 +6,7 @@ cascade = i2vgen_jax.load("ali-vilab/i2vgen-xl")
 frames = cascade("photo.jpg", "a sailing boat in the evening sun", seed=0)
 """
 
+import contextlib
 import dataclasses
 import numbers
 import operator
@@ -43,12 +44,14 @@ class Cascade:
       `text_encoder`, `image_encoder`, `base`, `refine`.
     stages: the stages by name, `base` before `refine`.
     tokenizer: None if no stage takes text.
+    mesh: the devices that hold the weights; None is the first device.
   """
 
   folder: Path
   networks: Mapping[str, Network]
   stages: Mapping[str, Stage]
   tokenizer: Tokenizer | None
+  mesh: Mesh | None = None
 
   @classmethod
   def load(
@@ -105,7 +108,7 @@ class Cascade:
     tokenizer = None
     if "text_encoder" in networks:
       tokenizer = load_tokenizer(path)
-    return cls(path.folder, networks, made, tokenizer)
+    return cls(path.folder, networks, made, tokenizer, mesh)
 
   def plan(
     self,
@@ -193,7 +196,12 @@ class Cascade:
     networks["unet"] = self.networks[stage.name]
     params = {name: network.params for name, network in networks.items()}
     token_ids, negative_ids = self._tokens(stage, prompts)
-    with enough_memory("choose a smaller size or fewer frames"):
+    with (
+      enough_memory("choose a smaller size or fewer frames"),
+      contextlib.nullcontext()
+      if self.mesh is None
+      else jax.set_mesh(self.mesh),
+    ):
       clips = stage.generate(
         params,
         clip_keys(stage.name, seed, len(frames)),

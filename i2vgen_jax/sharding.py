@@ -9,7 +9,7 @@ constrains the latents, and the compiler propagates the layout.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.types import Batch
+from i2vgen_jax.types import Array, Batch
 
 AXES = ("data", "fsdp", "frames")
 ROWS = ("data", "fsdp")
@@ -132,6 +132,42 @@ def constrain_latents(
   """Constrains the sharding of latents; activations follow from it."""
   sharding = frames_sharding(mesh, latents.shape[1])
   return jax.lax.with_sharding_constraint(latents, sharding)
+
+
+def on_each_device(
+  fn: Callable[..., Any],
+  args: Sequence[Array],
+  axes: Sequence[Sequence[str | tuple[str, ...] | None]],
+) -> Any:
+  """Runs fn on the part of each device, for kernels the compiler cannot split.
+
+  The mesh is that of `jax.set_mesh`; without one there is a single part.
+
+  Args:
+    fn: function of all args; its results have the first axes of the first.
+    args: arrays.
+    axes: for each array, the mesh axes that split its first axes. An axis that
+      they do not divide is whole on each device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return fn(*args)
+
+  def divides(axis: str | tuple[str, ...], length: int) -> bool:
+    names = (axis,) if isinstance(axis, str) else axis
+    return length % math.prod(mesh.shape[name] for name in names) == 0
+
+  specs = tuple(
+    PartitionSpec(
+      *(
+        axis if axis and divides(axis, length) else None
+        for axis, length in zip(names, x.shape, strict=False)
+      )
+    )
+    for x, names in zip(args, axes, strict=True)
+  )
+  split = jax.shard_map(fn, in_specs=specs, out_specs=specs[0], check_vma=False)
+  return split(*args)
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> list[int]:

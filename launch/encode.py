@@ -106,7 +106,8 @@ def make_encoder(
     numbers = np.minimum(np.arange(count + -count % size), count - 1)
     for chosen in numbers.reshape(-1, size):
       placed = jax.device_put((frames[chosen], views[chosen]), rows)
-      encoded.append(jax.device_get(run_networks(params, *placed)))
+      with jax.set_mesh(mesh):
+        encoded.append(jax.device_get(run_networks(params, *placed)))
     whole = jax.tree.map(lambda *x: np.concatenate(x)[:count], *encoded)
     return Encoded(*whole)
 

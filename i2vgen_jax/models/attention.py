@@ -1,88 +1,109 @@
 """Multi-head attention and the pre-norm block that every transformer uses."""
 
-import flax.linen as nn
-import jax
+from collections.abc import Callable
+
 from jaxtyping import Float
 
+from i2vgen_jax.kernels.attention import dot_product_attention
 from i2vgen_jax.models.layers import FeedForward, Layer, TokenNorm
 from i2vgen_jax.types import Array
 
 
-def dot_product_attention(
-  q: Float[Array, "b n h d"],
-  k: Float[Array, "b m h d"],
-  v: Float[Array, "b m h d"],
-  causal: bool = False,
-) -> Float[Array, "b n h d"]:
-  """softmax(q k^T / sqrt(d)) v for each head.
-
-  All attention of the U-Net, the autoencoder and CLIP goes through this
-  function, so that a different kernel has one place to go. Scores and softmax
-  are float32, whatever the dtype of the inputs.
-  """
-  return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
-
-
 class Attention(Layer):
-  """Multi-head attention.
+  """Multi-head attention, in the three parts that kernels divide it into.
 
   Channels split as (head, dim), head outermost.
 
   Attributes:
+    features: channels of the output.
     num_heads: number of heads.
     head_dim: width of each head.
     use_bias: whether the projections of q, k and v have a bias; the output
       projection always has one.
-    causal: whether a token attends only to itself and earlier ones.
+    attend: softmax(q k^T / sqrt(d)) v; decides along which axis tokens attend
+      to each other.
   """
 
+  features: int
   num_heads: int
   head_dim: int
   use_bias: bool = False
-  causal: bool = False
+  attend: Callable[..., Array] = dot_product_attention
 
-  @nn.compact
+  def setup(self):
+    inner = self.num_heads * self.head_dim
+    self.to_q = self.dense(inner, use_bias=self.use_bias)
+    self.to_k = self.dense(inner, use_bias=self.use_bias)
+    self.to_v = self.dense(inner, use_bias=self.use_bias)
+    self.to_out = self.dense(self.features)
+
   def __call__(
-    self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]
-  ) -> Float[Array, "b n c"]:
-    def heads(y: Array, name: str) -> jax.Array:
-      inner = self.num_heads * self.head_dim
-      y = self.dense(inner, name, use_bias=self.use_bias)(y)
-      return y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
+    self, x: Float[Array, "*b n c"], context: Float[Array, "*d m e"]
+  ) -> Float[Array, "*b n c"]:
+    keys_values = self.keys_values(context)
+    return self.to_out(self.attend(self.to_q(x), *keys_values, self.num_heads))
 
-    q, k, v = heads(x, "to_q"), heads(context, "to_k"), heads(context, "to_v")
-    y = dot_product_attention(q, k, v, self.causal)
-    return self.dense(x.shape[-1], "to_out")(y.reshape(*x.shape[:-1], -1))
+  def keys_values(
+    self, context: Float[Array, "*d m e"]
+  ) -> tuple[Float[Array, "*d m i"], Float[Array, "*d m i"]]:
+    return self.to_k(context), self.to_v(context)
 
 
 class TransformerBlock(Layer):
-  """x += attn(LN x); x += attn(LN x, context); x += FF(LN x)."""
+  """x += attn(LN x); x += attn(LN x, context); x += FF(LN x).
 
+  Attributes:
+    width: channels of x.
+    num_heads: number of heads.
+    head_dim: width of each head.
+    attend: attention of both layers.
+  """
+
+  width: int
   num_heads: int
   head_dim: int
+  attend: Callable[..., Array] = dot_product_attention
 
-  @nn.compact
+  def setup(self):
+    heads = (self.width, self.num_heads, self.head_dim, False, self.attend)
+    self.norm_1 = TokenNorm(**self.types)
+    self.attn_1 = Attention(*heads, **self.types)
+    self.norm_2 = TokenNorm(**self.types)
+    self.attn_2 = Attention(*heads, **self.types)
+    self.norm_3 = TokenNorm(**self.types)
+    self.ff = FeedForward(**self.types)
+
   def __call__(
-    self, x: Float[Array, "n t c"], context: Float[Array, "b m d"] | None = None
-  ) -> Float[Array, "n t c"]:
-    """Runs the block on sequences of tokens.
+    self,
+    x: Float[Array, "b f n w"],
+    context: Float[Array, "b m e"] | None = None,
+  ) -> Float[Array, "b f n w"]:
+    """Runs the block on n pixels of the frames of clips.
 
     Args:
-      x: n sequences of t tokens.
-      context: tokens of b samples; n is a multiple of b, and the sequences of
-        a sample are adjacent. None means self-attention.
+      x: clips.
+      context: tokens of each clip, which all its frames see. None means that
+        the second attention is a self-attention, too.
     """
-    heads = (self.num_heads, self.head_dim)
-    y = self.part(TokenNorm, "norm_1")(x)
-    x = x + self.part(Attention, "attn_1", *heads)(y, y)
-    y = self.part(TokenNorm, "norm_2")(x)
-    attend = self.part(Attention, "attn_2", *heads)
-    if context is None:
-      x = x + attend(y, y)
-    else:
-      # Every frame sees the same context: folding the frames of a sample into
-      # its queries projects keys and values once instead of once per frame.
-      folded = y.reshape(context.shape[0], -1, y.shape[-1])
-      x = x + attend(folded, context).reshape(x.shape)
-    y = self.part(TokenNorm, "norm_3")(x)
-    return x + self.part(FeedForward, "ff")(y)
+    attended = self.attend(*self.before(x), self.num_heads)
+    shared = () if context is None else self.attn_2.keys_values(context)
+    return self.after(x, attended, *shared)
+
+  def before(self, x: Float[Array, "b f n w"]) -> tuple[Array, Array, Array]:
+    """Queries, keys and values of the first attention."""
+    y = self.norm_1(x)
+    return self.attn_1.to_q(y), *self.attn_1.keys_values(y)
+
+  def after(
+    self,
+    x: Float[Array, "b f n w"],
+    attended: Float[Array, "b f n i"],
+    *keys_values: Float[Array, "b m i"],
+  ) -> Float[Array, "b f n w"]:
+    """The rest of the block, given the heads of the first attention."""
+    x = x + self.attn_1.to_out(attended)
+    y = self.norm_2(x)
+    q = self.attn_2.to_q(y)
+    keys_values = keys_values or self.attn_2.keys_values(y)
+    x = x + self.attn_2.to_out(self.attend(q, *keys_values, self.num_heads))
+    return x + self.ff(self.norm_3(x))

@@ -5,6 +5,7 @@ exact (erf) GELU. Both towers are frozen when a denoiser is trained.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.kernels.attention import dot_product_attention
 from i2vgen_jax.models.attention import Attention
 from i2vgen_jax.models.layers import Layer, LayerNorm
 from i2vgen_jax.types import Array
@@ -47,9 +49,10 @@ class CLIPLayer(Layer):
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     width = x.shape[-1]
-    heads = (self.num_heads, width // self.num_heads)
+    heads = (width, self.num_heads, width // self.num_heads)
     h = LayerNorm(param_dtype=self.param_dtype, name="norm_1")(x)
-    x = x + self.part(Attention, "attn", *heads, True, self.causal)(h, h)
+    attend = functools.partial(dot_product_attention, causal=self.causal)
+    x = x + self.part(Attention, "attn", *heads, True, attend)(h, h)
     h = LayerNorm(param_dtype=self.param_dtype, name="norm_2")(x)
     h = nn.gelu(self.dense(self.mlp_width, "mlp_in")(h), approximate=False)
     return x + self.dense(width, "mlp_out")(h)

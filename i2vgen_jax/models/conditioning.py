@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from i2vgen_jax.kernels.frame_attention import frame_attention
 from i2vgen_jax.models.attention import Attention
 from i2vgen_jax.models.layers import (
   EmbeddingMLP,
@@ -79,12 +80,14 @@ class LocalTemporalEncoder(Layer):
   ) -> Float[Array, "b f h w c"]:
     b, f, h, w, c = x.shape
     drop = nn.Dropout(self.dropout, deterministic=deterministic)
-    y = x.reshape(b, f, h * w, c).swapaxes(1, 2).reshape(b * h * w, f, c)
+    y = x.reshape(b, f, h * w, c)
     z = self.part(TokenNorm, "norm")(y)
-    y = y + drop(self.part(Attention, "attn", self.num_heads, c)(z, z))
+    heads = (c, self.num_heads, c)
+    attend = self.part(Attention, "attn", *heads, attend=frame_attention)
+    y = y + drop(attend(z, z))
     z = nn.gelu(self.dense(4 * c, "ff_1")(y), approximate=False)
     y = y + self.dense(c, "ff_2")(drop(z))
-    return y.reshape(b, h * w, f, c).swapaxes(1, 2).reshape(x.shape)
+    return y.reshape(x.shape)
 
 
 class LocalImageChannels(Layer):

@@ -3,7 +3,14 @@
 import flax.linen as nn
 from jaxtyping import Float
 
-from i2vgen_jax.models.layers import Layer, TemporalConv, VideoNorm, zeros
+from i2vgen_jax.models.layers import (
+  Layer,
+  TemporalConv,
+  VideoNorm,
+  normalise_silu,
+  to_pixels,
+  zeros,
+)
 from i2vgen_jax.types import Array
 
 
@@ -25,12 +32,11 @@ class ResnetBlock(Layer):
     temb: Float[Array, "b e"],
     deterministic: bool,
   ) -> Float[Array, "b f h w d"]:
-    norm = (self.norm_groups, 1e-5, True)
-    h = nn.silu(self.part(VideoNorm, "norm_1", *norm)(x))
+    h = self.norm_silu(x, "norm_1", self.norm_groups)
     h = self.conv(self.features, "conv_1")(h)
     shift = self.dense(self.features, "temb_proj")(nn.silu(temb))
     h = h + shift[:, None, None, None]
-    h = nn.silu(self.part(VideoNorm, "norm_2", *norm)(h))
+    h = self.norm_silu(h, "norm_2", self.norm_groups)
     h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
     h = self.conv(self.features, "conv_2", kernel_init=zeros)(h)
     if x.shape[-1] != self.features:
@@ -52,15 +58,19 @@ class TemporalConvBlock(Layer):
   def __call__(
     self, x: Float[Array, "b f h w c"], deterministic: bool
   ) -> Float[Array, "b f h w c"]:
-    y = x
+    drops = self.dropout > 0 and not deterministic
+    y = to_pixels(x)
     for i in range(1, 5):
-      norm = self.part(VideoNorm, f"norm_{i}", self.norm_groups, 1e-5, False)
-      y = nn.silu(norm(y))
-      if i > 1:
-        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+      norm = (self.norm_groups, 1e-5, False)
+      factors = self.part(VideoNorm, f"norm_{i}", *norm)(y)
+      shared = (factors,)
+      if i > 1 and drops:
+        y, shared = normalise_silu(y, factors), ()
+        y = nn.Dropout(self.dropout, deterministic=False)(y)
       init = zeros if i == 4 else nn.initializers.lecun_normal()
-      y = self.part(TemporalConv, f"conv_{i}", x.shape[-1], init)(y)
-    return x + y
+      conv = self.part(TemporalConv, f"conv_{i}", x.shape[-1], init)
+      y = conv.in_blocks("__call__", (y,), shared, mixes_frames=True)
+    return x + y.reshape(x.shape)
 
 
 class Downsample(Layer):

@@ -1,30 +1,58 @@
 """Attention over the pixels of a frame, and over the frames of a pixel."""
 
-import flax.linen as nn
 from jaxtyping import Float
 
+from i2vgen_jax.kernels.attention import dot_product_attention
+from i2vgen_jax.kernels.frame_attention import frame_attention
+from i2vgen_jax.kernels.group_norm import apply_factors
 from i2vgen_jax.models.attention import TransformerBlock
-from i2vgen_jax.models.layers import Layer, VideoNorm, zeros
+from i2vgen_jax.models.layers import Layer, VideoNorm, to_pixels, zeros
 from i2vgen_jax.types import Array
 
 
 class SpatialTransformer(Layer):
   """Self-attention within each frame and cross-attention to the context."""
 
+  features: int
   head_dim: int
   norm_groups: int
 
-  @nn.compact
+  def setup(self):
+    width = self.features
+    heads = (width, width // self.head_dim, self.head_dim)
+    self.norm = VideoNorm(self.norm_groups, 1e-6, True, **self.types)
+    self.proj_in = self.dense(width)
+    self.block = TransformerBlock(*heads, dot_product_attention, **self.types)
+    self.proj_out = self.dense(width, kernel_init=zeros)
+
   def __call__(
     self, x: Float[Array, "b f h w c"], context: Float[Array, "b n d"]
   ) -> Float[Array, "b f h w c"]:
-    b, f, h, w, c = x.shape
-    y = self.part(VideoNorm, "norm", self.norm_groups, 1e-6, True)(x)
-    y = self.dense(c, "proj_in")(y.reshape(b * f, h * w, c))
-    heads = (c // self.head_dim, self.head_dim)
-    y = self.part(TransformerBlock, "block", *heads)(y, context)
-    y = self.dense(c, "proj_out", kernel_init=zeros)(y)
-    return x + y.reshape(x.shape)
+    clips = to_pixels(x)
+    factors = self.norm(clips)
+    y, q, k, v = self.in_blocks("before", (clips,), (factors,))
+    attended = dot_product_attention(q, k, v, self.features // self.head_dim)
+    shared = self.block.attn_2.keys_values(context)
+    return self.in_blocks("after", (clips, y, attended), shared).reshape(
+      x.shape
+    )
+
+  def before(
+    self, x: Float[Array, "b f n c"], factors: Float[Array, "b f 2 c"]
+  ) -> tuple[Array, Array, Array, Array]:
+    """What is done to each pixel before self-attention."""
+    y = self.proj_in(apply_factors(x, factors).astype(x.dtype))
+    return y, *self.block.before(y)
+
+  def after(
+    self,
+    x: Float[Array, "b f n c"],
+    y: Float[Array, "b f n c"],
+    attended: Float[Array, "b f n c"],
+    *keys_values: Float[Array, "b m c"],
+  ) -> Float[Array, "b f n c"]:
+    """What is done to each pixel after self-attention."""
+    return x + self.proj_out(self.block.after(y, attended, *keys_values))
 
 
 class TemporalTransformer(Layer):
@@ -36,18 +64,28 @@ class TemporalTransformer(Layer):
   the channels in the transformer after the first convolution.
   """
 
+  features: int
   num_heads: int
   head_dim: int
   norm_groups: int
 
-  @nn.compact
+  def setup(self):
+    inner = self.num_heads * self.head_dim
+    heads = (inner, self.num_heads, self.head_dim)
+    self.norm = VideoNorm(self.norm_groups, 1e-6, False, **self.types)
+    self.proj_in = self.dense(inner)
+    self.block = TransformerBlock(*heads, frame_attention, **self.types)
+    self.proj_out = self.dense(self.features, kernel_init=zeros)
+
   def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-    b, f, h, w, c = x.shape
-    y = self.part(VideoNorm, "norm", self.norm_groups, 1e-6, False)(x)
-    y = y.reshape(b, f, h * w, c).swapaxes(1, 2).reshape(b * h * w, f, c)
-    heads = (self.num_heads, self.head_dim)
-    y = self.dense(self.num_heads * self.head_dim, "proj_in")(y)
-    y = self.part(TransformerBlock, "block", *heads)(y)
-    y = self.dense(c, "proj_out", kernel_init=zeros)(y)
-    y = y.reshape(b, h * w, f, c).swapaxes(1, 2).reshape(x.shape)
-    return x + y
+    clips = to_pixels(x)
+    shared = (self.norm(clips),)
+    y = self.in_blocks("inner", (clips,), shared, mixes_frames=True)
+    return y.reshape(x.shape)
+
+  def inner(
+    self, x: Float[Array, "b f n c"], factors: Float[Array, "b f 2 c"]
+  ) -> Float[Array, "b f n c"]:
+    """All but the moments of the norm."""
+    y = self.proj_in(apply_factors(x, factors).astype(x.dtype))
+    return x + self.proj_out(self.block(y))

@@ -17,7 +17,6 @@ from i2vgen_jax.models.conditioning import (
 from i2vgen_jax.models.layers import (
   EmbeddingMLP,
   Layer,
-  VideoNorm,
   sinusoidal_embedding,
   zeros,
 )
@@ -60,9 +59,10 @@ class SpaceTimeBlock(Layer):
     if context is None:
       return x
     shape = (self.head_dim, self.norm_groups)
-    x = self.part(SpatialTransformer, "spatial", *shape)(x, context)
-    num_heads = self.features // self.head_dim
-    return self.part(TemporalTransformer, "temporal", num_heads, *shape)(x)
+    over_space = (self.features, *shape)
+    x = self.part(SpatialTransformer, "spatial", *over_space)(x, context)
+    over_time = (self.features, self.features // self.head_dim, *shape)
+    return self.part(TemporalTransformer, "temporal", *over_time)(x)
 
 
 class I2VGenUNet(Layer):
@@ -185,8 +185,8 @@ class I2VGenUNet(Layer):
       return run(x, temb, context, deterministic)
 
     x = self.conv(self.block_channels[0], "conv_in")(x)
-    heads = self.input_heads
-    x = self.part(TemporalTransformer, "temporal_in", heads, *shape)(x)
+    over_time = (self.block_channels[0], self.input_heads, *shape)
+    x = self.part(TemporalTransformer, "temporal_in", *over_time)(x)
 
     lowest = len(self.block_channels) - 1
     skips = [x]
@@ -212,8 +212,7 @@ class I2VGenUNet(Layer):
         enlarge = self.part(Upsample, f"up_{i}_upsample", self.height_padding)
         x = enlarge(x, skips[-1].shape[2:4])
 
-    norm = self.part(VideoNorm, "norm_out", self.norm_groups, 1e-5, True)
-    x = nn.silu(norm(x))
+    x = self.norm_silu(x, "norm_out", self.norm_groups)
     return self.conv(self.latent_channels, "conv_out", kernel_init=zeros)(x)
 
   def _time_embedding(self, timesteps: Array, fps: Array | None) -> jax.Array:

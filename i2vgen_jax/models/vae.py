@@ -14,8 +14,15 @@ import numpy as np
 from jaxtyping import Float
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.kernels.group_norm import apply_factors
 from i2vgen_jax.models.attention import Attention
-from i2vgen_jax.models.layers import GroupNorm, Layer, zeros
+from i2vgen_jax.models.layers import (
+  GroupNorm,
+  Layer,
+  normalise_silu,
+  to_pixels,
+  zeros,
+)
 from i2vgen_jax.types import Array
 
 
@@ -58,10 +65,18 @@ class VAELayer(Layer):
 
   norm_groups: int
 
-  def norm(self, name: str) -> GroupNorm:
-    return GroupNorm(
-      self.norm_groups, epsilon=1e-6, param_dtype=self.param_dtype, name=name
-    )
+  def norm(
+    self, x: Float[Array, "n h w c"], name: str
+  ) -> tuple[Float[Array, "n 1 p c"], Float[Array, "n 1 2 c"]]:
+    """Pixels as clips of one frame, and the factors that normalise them."""
+    pixels = to_pixels(x[:, None])
+    settings = (self.norm_groups, 1e-6, True, self.param_dtype)
+    return pixels, GroupNorm(*settings, name=name)(pixels)
+
+  def norm_silu(
+    self, x: Float[Array, "n h w c"], name: str
+  ) -> Float[Array, "n h w c"]:
+    return normalise_silu(*self.norm(x, name)).reshape(x.shape)
 
 
 class VAEResnetBlock(VAELayer):
@@ -71,9 +86,9 @@ class VAEResnetBlock(VAELayer):
 
   @nn.compact
   def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
-    h = nn.silu(self.norm("norm_1")(x))
+    h = self.norm_silu(x, "norm_1")
     h = self.conv(self.channels, "conv_1")(h)
-    h = nn.silu(self.norm("norm_2")(h))
+    h = self.norm_silu(h, "norm_2")
     h = self.conv(self.channels, "conv_2")(h)
     if x.shape[-1] != self.channels:
       x = self.conv(self.channels, "skip", 1)(x)
@@ -81,17 +96,13 @@ class VAEResnetBlock(VAELayer):
 
 
 class VAEAttention(VAELayer):
-  """One head over all positions of a frame.
-
-  A full-size frame of 1280x720 has 14,400 positions at this depth, so its
-  scores take 0.8 GB in float32: encode and decode few frames at a time.
-  """
+  """One head over all positions of a frame."""
 
   @nn.compact
   def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    n, _, _, c = x.shape
-    tokens = self.norm("norm")(x).reshape(n, -1, c)
-    attend = Attention(1, c, use_bias=True, **self.types)
+    c = x.shape[-1]
+    tokens = apply_factors(*self.norm(x, "norm"))[:, 0].astype(x.dtype)
+    attend = Attention(c, 1, c, use_bias=True, **self.types)
     # The projections have the same parent as the norm.
     nn.share_scope(self, attend)
     return x + attend(tokens, tokens).reshape(x.shape)
@@ -125,7 +136,7 @@ class Coder(VAELayer):
     """The last norm and convolution."""
     init = zeros if self.zero_head else nn.initializers.lecun_normal()
     conv = self.conv(features, "conv_out", kernel_init=init)
-    return conv(nn.silu(self.norm("norm_out")(x)))
+    return conv(self.norm_silu(x, "norm_out"))
 
 
 class Encoder(Coder):

@@ -112,6 +112,8 @@ def train(
     Checkpoints(workdir, c.keep_checkpoints) as checkpoints,
     MetricWriter(workdir) as writer,
     _StopSignal() as stop,
+    # For the kernels, which run on each device's part.
+    jax.set_mesh(mesh),
   ):
     # ---- Resume, or start ----
     start = checkpoints.latest_step() or 0

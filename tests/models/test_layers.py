@@ -8,6 +8,7 @@ import torch
 from model_testing import draw
 from torch.nn import functional
 
+from i2vgen_jax.kernels.group_norm import apply_factors
 from i2vgen_jax.models.layers import (
   EmbeddingMLP,
   FeedForward,
@@ -15,7 +16,10 @@ from i2vgen_jax.models.layers import (
   TokenNorm,
   VideoNorm,
   adaptive_average_pool,
+  convolution,
+  normalise_silu,
   sinusoidal_embedding,
+  to_pixels,
 )
 
 
@@ -33,21 +37,27 @@ def torch_group_norm(x, groups, epsilon, per_frame):
   return first.permute(0, 2, 3, 4, 1).numpy()
 
 
+def normalised(norm, x):
+  """x after a fresh `VideoNorm`."""
+  clips = to_pixels(x)
+  factors, _ = norm.init_with_output(jax.random.key(0), clips)
+  return apply_factors(clips, factors).reshape(x.shape)
+
+
 @pytest.mark.parametrize("per_frame", [True, False])
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-6])
 def test_group_norm(per_frame, epsilon):
   # Faint, so that epsilon counts, and every frame and channel at a level of
   # its own, so that it shows over what the moments are taken.
   x = 3e-3 * (draw(2, 3, 4, 5, 12) + draw(2, 3, 1, 1, 12, seed=1))
-  norm = VideoNorm(3, epsilon, per_frame)
-  y, _ = norm.init_with_output(jax.random.key(0), x)
+  y = normalised(VideoNorm(3, epsilon, per_frame), x)
   expected = torch_group_norm(x, 3, epsilon, per_frame)
   np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def test_group_norm_far_from_zero():
   x = 3000 + draw(1, 2, 8, 8, 8)
-  y, _ = VideoNorm(2, 1e-5, False).init_with_output(jax.random.key(0), x)
+  y = normalised(VideoNorm(2, 1e-5, False), x)
   expected = torch_group_norm(x, 2, 1e-5, False)
   np.testing.assert_allclose(y, expected, atol=1e-2)
 
@@ -59,30 +69,66 @@ def test_layer_norm():
   np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", [VideoNorm(2, 1e-5, True), TokenNorm()])
-def test_norms_of_bfloat16_have_float32_moments(norm):
+def test_layer_norm_of_bfloat16_has_float32_moments():
   x = jnp.asarray(30 + draw(1, 2, 8, 8, 8), jnp.bfloat16)
+  norm = TokenNorm()
   params = norm.init(jax.random.key(0), x)
   rough, exact = norm.apply(params, x), norm.apply(params, x.astype(np.float32))
   assert rough.dtype == jnp.bfloat16
   np.testing.assert_allclose(rough.astype(np.float32), exact, rtol=2**-8)
 
 
+def test_factors_of_bfloat16_are_those_of_its_values():
+  x = jnp.asarray(30 + draw(1, 2, 8, 8, 8), jnp.bfloat16)
+  norm = VideoNorm(2, 1e-5, True)
+  np.testing.assert_allclose(
+    normalised(norm, x), normalised(norm, x.astype(np.float32)), atol=1e-5
+  )
+  clips = to_pixels(x)
+  factors, _ = norm.init_with_output(jax.random.key(0), clips)
+  assert normalise_silu(clips, factors).dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_temporal_conv(random_params, frames):
-  x = draw(2, frames, 3, 4, 6)
+  x = draw(2, frames, 12, 6)
   conv = TemporalConv(5)
   params = random_params(conv, x)
-  kernel = params["kernel"].transpose(2, 1, 0)[..., None, None].copy()
-  expected = functional.conv3d(
-    torch.from_numpy(x).permute(0, 4, 1, 2, 3),
+  kernel = params["kernel"].transpose(2, 1, 0)[..., None].copy()
+  expected = functional.conv2d(
+    torch.from_numpy(x).permute(0, 3, 1, 2),
     torch.from_numpy(kernel),
     torch.from_numpy(params["bias"]),
-    padding=(1, 0, 0),
+    padding=(1, 0),
   )
   np.testing.assert_allclose(
     conv.apply({"params": params}, x),
-    expected.permute(0, 2, 3, 4, 1),
+    expected.permute(0, 2, 3, 1),
+    atol=1e-5,
+  )
+
+
+@pytest.mark.parametrize(
+  ("size", "strides", "padding", "window"),
+  [
+    ((2, 2), (1, 1), "SAME", 3),
+    ((1, 1), (1, 1), "SAME", 3),
+    ((3, 5), (1, 1), "SAME", 2),
+    ((3, 3), (2, 2), ((2, 2), (1, 1)), 3),
+    ((4, 4), (2, 2), ((0, 1), (0, 1)), 3),
+    ((4, 4), (4, 4), "VALID", 4),
+    ((3, 5), (2, 2), "VALID", 2),
+  ],
+)
+def test_convolution_of_few_pixels_as_a_product(size, strides, padding, window):
+  x, kernel = draw(2, *size, 5), draw(window, window, 5, 3, seed=1)
+  args = (x, kernel, strides, padding)
+  settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+  jaxpr = jax.make_jaxpr(lambda: convolution(*args, **settings))()
+  assert "dot_general" in str(jaxpr)
+  np.testing.assert_allclose(
+    convolution(*args, **settings),
+    jax.lax.conv_general_dilated(*args, **settings),
     atol=1e-5,
   )
 

@@ -10,8 +10,8 @@ from i2vgen_jax.models.transformers import (
   TemporalTransformer,
 )
 
-TEMPORAL = TemporalTransformer(num_heads=3, head_dim=4, norm_groups=4)
-SPATIAL = SpatialTransformer(head_dim=4, norm_groups=4)
+TEMPORAL = TemporalTransformer(8, num_heads=3, head_dim=4, norm_groups=4)
+SPATIAL = SpatialTransformer(8, head_dim=4, norm_groups=4)
 
 
 def jitted(module, params):
@@ -20,7 +20,7 @@ def jitted(module, params):
 
 def test_attention_of_one_key_returns_its_value(random_params):
   x, context = draw(2, 5, 8), draw(2, 1, 6, seed=1)
-  attention = Attention(num_heads=2, head_dim=4)
+  attention = Attention(8, num_heads=2, head_dim=4)
   params = random_params(attention, x, context)
   y = jitted(attention, params)(x, context)
   out = params["to_out"]
@@ -30,13 +30,14 @@ def test_attention_of_one_key_returns_its_value(random_params):
 
 def test_frames_of_a_sample_share_its_context(random_params):
   """As if every frame were a sample that brings the context along."""
-  x, context = draw(6, 5, 8), draw(2, 3, 7, seed=1)
-  block = TransformerBlock(num_heads=2, head_dim=4)
+  x, context = draw(2, 3, 5, 8), draw(2, 3, 7, seed=1)
+  block = TransformerBlock(8, num_heads=2, head_dim=4)
   apply = jitted(block, random_params(block, x, context))
-  alone = apply(x, np.repeat(context, 3, axis=0))
+  alone = apply(x.reshape(6, 1, 5, 8), np.repeat(context, 3, axis=0))
+  alone = alone.reshape(x.shape)
   np.testing.assert_allclose(apply(x, context), alone, atol=1e-5)
   swapped = apply(x, context[::-1])
-  assert np.abs(swapped - alone).max(axis=(1, 2)).min() > 1e-2
+  assert np.abs(swapped - alone).max(axis=(2, 3)).min() > 1e-2
 
 
 def test_spatial_transformer_frames_are_independent(random_params):

@@ -18,9 +18,10 @@ def operand_dtypes(fn, *args):
   """Dtypes of the first operand of each primitive that `fn` runs."""
   found = {}
   for equation in equations(jax.make_jaxpr(fn)(*args).jaxpr):
-    found.setdefault(equation.primitive.name, set()).add(
-      equation.invars[0].aval.dtype.name
-    )
+    if equation.invars:
+      found.setdefault(equation.primitive.name, set()).add(
+        equation.invars[0].aval.dtype.name
+      )
   return found
 
 

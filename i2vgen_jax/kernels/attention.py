@@ -1,0 +1,206 @@
+"""Attention over the tokens of a picture or a text, of any length.
+
+Plain attention writes a score for each pair of tokens: 120 GB at the first
+level of the released U-Net at 1280x704. Where that is too much, or slow, this
+module uses
+
+- on a TPU, JAX's splash attention kernel, on each device's part of the arrays;
+- on a GPU, cuDNN's fused kernel, in half precision;
+- elsewhere, blocks of queries, one after another.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask as masks,
+)
+from jaxtyping import Float
+
+from i2vgen_jax.kernels import blocks
+from i2vgen_jax.kernels.frame_attention import attend_rows
+from i2vgen_jax.kernels.platform import for_platform
+from i2vgen_jax.sharding import ROWS, on_each_device
+from i2vgen_jax.types import Array
+
+# Plain attention holds at most so many scores: 512 MB in float32.
+MAX_SCORES = 2**27
+# Queries x keys of a head from which on the splash kernel is used.
+MIN_SPLASH_PAIRS = 2**17
+# Most queries, keys, and keys at a time in a block of the splash kernel, for
+# sequences up to so many keys. From the tables of tokamax 0.0.17 for v6e and
+# v5p at head_dim 64.
+SPLASH_BLOCKS = {4096: (1024, 1024, 512), 2**31: (2048, 2048, 512)}
+# Wider heads need smaller blocks to fit in the memory of a core.
+SPLASH_BLOCK_ELEMENTS = 2**17
+LANES = 128
+
+
+def dot_product_attention(
+  q: Float[Array, "*b n c"],
+  k: Float[Array, "*d m c"],
+  v: Float[Array, "*d m c"],
+  num_heads: int,
+  causal: bool = False,
+) -> Float[Array, "*b n c"]:
+  """softmax(q k^T / sqrt(dim)) v for each head.
+
+  Scores and softmax are float32, whatever the dtype of the inputs.
+
+  Args:
+    q: queries, for example [b f n c] for the frames of clips. Channels split as
+      (head, dim), head outermost.
+    k: keys. The axes `d` are the first axes of `b`; sequences of queries along
+      the other axes of `b` share their keys and values.
+    v: values.
+    num_heads: number of heads.
+    causal: whether a token attends only to itself and earlier ones; for short
+      texts, as all scores are computed.
+  """
+  if blocks.in_kernel():
+    # The keys of one clip, shared by all its pixels.
+    rows = [x.reshape(-1, x.shape[-1]) for x in (q, k, v)]
+    return attend_rows(*rows, num_heads).reshape(q.shape)
+  shape, pairs = q.shape, q.shape[-2] * k.shape[-2]
+  q, k, v = (x.reshape(*x.shape[:-1], num_heads, -1) for x in (q, k, v))
+  if causal:
+    return _plain(q, k, v, is_causal=True).reshape(shape)
+  kernels = {"tpu": _splash} if pairs >= MIN_SPLASH_PAIRS else {}
+  if _fits_cudnn(q):
+    kernels["cuda"] = functools.partial(_plain, implementation="cudnn")
+  y = for_platform(q, k, v, **kernels, default=_in_blocks)
+  return y.reshape(shape)
+
+
+# ---- CPU and GPU ----
+
+
+def _plain(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
+  """All scores at once, unless the implementation does otherwise."""
+  flat = [x.reshape(-1, *x.shape[-3:]) for x in (_fold(q, k), k, v)]
+  return jax.nn.dot_product_attention(*flat, **kwargs).reshape(q.shape)
+
+
+def _fold(q: Array, k: Array) -> Array:
+  """Joins the queries that share their keys: [*d n' h dim]."""
+  return q.reshape(*k.shape[:-3], -1, *q.shape[-2:])
+
+
+def _fits_cudnn(q: Array) -> bool:
+  head_dim = q.shape[-1]
+  return q.dtype.itemsize == 2 and head_dim <= 128 and head_dim % 8 == 0
+
+
+def _in_blocks(
+  q: Array, k: Array, v: Array, max_scores: int = MAX_SCORES
+) -> Array:
+  """Plain attention of one sequence and of few queries at a time.
+
+  The backward pass computes the scores of each block again.
+  """
+  shape, q = q.shape, _fold(q, k)
+  n, heads, m = q.shape[-3], q.shape[-2], k.shape[-3]
+  if math.prod(q.shape[:-1]) * m <= max_scores:
+    return _plain(q, k, v).reshape(shape)
+  blocks = -(-n * heads * m // max_scores)
+  size = -(-n // blocks)
+
+  @jax.checkpoint
+  def block(queries: Array, keys: Array, values: Array) -> Array:
+    args = (queries[None], keys[None], values[None])
+    return jax.nn.dot_product_attention(*args)[0]
+
+  def sequence(args: tuple[Array, Array, Array]) -> Array:
+    queries, keys, values = args
+    queries = jnp.pad(queries, ((0, blocks * size - n), (0, 0), (0, 0)))
+    queries = queries.reshape(blocks, size, *queries.shape[1:])
+    y = jax.lax.map(lambda part: block(part, keys, values), queries)
+    return y.reshape(-1, *y.shape[2:])[:n]
+
+  flat = tuple(x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+  return jax.lax.map(sequence, flat).reshape(shape)
+
+
+# ---- TPU ----
+
+
+class _ValidKeys(masks._ComputableMask):
+  """Masks the keys that pad a sequence to whole blocks.
+
+  The kernel computes it in the last block of keys only. The public masks have
+  no such form: a stored one takes n x m bytes, and segment ids are compared in
+  every block.
+  """
+
+  def __init__(self, shape: tuple[int, int], length: int):
+    self.length = length
+    super().__init__(shape, lambda _, key: key < length)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _ValidKeys) and (self.shape, self.length) == (
+      other.shape,
+      other.length,
+    )
+
+  def __hash__(self) -> int:
+    return hash((self.shape, self.length))
+
+
+def _splash(q: Array, k: Array, v: Array) -> Array:
+  axes = [(ROWS, "frames")[: x.ndim - 3] for x in (q, k, v)]
+  return on_each_device(_splash_on_device, (q, k, v), axes)
+
+
+def _splash_on_device(q: Array, k: Array, v: Array) -> Array:
+  """The kernel on [h n d], with n and m padded to whole blocks."""
+  shape, dim = q.shape, q.shape[-1]
+  q = _fold(q, k)
+  n, m, heads = q.shape[-3], k.shape[-3], q.shape[-2]
+  largest = next(b for most, b in SPLASH_BLOCKS.items() if m <= most)
+  limit = max(LANES, SPLASH_BLOCK_ELEMENTS // dim)
+  block_q, block_kv = (
+    _block(length, min(most, limit))
+    for length, most in zip((n, m), largest, strict=False)
+  )
+  step = max(
+    size
+    for size in range(LANES, min(largest[2], block_kv) + 1, LANES)
+    if block_kv % size == 0
+  )
+  padded = [-(-n // block_q) * block_q, -(-m // block_kv) * block_kv]
+  kernel = splash.make_splash_mha_single_device(
+    mask=masks.MultiHeadMask([_ValidKeys(tuple(padded), m)] * heads),
+    block_sizes=splash.BlockSizes(
+      block_q=block_q,
+      block_kv=block_kv,
+      block_kv_compute=step,
+      block_q_dkv=block_q,
+      block_kv_dkv=block_kv,
+      block_kv_dkv_compute=step,
+      use_fused_bwd_kernel=True,
+    ),
+  )
+
+  def heads_first(x: Array, length: int) -> Array:
+    x = x.reshape(-1, *x.shape[-3:])
+    x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+    return x.swapaxes(1, 2)
+
+  q = heads_first(q * np.float32(dim**-0.5).astype(q.dtype), padded[0])
+  k, v = heads_first(k, padded[1]), heads_first(v, padded[1])
+  y = jax.vmap(kernel)(q, k, v).swapaxes(1, 2)[:, :n]
+  return y.reshape(shape)
+
+
+def _block(length: int, most: int) -> int:
+  """The block of `most` / 2 to `most` that pads `length` least."""
+  most = min(most, -(-length // LANES) * LANES)
+  sizes = range(-(-most // 2 // LANES) * LANES, most + 1, LANES)
+  return min(sizes, key=lambda size: (-(-length // size) * size, -size))

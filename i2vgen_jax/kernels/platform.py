@@ -1,0 +1,32 @@
+"""The choice between an implementation for one kind of chip and a plain one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def for_platform(
+  *args: Any, default: Callable[..., Any], **kernels: Callable[..., Any]
+) -> Any:
+  """The result of the kernel of the platform that is compiled for.
+
+  Only kernels of that platform are traced: others need time, and libraries that
+  are not there.
+
+  Args:
+    *args: arrays, or trees of arrays.
+    default: function of args for all other platforms.
+    **kernels: functions of args for `tpu`, `cuda` or `cpu`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.abstract_device is not None:
+    platform = mesh.abstract_device.platform
+  else:
+    platform = jax.default_backend()
+  platform = {"gpu": "cuda"}.get(platform, platform)
+  if platform not in kernels:
+    return default(*args)
+  # A program for another platform of the same host has the default.
+  kernel = {platform: kernels[platform]}
+  return jax.lax.platform_dependent(*args, **kernel, default=default)

@@ -1,0 +1,156 @@
+"""Attention by every route, against all scores at once in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_testing import draw
+
+from i2vgen_jax.kernels import attention
+from i2vgen_jax.kernels.attention import dot_product_attention
+from i2vgen_jax.kernels.frame_attention import frame_attention
+
+
+def expected(q, k, v, num_heads, causal=False):
+  """Float64, [*b n c] with keys of the same leading axes."""
+
+  def heads(x):
+    x = np.float64(x).reshape(*x.shape[:-1], num_heads, -1)
+    return np.moveaxis(x, -2, -3)
+
+  q, k, v = heads(q), heads(k), heads(v)
+  scores = q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1])
+  if causal:
+    scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  y = np.moveaxis(weights / weights.sum(-1, keepdims=True) @ v, -3, -2)
+  return y.reshape(*y.shape[:-2], -1)
+
+
+def gradients(fn, *args):
+  """Of a sum of all results with fixed random weights."""
+  weight = draw(*jax.eval_shape(fn, *args).shape, seed=9)
+
+  def loss(*args):
+    return (fn(*args) * weight).sum()
+
+  return jax.jit(jax.grad(loss, range(len(args))))(*args)
+
+
+def assert_near(actual, wanted, rtol):
+  for x, y in zip(actual, wanted, strict=True):
+    np.testing.assert_allclose(x, y, atol=rtol * np.abs(y).max())
+
+
+# Tokens of the levels at 1280x704 and 1280x720 by factors that keep what is odd
+# about them, 13x7, and lengths below, at and above a block of 128 lanes.
+LENGTHS = [1, 91, 127, 128, 129, 220, 880, 900, 920]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+  monkeypatch.setattr(attention, "MIN_SPLASH_PAIRS", 0)
+  blocks = {256: (128, 256, 128), 2**31: (256, 512, 128)}
+  monkeypatch.setattr(attention, "SPLASH_BLOCKS", blocks)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_splash_at_odd_lengths(tpu_kernels, small_blocks, length, heads):
+  q, k, v = (draw(2, length, heads * 64, seed=i) for i in range(3))
+  y = jax.jit(dot_product_attention, static_argnums=3)(q, k, v, heads)
+  np.testing.assert_allclose(y, expected(q, k, v, heads), atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [(200, 77), (130, 145), (91, 400)])
+def test_splash_gradients(tpu_kernels, small_blocks, tokens):
+  n, m = tokens
+  args = (draw(1, n, 64), draw(1, m, 64, seed=1), draw(1, m, 64, seed=2))
+  found = gradients(lambda *args: dot_product_attention(*args, 1), *args)
+
+  def plain(*args):
+    args = [x[:, :, None] for x in args]
+    return jax.nn.dot_product_attention(*args)[:, :, 0]
+
+  assert_near(found, gradients(plain, *args), 1e-4)
+
+
+def test_splash_of_frames_that_share_their_keys(tpu_kernels, small_blocks):
+  q = draw(2, 3, 91, 128)
+  k, v = draw(2, 145, 128, seed=1), draw(2, 145, 128, seed=2)
+  y = dot_product_attention(q, k, v, 2)
+  for frame in range(3):
+    np.testing.assert_allclose(
+      y[:, frame], expected(q[:, frame], k, v, 2), atol=2e-5
+    )
+
+
+def test_splash_of_a_wide_head(tpu_kernels, small_blocks):
+  """One head of 512 channels, as in the autoencoder."""
+  q, k, v = (draw(1, 300, 512, seed=i) for i in range(3))
+  y = dot_product_attention(q, k, v, 1)
+  np.testing.assert_allclose(y, expected(q, k, v, 1), atol=2e-5)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_block_of_splash_pads_little(length):
+  for most in (128, 512, 1024, 2048):
+    block = attention._block(length, most)
+    assert block % 128 == 0
+    assert block <= most
+    padded = -(-length // block) * block
+    assert padded - length < max(128, 0.17 * length)
+
+
+@pytest.mark.parametrize("length", [14080, 14400, 3520, 3600, 1792])
+def test_blocks_of_real_lengths(length):
+  """At most 7 % of the keys are padding at the levels that cost most."""
+  block = attention._block(length, 2048)
+  assert block >= 1024 or block == length
+  assert -(-length // block) * block <= 1.07 * length
+
+
+@pytest.mark.parametrize("length", [1, 2, 91, 220])
+def test_blocks_of_queries(monkeypatch, length):
+  """As on a CPU, where the scores of all queries would not fit."""
+  q, k, v = (draw(2, 3, length, 16, seed=i) for i in range(3))
+  args = (lambda *args: dot_product_attention(*args, 2), q, k, v)
+  whole = args[0](q, k, v), gradients(*args)
+  np.testing.assert_allclose(whole[0], expected(q, k, v, 2), atol=1e-5)
+  monkeypatch.setattr(attention, "MAX_SCORES", 7 * 2 * length)
+  np.testing.assert_allclose(args[0](q, k, v), whole[0], atol=1e-5)
+  assert_near(gradients(*args), whole[1], 1e-5)
+
+
+def test_blocks_of_queries_hold_few_scores():
+  """At the first level of the released U-Net at 1280x704: 120 GB otherwise."""
+  shape = jax.ShapeDtypeStruct((2, 16, 14080, 320), jnp.float32)
+  fn = jax.jit(lambda x: dot_product_attention(x, x, x, 5))
+  memory = fn.lower(shape).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 8 * 2**30
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 16, 17, 32])
+def test_frame_attention(tpu_kernels, frames):
+  q, k, v = (draw(2, frames, 13 * 7, 16, seed=i) for i in range(3))
+  y = jax.jit(frame_attention, static_argnums=3)(q, k, v, 2)
+  swapped = [x.swapaxes(1, 2) for x in (q, k, v)]
+  np.testing.assert_allclose(y, expected(*swapped, 2).swapaxes(1, 2), atol=1e-5)
+
+
+def test_frame_attention_gradients(tpu_kernels, monkeypatch):
+  args = [draw(1, 5, 12, 16, seed=i) for i in range(3)]
+  found = gradients(lambda *args: frame_attention(*args, 2), *args)
+
+  def plain(*args):
+    args = [x[0].swapaxes(0, 1).reshape(12, 5, 2, 8) for x in args]
+    y = jax.nn.dot_product_attention(*args)
+    return y.reshape(12, 5, 16).swapaxes(0, 1)[None]
+
+  assert_near(found, gradients(plain, *args), 1e-5)
+
+
+def test_causal_attention():
+  q, k, v = (draw(2, 77, 16, seed=i) for i in range(3))
+  y = dot_product_attention(q, k, v, 2, causal=True)
+  np.testing.assert_allclose(y, expected(q, k, v, 2, causal=True), atol=1e-5)
