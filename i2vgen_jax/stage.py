@@ -27,6 +27,7 @@ from i2vgen_jax.diffusion.schedules import NoiseSchedule, make_schedule
 from i2vgen_jax.diffusion.solvers import Solver
 from i2vgen_jax.diffusion.timesteps import ddim_timesteps, spaced_timesteps
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.memory import check_fits
 from i2vgen_jax.types import Array, Conditioning, Params
 
 STAGES = ("base", "refine")
@@ -438,6 +439,9 @@ class Stage:
         clip_images: float32[b s s 3], CLIP views of the pictures.
         token_ids: int32[b n], of the prompts.
         negative_ids: int32[1 n], of the negative prompt.
+
+    Raises:
+      InputError: the program needs more memory than is free.
     """
     s = self.sampling
     scale = None if s.guidance_scale == 1 else jnp.float32(s.guidance_scale)
@@ -445,16 +449,16 @@ class Stage:
     stage = self.with_sampling(
       fps=1.0, guidance_scale=1.0, negative_prompt="", prompt_suffix=""
     )
-    return _generate(
-      dict(params),
-      rngs,
-      jnp.float32(s.fps),
-      scale,
-      stage=stage,
-      decode=decode,
-      progress=progress,
-      **inputs,
+    args = (dict(params), rngs, jnp.float32(s.fps), scale)
+    inputs |= {"stage": stage, "decode": decode, "progress": progress}
+    width, height = s.size
+    # The call below runs this very program, without compiling it again.
+    check_fits(
+      _generate.lower(*args, **inputs).compile(),
+      f"choose a smaller size than {width}x{height} or fewer frames than "
+      f"{s.num_frames}",
     )
+    return _generate(*args, **inputs)
 
   # ---- Checks ----
 

@@ -1,0 +1,48 @@
+"""Whether a compiled program fits in the memory that is free."""
+
+import re
+from pathlib import Path
+
+import jax
+
+from i2vgen_jax.errors import InputError
+
+
+def check_fits(program: jax.stages.Compiled, advice: str) -> None:
+  """Compares what a program allocates with the memory that is free.
+
+  On a CPU the operating system would otherwise hand out memory that it does not
+  have, and end the process.
+
+  Args:
+    program: what is about to run on the default device.
+    advice: how to make it smaller.
+
+  Raises:
+    InputError: results and temporary arrays do not fit.
+  """
+  sizes = program.memory_analysis()
+  free = free_bytes(jax.devices()[0])
+  if sizes is None or free is None:
+    return
+  needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes
+  if needed > free:
+    raise InputError(
+      f"not enough memory: {_gigabytes(needed)} needed beside the weights, "
+      f"{_gigabytes(free)} free; {advice}"
+    )
+
+
+def free_bytes(device: jax.Device) -> int | None:
+  """Free memory of a device; None if that is unknown."""
+  if stats := device.memory_stats():
+    return stats["bytes_limit"] - stats["bytes_in_use"]
+  table = Path("/proc/meminfo")
+  if device.platform != "cpu" or not table.is_file():
+    return None
+  available = re.search(r"MemAvailable:\s*(\d+) kB", table.read_text())
+  return int(available[1]) * 1024 if available else None
+
+
+def _gigabytes(count: int) -> str:
+  return f"{count / 2**30:.1f} GB"
