@@ -9,7 +9,7 @@ from data_pipelines.media import video
 from data_pipelines.procedural.build import build_procedural
 from data_pipelines.shards.dataset import dataset_dir
 from launch import cli
-from launch.benchmarks import demand, reading
+from launch.benchmarks import demand, denoising, reading
 from launch.benchmarks.demand import Case
 from launch.benchmarks.reading import DECODER, Way
 
@@ -100,3 +100,12 @@ def test_a_folder_without_a_dataset(refused, tmp_path):
 def test_command(run, data_dir, capsys):
   argv = ("data", "benchmark", data_dir, "--count=1", "--repeats=1")
   assert run(*argv)[0] == 0
+
+
+def test_denoising_beside_diffusers(capsys):
+  size = ["--size=64x64", "--num-frames=2", "--repeats=1"]
+  denoising.main(["--channels", "64", "64", "64", "64", *size])
+  title, *rows = capsys.readouterr().out.splitlines()
+  assert title.startswith("U-Net of variant (c), 2 frames of 64x64")
+  assert [row.split()[0] for row in rows] == ["diffusers", "ours"]
+  assert float(rows[0].split()[3]) == 1
