@@ -61,22 +61,16 @@ def numbered_clip(
 
   Args:
     shows: objects that move, or a camera that moves over photographs.
-    photographs: those of the split; every second object moves over one.
+    photographs: those of the split, without which there is no camera; every
+      second object moves over one.
     seed: seed of all clips.
     number: number of the clip.
     split: side of the held-out combinations.
     size: (width, height) in pixels.
     num_frames: number of frames.
-
-  Raises:
-    InputError: the camera has no photographs.
   """
   rng = world.rng_of(seed, number, split)
   if shows == "camera":
-    if photographs is None:
-      raise InputError(
-        "a moving camera needs photographs; give a folder of pictures"
-      )
     shot = camera.sample_shot(rng)
     frames = camera.render(shot, photographs.draw(rng), size, num_frames)
     return Clip(frames, camera.caption(shot, rng), "a photograph", shot)
@@ -134,6 +128,10 @@ def build_procedural(
       f"H.264 needs an even width and height, got {size[0]}x{size[1]}"
     )
   pool = None if photographs is None else Photographs(photographs, split)
+  if shows == "camera" and pool is None:
+    raise InputError(
+      "a moving camera needs photographs; give a folder of pictures"
+    )
   scenes = {"split": split, "size": size, "num_frames": num_frames, "fps": fps}
   source = {"shows": shows, "photographs": len(pool.paths) if pool else 0}
   counts = {"seed": seed, "shard_size": shard_size}

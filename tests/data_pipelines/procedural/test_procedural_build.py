@@ -134,6 +134,7 @@ def test_a_photograph_is_in_one_split(photographs):
 def test_a_camera_needs_photographs(tmp_path):
   with pytest.raises(InputError, match="needs photographs"):
     build_procedural(tmp_path / "out", 1, "train", shows="camera")
+  assert not (tmp_path / "out").exists()
   (tmp_path / "empty").mkdir()
   with pytest.raises(InputError, match="no photographs for the split train"):
     build_procedural(
