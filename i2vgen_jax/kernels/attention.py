@@ -98,19 +98,17 @@ def _fits_cudnn(q: Array) -> bool:
   return q.dtype.itemsize == 2 and head_dim <= 128 and head_dim % 8 == 0
 
 
-def _in_blocks(
-  q: Array, k: Array, v: Array, max_scores: int = MAX_SCORES
-) -> Array:
+def _in_blocks(q: Array, k: Array, v: Array) -> Array:
   """Plain attention of one sequence and of few queries at a time.
 
   The backward pass computes the scores of each block again.
   """
   shape, q = q.shape, _fold(q, k)
   n, heads, m = q.shape[-3], q.shape[-2], k.shape[-3]
-  if math.prod(q.shape[:-1]) * m <= max_scores:
+  if math.prod(q.shape[:-1]) * m <= MAX_SCORES:
     return _plain(q, k, v).reshape(shape)
-  blocks = -(-n * heads * m // max_scores)
-  size = -(-n // blocks)
+  count = -(-n * heads * m // MAX_SCORES)
+  size = -(-n // count)
 
   @jax.checkpoint
   def block(queries: Array, keys: Array, values: Array) -> Array:
@@ -119,8 +117,8 @@ def _in_blocks(
 
   def sequence(args: tuple[Array, Array, Array]) -> Array:
     queries, keys, values = args
-    queries = jnp.pad(queries, ((0, blocks * size - n), (0, 0), (0, 0)))
-    queries = queries.reshape(blocks, size, *queries.shape[1:])
+    queries = jnp.pad(queries, ((0, count * size - n), (0, 0), (0, 0)))
+    queries = queries.reshape(count, size, *queries.shape[1:])
     y = jax.lax.map(lambda part: block(part, keys, values), queries)
     return y.reshape(-1, *y.shape[2:])[:n]
 
@@ -163,15 +161,15 @@ def _splash_on_device(q: Array, k: Array, v: Array) -> Array:
   shape, dim = q.shape, q.shape[-1]
   q = _fold(q, k)
   n, m, heads = q.shape[-3], k.shape[-3], q.shape[-2]
-  largest = next(b for most, b in SPLASH_BLOCKS.items() if m <= most)
-  limit = max(LANES, SPLASH_BLOCK_ELEMENTS // dim)
-  block_q, block_kv = (
-    _block(length, min(most, limit))
-    for length, most in zip((n, m), largest, strict=False)
+  most_q, most_kv, most_step = next(
+    largest for most, largest in SPLASH_BLOCKS.items() if m <= most
   )
+  limit = max(LANES, SPLASH_BLOCK_ELEMENTS // dim)
+  block_q = _block(n, min(most_q, limit))
+  block_kv = _block(m, min(most_kv, limit))
   step = max(
     size
-    for size in range(LANES, min(largest[2], block_kv) + 1, LANES)
+    for size in range(LANES, min(most_step, block_kv) + 1, LANES)
     if block_kv % size == 0
   )
   padded = [-(-n // block_q) * block_q, -(-m // block_kv) * block_kv]
