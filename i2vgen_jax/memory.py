@@ -22,7 +22,7 @@ def check_fits(program: jax.stages.Compiled, advice: str) -> None:
     InputError: results and temporary arrays do not fit.
   """
   sizes = program.memory_analysis()
-  free = free_bytes(jax.devices()[0])
+  free = free_bytes(jax.local_devices()[0])
   if sizes is None or free is None:
     return
   needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes

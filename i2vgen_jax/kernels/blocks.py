@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
-from i2vgen_jax.kernels.platform import for_platform
+from i2vgen_jax.kernels.platform import for_platform, with_backward_of
 from i2vgen_jax.sharding import ROWS, on_each_device
 from i2vgen_jax.types import Array, Params
 
@@ -76,22 +76,18 @@ def on_blocks(
   def call(leaves: Sequence[Array], *arrays: Array) -> Any:
     return fn(jax.tree.unflatten(tree, leaves), *arrays)
 
+  def plain(leaves: Any, clips: Any, shared: Any) -> Any:
+    return call(leaves, *clips, *shared)
+
   args = (leaves, tuple(clips), tuple(shared))
   weight_bytes = sum(x.size * x.dtype.itemsize for x in leaves)
   if in_kernel() or weight_bytes > MAX_WEIGHT_BYTES:
-    return _plain(call, *args)
-  return for_platform(
-    *args,
-    tpu=functools.partial(_kernel, call, mixes_frames),
-    default=functools.partial(_plain, call),
-  )
+    return plain(*args)
+  kernel = functools.partial(_kernel, call, mixes_frames)
+  kernel = with_backward_of(plain, kernel)
+  return for_platform(*args, tpu=kernel, default=plain)
 
 
-def _plain(call: Callable, leaves: Any, clips: Any, shared: Any) -> Any:
-  return call(leaves, *clips, *shared)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _kernel(
   call: Callable,
   mixes_frames: bool,
@@ -99,6 +95,8 @@ def _kernel(
   clips: Sequence[Array],
   shared: Sequence[Array],
 ) -> Any:
+  """The kernel on each device's part of the arrays."""
+
   def run(*arrays: Array) -> Any:
     stop = len(clips) + len(shared)
     parts = arrays[: len(clips)], arrays[len(clips) : stop], arrays[stop:]
@@ -114,17 +112,6 @@ def _kernel(
   return on_each_device(run, (*clips, *shared, *leaves), axes)
 
 
-def _forward(call, mixes_frames, *args):
-  return _kernel(call, mixes_frames, *args), args
-
-
-def _backward(call, _, saved, grads):
-  return jax.vjp(functools.partial(_plain, call), *saved)[1](grads)
-
-
-_kernel.defvjp(_forward, _backward)
-
-
 def _on_device(
   call: Callable,
   clips: Sequence[Array],
@@ -134,7 +121,7 @@ def _on_device(
   b, f, n, _ = clips[0].shape
   widest = max(x.shape[-1] for x in clips)
   size, padded = split(n, BLOCK_ELEMENTS // (f * widest))
-  clips = [jnp.pad(x, _pixels(padded - n)) for x in clips]
+  clips = [pad_pixels(x, padded) for x in clips]
 
   def for_block(x: Array, *pixels: int) -> jax.ShapeDtypeStruct:
     shape = (1, f, *pixels, x.shape[-1]) if pixels else (1, *x.shape[1:])
@@ -197,8 +184,9 @@ def _on_device(
   return jax.tree.unflatten(tree, [y[:, :, :n] for y in outputs])
 
 
-def _pixels(padding: int) -> tuple[tuple[int, int], ...]:
-  return ((0, 0), (0, 0), (0, padding), (0, 0))
+def pad_pixels(x: Float[Array, "b f n c"], length: int) -> Array:
+  """x with zeros after its n pixels."""
+  return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
 
 
 def split(length: int, most: int) -> tuple[int, int]:

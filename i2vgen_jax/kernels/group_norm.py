@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Float
 
 from i2vgen_jax.kernels import blocks
-from i2vgen_jax.kernels.platform import for_platform
+from i2vgen_jax.kernels.platform import for_platform, with_backward_of
 from i2vgen_jax.sharding import ROWS, on_each_device
 from i2vgen_jax.types import Array
 
@@ -37,7 +37,8 @@ def group_norm_factors(
     per_frame: whether the moments are over the pixels of one frame, or over
       those of all frames.
   """
-  mean, variance = for_platform(x, tpu=_moments_on_tpu, default=_moments)
+  kernel = with_backward_of(_moments, _moments_on_tpu)
+  mean, variance = for_platform(x, tpu=kernel, default=_moments)
 
   def over(values: Array) -> Array:
     """Means over the channels of a group, and over frames."""
@@ -72,29 +73,17 @@ def _moments(x: Float[Array, "b f n c"]) -> tuple[Array, Array]:
   return mean + pivot[:, :, 0], variance
 
 
-@jax.custom_vjp
 def _moments_on_tpu(x: Float[Array, "b f n c"]) -> tuple[Array, Array]:
   sums = on_each_device(_sums, (x,), [(ROWS, "frames")]) / x.shape[2]
   mean, square = sums[:, :, 0], sums[:, :, 1]
   return mean, jnp.maximum(square - mean**2, 0)
 
 
-def _forward(x: Array) -> tuple[tuple[Array, Array], Array]:
-  return _moments_on_tpu(x), x
-
-
-def _backward(x: Array, grads: tuple[Array, Array]) -> tuple[Array]:
-  return jax.vjp(_moments, x)[1](grads)
-
-
-_moments_on_tpu.defvjp(_forward, _backward)
-
-
 def _sums(x: Float[Array, "b f n c"]) -> Float[Array, "b f 2 c"]:
   """Sums of x and of x^2 over the pixels of each frame."""
   b, f, n, c = x.shape
   size, padded = blocks.split(n, blocks.BLOCK_ELEMENTS // (f * c))
-  x = jnp.pad(x, ((0, 0), (0, 0), (0, padded - n), (0, 0)))
+  x = blocks.pad_pixels(x, padded)
 
   def block(x_ref: Any, sums_ref: Any) -> None:
     @pl.when(pl.program_id(1) == 0)

@@ -6,6 +6,22 @@ from typing import Any
 import jax
 
 
+def with_backward_of(
+  plain: Callable[..., Any], kernel: Callable[..., Any]
+) -> Callable[..., Any]:
+  """A kernel whose backward pass is that of a plain function of the same."""
+
+  @jax.custom_vjp
+  def run(*args: Any) -> Any:
+    return kernel(*args)
+
+  run.defvjp(
+    lambda *args: (kernel(*args), args),
+    lambda args, grads: jax.vjp(plain, *args)[1](grads),
+  )
+  return run
+
+
 def for_platform(
   *args: Any, default: Callable[..., Any], **kernels: Callable[..., Any]
 ) -> Any:

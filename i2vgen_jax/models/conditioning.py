@@ -12,6 +12,7 @@ from i2vgen_jax.models.layers import (
   Layer,
   TokenNorm,
   adaptive_average_pool,
+  to_pixels,
 )
 from i2vgen_jax.types import Array
 
@@ -78,9 +79,9 @@ class LocalTemporalEncoder(Layer):
   def __call__(
     self, x: Float[Array, "b f h w c"], deterministic: bool
   ) -> Float[Array, "b f h w c"]:
-    b, f, h, w, c = x.shape
+    c = x.shape[-1]
     drop = nn.Dropout(self.dropout, deterministic=deterministic)
-    y = x.reshape(b, f, h * w, c)
+    y = to_pixels(x)
     z = self.part(TokenNorm, "norm")(y)
     heads = (c, self.num_heads, c)
     attend = self.part(Attention, "attn", *heads, attend=frame_attention)

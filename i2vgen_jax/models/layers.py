@@ -51,14 +51,6 @@ class Layer(nn.Module, kw_only=True):
     """A linear layer with these dtypes; named by its attribute in `setup`."""
     return self.part(nn.Dense, name, features, dot_general=product, **kwargs)
 
-  def norm_silu(
-    self, x: Float[Array, "b f h w c"], name: str, num_groups: int
-  ) -> Float[Array, "b f h w c"]:
-    """GroupNorm of each frame, as `VideoNorm` with this name, and SiLU."""
-    clips = to_pixels(x)
-    factors = self.part(VideoNorm, name, num_groups, 1e-5, True)(clips)
-    return normalise_silu(clips, factors).reshape(x.shape)
-
   def in_blocks(
     self,
     method: str,
@@ -204,6 +196,14 @@ def normalise_silu(
     return nn.silu(apply_factors(x, factors)).astype(x.dtype)
 
   return on_blocks(run, {}, (x,), (factors,), mixes_frames=False)
+
+
+def norm_silu(
+  norm: nn.Module, x: Float[Array, "b f h w c"]
+) -> Float[Array, "b f h w c"]:
+  """SiLU of x after a `GroupNorm` or `VideoNorm`."""
+  clips = to_pixels(x)
+  return normalise_silu(clips, norm(clips)).reshape(x.shape)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -7,6 +7,7 @@ from i2vgen_jax.models.layers import (
   Layer,
   TemporalConv,
   VideoNorm,
+  norm_silu,
   normalise_silu,
   to_pixels,
   zeros,
@@ -32,11 +33,12 @@ class ResnetBlock(Layer):
     temb: Float[Array, "b e"],
     deterministic: bool,
   ) -> Float[Array, "b f h w d"]:
-    h = self.norm_silu(x, "norm_1", self.norm_groups)
+    norm = (self.norm_groups, 1e-5, True)
+    h = norm_silu(self.part(VideoNorm, "norm_1", *norm), x)
     h = self.conv(self.features, "conv_1")(h)
     shift = self.dense(self.features, "temb_proj")(nn.silu(temb))
     h = h + shift[:, None, None, None]
-    h = self.norm_silu(h, "norm_2", self.norm_groups)
+    h = norm_silu(self.part(VideoNorm, "norm_2", *norm), h)
     h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
     h = self.conv(self.features, "conv_2", kernel_init=zeros)(h)
     if x.shape[-1] != self.features:

@@ -17,6 +17,8 @@ from i2vgen_jax.models.conditioning import (
 from i2vgen_jax.models.layers import (
   EmbeddingMLP,
   Layer,
+  VideoNorm,
+  norm_silu,
   sinusoidal_embedding,
   zeros,
 )
@@ -212,7 +214,8 @@ class I2VGenUNet(Layer):
         enlarge = self.part(Upsample, f"up_{i}_upsample", self.height_padding)
         x = enlarge(x, skips[-1].shape[2:4])
 
-    x = self.norm_silu(x, "norm_out", self.norm_groups)
+    norm = self.part(VideoNorm, "norm_out", self.norm_groups, 1e-5, True)
+    x = norm_silu(norm, x)
     return self.conv(self.latent_channels, "conv_out", kernel_init=zeros)(x)
 
   def _time_embedding(self, timesteps: Array, fps: Array | None) -> jax.Array:

@@ -19,7 +19,7 @@ from i2vgen_jax.models.attention import Attention
 from i2vgen_jax.models.layers import (
   GroupNorm,
   Layer,
-  normalise_silu,
+  norm_silu,
   to_pixels,
   zeros,
 )
@@ -65,18 +65,14 @@ class VAELayer(Layer):
 
   norm_groups: int
 
-  def norm(
-    self, x: Float[Array, "n h w c"], name: str
-  ) -> tuple[Float[Array, "n 1 p c"], Float[Array, "n 1 2 c"]]:
-    """Pixels as clips of one frame, and the factors that normalise them."""
-    pixels = to_pixels(x[:, None])
-    settings = (self.norm_groups, 1e-6, True, self.param_dtype)
-    return pixels, GroupNorm(*settings, name=name)(pixels)
+  def norm(self, name: str) -> GroupNorm:
+    return GroupNorm(self.norm_groups, 1e-6, True, self.param_dtype, name=name)
 
   def norm_silu(
     self, x: Float[Array, "n h w c"], name: str
   ) -> Float[Array, "n h w c"]:
-    return normalise_silu(*self.norm(x, name)).reshape(x.shape)
+    # Pictures are clips of one frame.
+    return norm_silu(self.norm(name), x[:, None])[:, 0]
 
 
 class VAEResnetBlock(VAELayer):
@@ -101,7 +97,9 @@ class VAEAttention(VAELayer):
   @nn.compact
   def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     c = x.shape[-1]
-    tokens = apply_factors(*self.norm(x, "norm"))[:, 0].astype(x.dtype)
+    pixels = to_pixels(x[:, None])
+    tokens = apply_factors(pixels, self.norm("norm")(pixels))
+    tokens = tokens[:, 0].astype(x.dtype)
     attend = Attention(c, 1, c, use_bias=True, **self.types)
     # The projections have the same parent as the norm.
     nn.share_scope(self, attend)
