@@ -10,7 +10,6 @@ ukui-wallpapers, GPL-3. The licenses of single files are in the package's
 `usr/share/doc/PACKAGE/copyright`.
 """
 
-import io
 import re
 import struct
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from i2vgen_jax.errors import InputError, writing
+from i2vgen_jax.preprocessing import load_picture
 from launch.progress import note
 
 # Start of the names, by which photographs are held out, and a pattern of the
@@ -68,7 +68,7 @@ def photographs(package: str, root: Path) -> Iterator[tuple[str, Image.Image]]:
       for number, picture in enumerate(_embedded(data)):
         yield f"{prefix}{stem}-{number:03d}.jpg", picture
     else:
-      yield f"{prefix}{stem}.jpg", Image.open(io.BytesIO(data)).convert("RGB")
+      yield f"{prefix}{stem}.jpg", Image.fromarray(load_picture(data))
 
 
 def _embedded(data: bytes) -> Iterator[Image.Image]:
@@ -77,12 +77,11 @@ def _embedded(data: bytes) -> Iterator[Image.Image]:
     start = match.start()
     (length,) = struct.unpack(">I", data[start - 4 : start])
     try:
-      picture = Image.open(io.BytesIO(data[start : start + length]))
-      picture = picture.convert("RGB")
-    except OSError:
+      picture = load_picture(data[start : start + length])
+    except InputError:
       continue  # The marks of a JPEG inside other data.
-    if min(picture.size) >= _SHORT_SIDE:
-      yield picture
+    if min(picture.shape[:2]) >= _SHORT_SIDE:
+      yield Image.fromarray(picture)
 
 
 def download(folder: Path) -> None:
