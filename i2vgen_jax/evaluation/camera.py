@@ -24,7 +24,7 @@ _SAME = 0.6
 _FAR = 0.75
 # Differences of x, y, log(zoom) and roll that count as much as each other:
 # those of a slow move.
-_UNITS = np.array([0.16, 0.16, np.log(1.2), 16.0])
+_UNITS = np.array([0.08, 0.08, np.log(1.1), 8.0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,8 @@ def classify(
 ) -> str:
   """Name of the nearest move, or "none" if all are far.
 
-  Distances are Euclidean in units of the change of a slow move: 0.16 shorter
-  sides, a zoom by 1.2, a roll by 16 degrees. The result is "none" as well if
+  Distances are Euclidean in units of the change of a slow move: 0.08 shorter
+  sides, a zoom by 1.1, a roll by 8 degrees. The result is "none" as well if
   the later frames do not show the scene of the first one.
 
   Args:
