@@ -9,6 +9,7 @@ restarts. A record becomes an example, and examples are stacked to a batch.
 
 import dataclasses
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from data_pipelines.loading.buckets import Bucket, Window, make_buckets
 from data_pipelines.loading.cache import Arrays, Cache
 from data_pipelines.loading.mixing import Directories, Mixture, assign
 from data_pipelines.shards import latents
-from data_pipelines.shards.dataset import load_frames
+from data_pipelines.shards.dataset import load_frames, load_to_cover
 from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.types import Batch
@@ -122,7 +123,9 @@ class Reader:
   ) -> Iterator[Batch]:
     """Endless batches from a step on, prepared ahead of time by threads."""
     steps = grain.MapDataset.range(start_step, sys.maxsize)
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    # More threads than cores would only wait for each other.
+    threads = len(os.sched_getaffinity(0))
+    options = grain.ReadOptions(threads, prefetch_buffer_size=2 * threads)
     batches = steps.map(lambda step: self.batch(int(step), rows))
     return iter(batches.to_iter_dataset(options))
 
@@ -151,13 +154,20 @@ class Reader:
   ) -> Arrays:
     fps = record.get("fps", 1.0)
     nearest = functools.partial(window.nearest_frames, native_fps=fps)
-    frames, _ = load_frames(record, nearest, until=window.seconds(fps)[-1])
-    frames = view.of(frames)
-    crops = [preprocessing.center_crop_wide(frame, *size) for frame in frames]
-    first = None
+    until = window.seconds(fps)[-1]
+    if view.share == 1:
+      frames, first = load_to_cover(record, nearest, size, until)
+    else:
+      frames, _ = load_frames(record, nearest, until)
+      first = frames[0]
+    crops = [
+      preprocessing.center_crop_wide(frame, *size) for frame in view.of(frames)
+    ]
+    clip_image = None
     if self.clip_size is not None:
-      first = preprocessing.clip_view(frames[0], size[0], self.clip_size)
-    return {"frames": np.stack(crops), "clip_images": first}
+      [shown] = view.of(first[None])
+      clip_image = preprocessing.clip_view(shown, size[0], self.clip_size)
+    return {"frames": np.stack(crops), "clip_images": clip_image}
 
   def _load_latents(
     self, record: dict, window: Window, view: View, size: tuple[int, int]

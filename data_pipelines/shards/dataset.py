@@ -103,6 +103,34 @@ def load_frames(
   return video.decode_mp4(record["video"], select, until=until, name=name)
 
 
+def load_to_cover(
+  record: Mapping[str, Any],
+  select: Callable[[video.Times], Sequence[int]],
+  cover: tuple[int, int],
+  until: float | int = math.inf,
+) -> tuple[video.Frames, video.WholeFrame]:
+  """Decodes a record of pixels for a smaller size.
+
+  Args:
+    record: record of a text_video or text_image dataset.
+    select: see `load_frames`, as for `until`.
+    cover: see `video.decode_to_cover`. Pictures are not scaled.
+
+  Returns:
+    The frames, and the first of them at its own size.
+
+  Raises:
+    InputError: The picture or clip is damaged.
+  """
+  if "image" in record:
+    frames, _ = load_frames(record)
+    return frames, frames[0]
+  name = record["id"].decode()
+  return video.decode_to_cover(
+    record["video"], select, cover, until=until, name=name
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
   """One clip or picture to write.

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
 
 from data_pipelines.media import video
 from data_pipelines.procedural import world
@@ -98,6 +99,44 @@ def test_only_selected_frames_are_returned(clip):
   np.testing.assert_array_equal(chosen, times[[7, 2, 2]])
 
 
+@pytest.mark.parametrize(
+  ("cover", "size"),
+  [
+    ((448, 256), (455, 256)),
+    ((256, 256), (455, 256)),
+    ((1920, 80), (1280, 720)),
+  ],
+)
+def test_frames_are_scaled_to_cover_a_size(footage, cover, size):
+  choose = lambda times: [60, 3, 70]  # noqa: E731
+  whole, _ = video.decode_mp4(footage["bigbuckbunny"], choose)
+  frames, first = video.decode_to_cover(footage["bigbuckbunny"], choose, cover)
+  np.testing.assert_array_equal(first, whole[0])
+  assert frames.shape == (3, *size[::-1], 3)
+  for frame, picture in zip(frames, whole, strict=True):
+    small = Image.fromarray(picture).resize(size, Image.Resampling.BOX)
+    assert np.abs(frame - np.asarray(small, float)).mean() < 1.5
+
+
+def test_frames_that_no_other_refers_to_are_left_out(clip, monkeypatch):
+  decoded, decode = [], video._decode
+
+  def recording(*args, **kwargs):
+    for item in decode(*args, **kwargs):
+      decoded.append(item)
+      yield item
+
+  monkeypatch.setattr(video, "_decode", recording)
+  data = video.encode_mp4(clip, 8)
+  everything, _ = video.decode_mp4(data)
+  assert len(decoded) == 12
+  for number in range(12):
+    decoded.clear()
+    frames, _ = video.decode_to_cover(data, lambda t: [number], (96, 64))  # noqa: B023
+    np.testing.assert_array_equal(frames, everything[[number]])
+    assert len(decoded) < 12
+
+
 @pytest.mark.parametrize("last", [0, 4, 11])
 def test_decoding_stops_after_until(clip, monkeypatch, last):
   data = video.encode_mp4(clip, 8)
@@ -137,6 +176,10 @@ def test_rotated_videos_are_upright(clip, matrix, quarters_clockwise):
   upright = np.rot90(clip, -quarters_clockwise, axes=(1, 2))
   assert frames.shape == upright.shape
   assert psnr(frames, upright) > 34
+  width, height = upright.shape[2] // 2, upright.shape[1] // 4
+  small, first = video.decode_to_cover(data, lambda t: [4], (width, height))
+  np.testing.assert_array_equal(first, frames[4])
+  assert small.shape[1:3] == (upright.shape[1] // 2, width)
 
 
 @pytest.mark.parametrize(
