@@ -23,7 +23,12 @@ from i2vgen_jax.diffusion import solvers
 from i2vgen_jax.diffusion.guidance import classifier_free
 from i2vgen_jax.diffusion.losses import offset_noise
 from i2vgen_jax.diffusion.sampler import sample
-from i2vgen_jax.diffusion.schedules import NoiseSchedule, make_schedule
+from i2vgen_jax.diffusion.schedules import (
+  NUM_TRAIN_TIMESTEPS,
+  NoiseSchedule,
+  make_schedule,
+)
+from i2vgen_jax.diffusion.shortcuts import Shortcuts, no_features, shortened
 from i2vgen_jax.diffusion.solvers import Solver
 from i2vgen_jax.diffusion.timesteps import ddim_timesteps, spaced_timesteps
 from i2vgen_jax.errors import InputError
@@ -57,6 +62,10 @@ class Sampling:
     num_steps: number of solver steps.
     guidance_scale: s in uncond + s (cond - uncond); 1 is off.
     guidance_rescale: see `diffusion.guidance`.
+    guidance_interval: (lowest, highest) timestep with guidance; see
+      `diffusion.shortcuts`, as for `reuse_every`.
+    reuse_every: number of evaluations of the U-Net of which the first runs all
+      layers; 1 is off.
     negative_prompt: text of the unconditional branch.
     prompt_suffix: text appended to every prompt.
     noise_offset: standard deviation of the offset in the initial noise.
@@ -76,6 +85,8 @@ class Sampling:
   num_steps: int = 50
   guidance_scale: float = 9.0
   guidance_rescale: float = 0.0
+  guidance_interval: tuple[int, int] = (0, NUM_TRAIN_TIMESTEPS - 1)
+  reuse_every: int = 1
   negative_prompt: str = ""
   prompt_suffix: str = ""
   noise_offset: float = 0.0
@@ -92,11 +103,17 @@ class Sampling:
         kind = getattr(field.type, "__name__", field.type)
         if field.name == "size":
           kind = "(width, height) in pixels"
+        elif field.name == "guidance_interval":
+          kind = "(lowest, highest) timestep"
         raise InputError(f"{field.name} must be {kind}, got {value!r}")
     if self.num_frames < 1:
       raise InputError(f"num_frames must be at least 1, got {self.num_frames}")
     if not 0 < self.fps < math.inf:
       raise InputError(f"fps must be above 0 and finite, got {self.fps}")
+    if self.reuse_every < 1:
+      raise InputError(
+        f"reuse_every must be at least 1, got {self.reuse_every}"
+      )
     if not math.isfinite(self.guidance_scale):
       raise InputError(
         f"guidance_scale must be finite, got {self.guidance_scale}; 1 is off"
@@ -158,8 +175,10 @@ def _read_group(cls: type, group: str, config: Mapping, where: Any) -> Any:
   for name, field in fields.items():
     if field.default is dataclasses.MISSING and name not in values:
       raise InputError(f"the {group} settings in {where} lack {name!r}; add it")
-  if isinstance(values.get("size"), list):
-    values["size"] = tuple(values["size"])
+  # JSON has no tuples.
+  values = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+  }
   try:
     return cls(**values)
   except InputError as e:
@@ -391,15 +410,29 @@ class Stage:
         s.start_timestep,
         reference_scale=s.reference_start,
       )
-    guided = classifier_free(
-      self.denoiser(params), cond, null_cond, guidance_scale, s.guidance_rescale
+    guidance = (cond, null_cond, guidance_scale, s.guidance_rescale)
+    denoise, features = classifier_free(self.denoiser(params), *guidance), None
+    shortcuts = Shortcuts.of(
+      self.solver.timesteps,
+      None if null_cond is None else s.guidance_interval,
+      s.reuse_every,
     )
+    if shortcuts.shortens:
+      weights = {"params": params["unet"]}
+
+      def network(xt, t, cond, features):
+        given = vars(cond) | {"features": features, "with_features": True}
+        return self.unet.apply(weights, xt, t, **given)
+
+      denoise = shortened(network, shortcuts, *guidance)
+      features = no_features(network, xt, cond, null_cond)
     return sample(
-      guided,
+      denoise,
       self.solver,
       xt,
       keys[:, 1],
       prediction_type=self.diffusion.prediction_type,
+      features=features,
       progress=progress,
     )
 

@@ -68,6 +68,15 @@ def _parse_size(text: str) -> tuple[int, int]:
   return read_count([width]), read_count([height])
 
 
+def _parse_interval(text: str) -> tuple[int, int]:
+  low, dash, high = text.partition("-")
+  if not (dash and low.isdecimal() and high.isdecimal()):
+    raise ValueError(f"{text!r} is not LOWEST-HIGHEST, such as 200-800")
+  if int(low) > int(high):
+    raise ValueError(f"{text!r} is empty; give the lower number first")
+  return int(low), int(high)
+
+
 def _parse_text(text: str) -> str:
   try:
     text.encode()
@@ -132,6 +141,7 @@ Number = _number(float, "NUMBER", -math.inf, math.inf)
 Seconds = _number(float, "SECONDS", 0.1, math.inf)
 Fps = _number(float, "FPS", 0.1, 240)
 Size = Annotated[tuple[int, int], _parsed_by(_parse_size, "WxH")]
+Interval = Annotated[tuple[int, int], _parsed_by(_parse_interval, "LOW-HIGH")]
 Text = Annotated[str, _parsed_by(_parse_text, "TEXT")]
 Pair = Annotated[tuple[str, str], _parsed_by(_parse_pair, "NAME=VALUE")]
 Weights = Annotated[str, _parsed_by(check_path, "PATH")]

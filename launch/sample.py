@@ -21,7 +21,16 @@ from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.stage import STAGES, Stage
 from launch import arguments, contact_sheet, outputs
-from launch.arguments import Count, Fps, Number, Seed, Size, Text, Weights
+from launch.arguments import (
+  Count,
+  Fps,
+  Interval,
+  Number,
+  Seed,
+  Size,
+  Text,
+  Weights,
+)
 from launch.input_clip import Frames, InputClip
 from launch.progress import ProgressBar, note
 
@@ -63,6 +72,10 @@ class Arguments:
     steps: Number of denoising steps of the first stage that runs.
     solver: Solver of the first stage that runs; as stored by default.
     guidance_scale: Guidance scale of the first stage that runs; 1 is off.
+    guidance_interval: Timesteps (0 to 999) of the first stage with guidance;
+      outside of them an evaluation takes half of the time.
+    reuse_every: In the first stage, number of evaluations of which only the
+      first runs all layers; 1 is off, 2 or 3 saves time and loses some quality.
     negative_prompt: What the first stage that runs should avoid.
     seed: The same seed and settings give the same video.
     no_progress: Show no progress.
@@ -79,6 +92,8 @@ class Arguments:
   steps: Count | None = None
   solver: Literal["ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"] | None = None
   guidance_scale: Number | None = None
+  guidance_interval: Interval | None = None
+  reuse_every: Count | None = None
   negative_prompt: Text | None = None
   seed: Seed = 0
   no_progress: bool = False
@@ -130,6 +145,8 @@ def _plan(cascade: Cascade, args: Arguments, source: InputClip) -> Plan:
     num_steps=args.steps,
     solver=args.solver,
     guidance_scale=args.guidance_scale,
+    guidance_interval=args.guidance_interval,
+    reuse_every=args.reuse_every,
     negative_prompt=args.negative_prompt,
   )
 

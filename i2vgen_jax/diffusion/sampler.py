@@ -1,6 +1,7 @@
 """The sampler: one scan over a solver's table."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ def sample(
   rngs: Key[Array, "b"],
   *,
   prediction_type: str = "v",
+  features: Any = None,
   progress: Callable[[int], None] | None = None,
 ) -> Float[Array, "b ..."]:
   """Integrates xt from the solver's first level to its last, in float32.
@@ -31,6 +33,9 @@ def sample(
     denoise_fn: guided (xt, t) -> output, t int32[b].
     xt: a sample at the solver's first level.
     rngs: one key per row, for the noise of stochastic solvers.
+    features: arrays that denoise_fn hands on from one evaluation to the next;
+      it is then (xt, t, i, features) -> (output, features), where i is the
+      number of the evaluation. See `shortcuts.shortened`.
     progress: called on the host after each evaluation with the number of
       evaluations done, 1 to solver.num_evaluations.
 
@@ -47,9 +52,13 @@ def sample(
     )
 
   def evaluate(carry, entry):
-    x, last_x0 = carry
+    x, last_x0, kept = carry
     i, at = entry
-    output = denoise_fn(x, jnp.full(x.shape[0], at.timesteps))
+    t = jnp.full(x.shape[0], at.timesteps)
+    if kept is None:
+      output = denoise_fn(x, t)
+    else:
+      output, kept = denoise_fn(x, t, i, kept)
     x0 = to_x0(
       output.astype(jnp.float32), x, at.alphas, at.sigmas, prediction_type
     )
@@ -58,11 +67,12 @@ def sample(
       x += at.noise * _step_noise(rngs, i, x.shape[1:])
     if progress is not None:
       _report(progress, i + 1, x)
-    return (x, x0), None
+    return (x, x0, kept), None
 
   start = xt.astype(jnp.float32)
   entries = (jnp.arange(solver.num_evaluations), solver)
-  (x, _), _ = jax.lax.scan(evaluate, (start, jnp.zeros_like(start)), entries)
+  carry = start, jnp.zeros_like(start), features
+  (x, *_), _ = jax.lax.scan(evaluate, carry, entries)
   return x
 
 

@@ -127,7 +127,12 @@ class I2VGenUNet(Layer):
     image_embeds: Float[Array, "b e"] | None = None,
     text_context: Float[Array, "b n e"] | None = None,
     deterministic: bool = True,
-  ) -> Float[Array, "b f h w c"]:
+    features: Float[Array, "b f h w d"] | None = None,
+    with_features: bool = False,
+  ) -> (
+    Float[Array, "b f h w c"]
+    | tuple[Float[Array, "b f h w c"], Float[Array, "b f h w d"]]
+  ):
     """Predicts v (or whatever the weights were trained to) from `latents`.
 
     Args:
@@ -138,6 +143,10 @@ class I2VGenUNet(Layer):
       image_embeds: projected CLIP embedding of the first frame.
       text_context: CLIP text tokens.
       deterministic: False enables dropout and needs a `dropout` rng.
+      features: output of the inner layers at a near noise level. Only the
+        outermost layers then run (DeepCache, Ma et al. 2024): the first
+        convolution, the last block and the head.
+      with_features: also return the features, given or new.
 
     Raises:
       InputError: a condition that the variant uses is missing, one that it
@@ -173,9 +182,10 @@ class I2VGenUNet(Layer):
     tokens = [t.astype(self.dtype or jnp.float32) for t in tokens]
     context = jnp.concatenate(tokens, axis=1)
 
-    return self._trunk(x, temb, context, deterministic)
+    y, features = self._trunk(x, temb, context, deterministic, features)
+    return (y, features) if with_features else y
 
-  def _trunk(self, x, temb, context, deterministic):
+  def _trunk(self, x, temb, context, deterministic, features):
     """Encoder, middle and decoder between first and last convolution."""
     block_type = SpaceTimeBlock
     if self.remat:
@@ -190,14 +200,29 @@ class I2VGenUNet(Layer):
     over_time = (self.block_channels[0], self.input_heads, *shape)
     x = self.part(TemporalTransformer, "temporal_in", *over_time)(x)
 
-    lowest = len(self.block_channels) - 1
-    skips = [x]
+    if features is None:
+      features = self._inside(x, block, context)
+    name = f"up_0_{self.layers_per_block}"
+    x = jnp.concatenate([features, x], axis=-1)
+    x = block(x, self.block_channels[0], self._contexts(context)[0], name)
+
+    norm = self.part(VideoNorm, "norm_out", self.norm_groups, 1e-5, True)
+    x = norm_silu(norm, x)
+    y = self.conv(self.latent_channels, "conv_out", kernel_init=zeros)(x)
+    return y, features
+
+  def _contexts(self, context):
+    """The context of each level; without it a level has no transformers."""
+    return [context] * (len(self.block_channels) - 1) + [None]
+
+  def _inside(self, x, block, context):
+    """All blocks but the last of the decoder."""
+    contexts, skips = self._contexts(context), [x]
     for i, features in enumerate(self.block_channels):
-      level_context = None if i == lowest else context
       for j in range(self.layers_per_block):
-        x = block(x, features, level_context, f"down_{i}_{j}")
+        x = block(x, features, contexts[i], f"down_{i}_{j}")
         skips.append(x)
-      if i < lowest:
+      if i < len(self.block_channels) - 1:
         name = f"down_{i}_downsample"
         x = self.part(Downsample, name, self.height_padding)(x)
         skips.append(x)
@@ -205,18 +230,15 @@ class I2VGenUNet(Layer):
     x = block(x, self.block_channels[-1], context, "mid_0")
     x = block(x, self.block_channels[-1], None, "mid_1")
 
-    for i in reversed(range(lowest + 1)):
-      level_context = None if i == lowest else context
-      for j in range(self.layers_per_block + 1):
+    for i, features in reversed([*enumerate(self.block_channels)]):
+      # The first skip belongs to the last block.
+      for j in range(min(self.layers_per_block + 1, len(skips) - 1)):
         x = jnp.concatenate([x, skips.pop()], axis=-1)
-        x = block(x, self.block_channels[i], level_context, f"up_{i}_{j}")
+        x = block(x, features, contexts[i], f"up_{i}_{j}")
       if i > 0:
         enlarge = self.part(Upsample, f"up_{i}_upsample", self.height_padding)
         x = enlarge(x, skips[-1].shape[2:4])
-
-    norm = self.part(VideoNorm, "norm_out", self.norm_groups, 1e-5, True)
-    x = norm_silu(norm, x)
-    return self.conv(self.latent_channels, "conv_out", kernel_init=zeros)(x)
+    return x
 
   def _time_embedding(self, timesteps: Array, fps: Array | None) -> jax.Array:
     width = self.block_channels[0]

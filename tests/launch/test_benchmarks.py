@@ -9,7 +9,7 @@ from data_pipelines.media import video
 from data_pipelines.procedural.build import build_procedural
 from data_pipelines.shards.dataset import dataset_dir
 from launch import cli
-from launch.benchmarks import demand, denoising, reading
+from launch.benchmarks import demand, denoising, reading, shortcuts
 from launch.benchmarks.demand import Case
 from launch.benchmarks.reading import DECODER, Way
 
@@ -109,3 +109,20 @@ def test_denoising_beside_diffusers(capsys):
   assert title.startswith("U-Net of variant (c), 2 frames of 64x64")
   assert [row.split()[0] for row in rows] == ["diffusers", "ours"]
   assert float(rows[0].split()[3]) == 1
+
+
+def test_shortcuts_are_measured(capsys, monkeypatch):
+  # Full-size networks take long to trace.
+  monkeypatch.setattr(
+    shortcuts, "work_at_full_size", lambda changes: 8 - len(changes)
+  )
+  settings = {name: shortcuts.SETTINGS[name] for name in ("whole", "both, 3")}
+  monkeypatch.setattr(shortcuts, "SETTINGS", settings)
+  shortcuts.main(["--num-clips", "2"])
+  _, whole, both = capsys.readouterr().out.splitlines()
+  assert whole.split()[:3] == ["whole", "1.00", "1.00"]
+  *_, motion, against_true, against_whole = both.split()
+  assert both.split()[3] == "0.75"
+  assert 0.2 < float(both.split()[2]) < 0.7
+  assert 0 <= float(motion) <= 1
+  assert float(against_whole) > float(against_true) > 10

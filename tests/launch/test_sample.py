@@ -113,6 +113,21 @@ def test_json_has_every_setting(made, photos, weights):
   assert set(report["seconds"]) == {"load", "base", "refine", "encode"}
 
 
+def test_shortened_evaluations_change_the_video_a_little(
+  run, command, made, tmp_path
+):
+  shortcuts = {"reuse_every": 2, "guidance_interval": "300-999"}
+  status, _ = run(*command(size="64x64", **shortcuts))
+  assert status == 0
+  settings = json.loads((tmp_path / "out.json").read_text())["settings"]
+  assert settings["base"]["reuse_every"] == 2
+  assert settings["base"]["guidance_interval"] == [300, 999]
+  assert settings["refine"]["reuse_every"] == 1
+  assert (made / "square.mp4").read_bytes() != (
+    tmp_path / "out.mp4"
+  ).read_bytes()
+
+
 def test_nothing_else_is_left(made):
   assert sorted(p.name for p in made.iterdir()) == sorted(
     f"{name}.{suffix}"
@@ -253,6 +268,9 @@ def refuses(refused, command, no_work, tmp_path):
     ({"stage": "refine", "steps": 400}, "use 1 to 301"),
     ({"guidance_scale": "nan"}, "--guidance-scale"),
     ({"guidance_scale": "inf"}, "--guidance-scale"),
+    ({"guidance_interval": "800-200"}, "'800-200' is empty"),
+    ({"guidance_interval": "200"}, "is not LOWEST-HIGHEST"),
+    ({"reuse_every": 0}, "--reuse-every: 0 is too small"),
     ({"fps": 0}, "--fps"),
     ({"seed": -1}, "--seed"),
     ({"size": "64"}, "WIDTHxHEIGHT"),

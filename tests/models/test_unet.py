@@ -368,6 +368,33 @@ def test_fps_has_no_effect_before_training(released):
   )
 
 
+# ---- Reuse of inner features ----
+
+
+def test_features_of_the_same_input_give_the_same_output(released):
+  params, feed, exact = released
+  model = unet("released")
+  apply = jit(model.apply, static_argnames="with_features")
+  output, features = apply({"params": params}, **feed, with_features=True)
+  np.testing.assert_allclose(output, exact, rtol=1e-5, atol=1e-6)
+  again = apply({"params": params}, **feed, features=features)
+  np.testing.assert_allclose(again, exact, rtol=1e-5, atol=1e-6)
+  other = apply({"params": params}, **feed, features=features + 0.1)
+  assert np.abs(other - exact).max() > 1e-4
+
+
+def test_given_features_replace_the_inner_layers(released):
+  params, feed, _ = released
+  features = draw(*feed["latents"].shape[:-1], 8)
+  model = unet("released")
+  grads = jax.grad(
+    lambda p: (model.apply({"params": p}, **feed, features=features) ** 2).sum()
+  )(params)
+  used = {k for k, v in grads.items() if any(map(np.any, jax.tree.leaves(v)))}
+  assert not any(name.startswith(("down", "mid")) for name in used)
+  assert {"conv_in", "temporal_in", "up_0_1", "conv_out"} <= used
+
+
 # ---- Types and randomness ----
 
 
