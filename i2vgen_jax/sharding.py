@@ -153,21 +153,43 @@ def on_each_device(
   if mesh.empty:
     return fn(*args)
 
+  specs = tuple(
+    _dividing(mesh, names, x.shape) for x, names in zip(args, axes, strict=True)
+  )
+  split = jax.shard_map(fn, in_specs=specs, out_specs=specs[0], check_vma=False)
+  return split(*args)
+
+
+def split_clips(x: Float[Array, "b f ..."]) -> Float[Array, "b f ..."]:
+  """Splits rows and frames over the mesh of `jax.set_mesh`.
+
+  An axis of the mesh that does not divide them has copies; without a mesh
+  nothing happens.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  spec = _dividing(mesh, (ROWS, "frames"), x.shape)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def _dividing(
+  mesh: jax.sharding.AbstractMesh,
+  axes: Sequence[str | tuple[str, ...] | None],
+  shape: tuple[int, ...],
+) -> PartitionSpec:
+  """The mesh axes of the first axes of an array that they divide."""
+
   def divides(axis: str | tuple[str, ...], length: int) -> bool:
     names = (axis,) if isinstance(axis, str) else axis
     return length % math.prod(mesh.shape[name] for name in names) == 0
 
-  specs = tuple(
-    PartitionSpec(
-      *(
-        axis if axis and divides(axis, length) else None
-        for axis, length in zip(names, x.shape, strict=False)
-      )
+  return PartitionSpec(
+    *(
+      axis if axis and divides(axis, length) else None
+      for axis, length in zip(axes, shape, strict=False)
     )
-    for x, names in zip(args, axes, strict=True)
   )
-  split = jax.shard_map(fn, in_specs=specs, out_specs=specs[0], check_vma=False)
-  return split(*args)
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> list[int]:

@@ -16,23 +16,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Float, Int, Key, UInt8
 
 from i2vgen_jax import autoencoding
-from i2vgen_jax.diffusion import solvers
+from i2vgen_jax.diffusion import sampler, solvers
 from i2vgen_jax.diffusion.guidance import classifier_free
 from i2vgen_jax.diffusion.losses import offset_noise
-from i2vgen_jax.diffusion.sampler import sample
+from i2vgen_jax.diffusion.sampler import State
 from i2vgen_jax.diffusion.schedules import (
   NUM_TRAIN_TIMESTEPS,
   NoiseSchedule,
   make_schedule,
 )
-from i2vgen_jax.diffusion.shortcuts import Shortcuts, no_features, shortened
+from i2vgen_jax.diffusion.shortcuts import Shortcuts, shortened
 from i2vgen_jax.diffusion.solvers import Solver
 from i2vgen_jax.diffusion.timesteps import ddim_timesteps, spaced_timesteps
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.memory import check_fits
+from i2vgen_jax.sharding import split_clips
 from i2vgen_jax.types import Array, Conditioning, Params
 
 STAGES = ("base", "refine")
@@ -366,7 +369,9 @@ class Stage:
 
     def denoise_fn(xt: Array, t: Array, cond: Conditioning) -> Array:
       weights = {"params": params["unet"]}
-      return self.unet.apply(weights, xt, t, **vars(cond), **kwargs)
+      return self.unet.apply(
+        weights, split_clips(xt), t, **vars(cond), **kwargs
+      )
 
     return denoise_fn
 
@@ -380,7 +385,6 @@ class Stage:
     *,
     guidance_scale: float | Float[Array, ""] = 1.0,
     start: Float[Array, "b f h w c"] | None = None,
-    progress: Progress | None = None,
   ) -> Float[Array, "b f h w c"]:
     """Scaled latents of new clips.
 
@@ -392,11 +396,29 @@ class Stage:
       latents_shape: (b, f, h, w, c) of the result.
       guidance_scale: s in uncond + s (cond - uncond).
       start: scaled latents of the clips that a refine stage repairs.
-      progress: called with the number of evaluations done.
 
     Raises:
       InputError: a refine stage lacks the clips to start from.
     """
+    state, rngs = self._first_state(cond, null_cond, rngs, latents_shape, start)
+    return sampler.sample(
+      self._guided(params, cond, null_cond, guidance_scale),
+      self.solver,
+      state.x,
+      rngs,
+      prediction_type=self.diffusion.prediction_type,
+      features=state.features,
+    )
+
+  def _first_state(
+    self,
+    cond: Conditioning,
+    null_cond: Conditioning | None,
+    rngs: Key[Array, "b"],
+    latents_shape: tuple[int, ...],
+    start: Float[Array, "b f h w c"] | None,
+  ) -> tuple[State, Key[Array, "b"]]:
+    """The state before the first evaluation, and the keys of later noise."""
     keys = jax.vmap(jax.random.split)(rngs)
     s = self.sampling
     xt = initial_noise(keys[:, 0], latents_shape[1:], s.noise_offset)
@@ -410,31 +432,38 @@ class Stage:
         s.start_timestep,
         reference_scale=s.reference_start,
       )
-    guidance = (cond, null_cond, guidance_scale, s.guidance_rescale)
-    denoise, features = classifier_free(self.denoiser(params), *guidance), None
-    shortcuts = Shortcuts.of(
-      self.solver.timesteps,
-      None if null_cond is None else s.guidance_interval,
-      s.reuse_every,
-    )
-    if shortcuts.shortens:
-      weights = {"params": params["unet"]}
+    features = None
+    if self._shortcuts(null_cond).shortens:
+      # Zeros in the place of those of an earlier evaluation.
+      branches = 1 if null_cond is None else 2
+      shape = (branches * len(xt), *xt.shape[1:-1], self.unet.block_channels[0])
+      features = jnp.zeros(shape, self.unet.dtype or jnp.float32)
+    return State.of(xt, features), keys[:, 1]
 
-      def network(xt, t, cond, features):
-        given = vars(cond) | {"features": features, "with_features": True}
-        return self.unet.apply(weights, xt, t, **given)
+  def _shortcuts(self, null_cond: Conditioning | None) -> Shortcuts:
+    s = self.sampling
+    interval = None if null_cond is None else s.guidance_interval
+    return Shortcuts.of(self.solver.timesteps, interval, s.reuse_every)
 
-      denoise = shortened(network, shortcuts, *guidance)
-      features = no_features(network, xt, cond, null_cond)
-    return sample(
-      denoise,
-      self.solver,
-      xt,
-      keys[:, 1],
-      prediction_type=self.diffusion.prediction_type,
-      features=features,
-      progress=progress,
-    )
+  def _guided(
+    self,
+    params: Mapping[str, Params],
+    cond: Conditioning,
+    null_cond: Conditioning | None,
+    guidance_scale: float | Float[Array, ""],
+  ) -> Callable[..., Any]:
+    """The function that the sampler evaluates."""
+    guidance = cond, null_cond, guidance_scale, self.sampling.guidance_rescale
+    shortcuts = self._shortcuts(null_cond)
+    if not shortcuts.shortens:
+      return classifier_free(self.denoiser(params), *guidance)
+    weights = {"params": params["unet"]}
+
+    def network(xt, t, cond, features):
+      given = vars(cond) | {"features": features, "with_features": True}
+      return self.unet.apply(weights, split_clips(xt), t, **given)
+
+    return shortened(network, shortcuts, *guidance)
 
   def decode(
     self, params: Mapping[str, Params], latents: Float[Array, "b f h w c"]
@@ -457,9 +486,12 @@ class Stage:
     progress: Progress | None = None,
     **inputs: Array,
   ) -> Array:
-    """Clips, from pixels and tokens: the whole stage as one program.
+    """Clips, from pixels and tokens.
 
-    Other values of fps, guidance scale and prompts do not compile it again.
+    Three programs run one after another: the conditioning and the start, an
+    evaluation of the U-Net as often as the solver asks for it, and the
+    decoder. Other values of fps, guidance scale and prompts do not compile them
+    again. All are compiled before the first one runs.
 
     Args:
       params: weights of the networks.
@@ -476,22 +508,47 @@ class Stage:
     Raises:
       InputError: the program needs more memory than is free.
     """
-    s = self.sampling
-    scale = None if s.guidance_scale == 1 else jnp.float32(s.guidance_scale)
-    # Without what is an argument of the program.
+    s, n = self.sampling, self.solver.num_evaluations
+    sampler.check_prediction(self.solver, self.diffusion.prediction_type)
+    # Without what is an argument of the programs.
     stage = self.with_sampling(
       fps=1.0, guidance_scale=1.0, negative_prompt="", prompt_suffix=""
     )
-    args = (dict(params), rngs, jnp.float32(s.fps), scale)
-    inputs |= {"stage": stage, "decode": decode, "progress": progress}
     width, height = s.size
-    # The call below runs this very program, without compiling it again.
-    check_fits(
-      _generate.lower(*args, **inputs).compile(),
+    advice = (
       f"choose a smaller size than {width}x{height} or fewer frames than "
-      f"{s.num_frames}",
+      f"{s.num_frames}"
     )
-    return _generate(*args, **inputs)
+
+    def compiled(jitted: Callable, *args: Any, **kwargs: Any) -> Any:
+      program = jitted.lower(*args, **kwargs, stage=stage).compile()
+      check_fits(program, advice)
+      return program
+
+    weights = {name: {name: params[name]} for name in ("unet", "vae")}
+    scale = jnp.float32(s.guidance_scale)
+    entries = [
+      (np.int32(i), Solver(*(column[i] for column in self.solver)))
+      for i in range(n)
+    ]
+    begin = (dict(params), rngs, jnp.float32(s.fps))
+    guided = s.guidance_scale != 1
+    start = compiled(_start, *begin, **inputs, guided=guided)
+    state, *conditions = jax.tree.map(
+      _placed, start.out_info, start.output_shardings
+    )
+    advance = compiled(
+      _advance, weights["unet"], scale, *entries[0], state, *conditions
+    )
+    finish = compiled(_decode, weights["vae"], state.x) if decode else None
+
+    state, *conditions = start(*begin, **inputs)
+    for i, at in entries:
+      state = advance(weights["unet"], scale, i, at, state, *conditions)
+      if progress is not None:
+        jax.block_until_ready(state.x)
+        progress(int(i) + 1)
+    return finish(weights["vae"], state.x) if decode else state.x
 
   # ---- Checks ----
 
@@ -535,22 +592,20 @@ class Stage:
       )
 
 
-@functools.partial(jax.jit, static_argnames=("stage", "decode", "progress"))
-def _generate(
+@functools.partial(jax.jit, static_argnames=("stage", "guided"))
+def _start(
   params,
   rngs,
   fps,
-  guidance_scale,
   *,
   frames,
   clip_images,
   token_ids,
   negative_ids,
   stage: Stage,
-  decode: bool,
-  progress: Progress | None,
+  guided: bool,
 ):
-  """`Stage.generate`, where guidance_scale None is off."""
+  """State, keys and conditions of both branches before the first evaluation."""
   b, k = frames.shape[:2]
   width, height = stage.sampling.size
   # As in public variant (b): bilinear, no antialiasing, aspect not kept.
@@ -571,21 +626,44 @@ def _generate(
     image_latents=given[:, 0],
     fps=jnp.full(b, fps),
   )
-  if guidance_scale is None:
-    null_cond, guidance_scale = None, 1.0
-  else:
+  null_cond = None
+  if guided:
     null_cond = stage.unconditional(params, cond, negative_ids)
-  latents = stage.sample(
-    params,
+  state, rngs = stage._first_state(
     cond,
     null_cond,
     keys[:, 1],
     (b, stage.sampling.num_frames, *latent),
-    guidance_scale=guidance_scale,
-    start=given if stage.starts_from_clip else None,
-    progress=progress,
+    given if stage.starts_from_clip else None,
   )
-  return stage.decode(params, latents) if decode else latents
+  return jax.tree.map(split_clips, state), rngs, cond, null_cond
+
+
+@functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")
+def _advance(params, scale, i, at, state, rngs, cond, null_cond, *, stage):
+  """The state after evaluation number i."""
+  state = sampler.step(
+    stage._guided(params, cond, null_cond, scale),
+    at,
+    i,
+    state,
+    rngs,
+    stage.diffusion.prediction_type,
+    bool(np.any(stage.solver.noise)),
+  )
+  return jax.tree.map(split_clips, state)
+
+
+def _placed(info: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+  """The result of a program before it has run; a mesh splits some."""
+  if not isinstance(sharding, NamedSharding):
+    sharding = None
+  return jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding)
+
+
+@functools.partial(jax.jit, static_argnames="stage")
+def _decode(params, latents, *, stage):
+  return stage.decode(params, latents)
 
 
 def initial_noise(

@@ -41,6 +41,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.sharding import AXES
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -75,6 +76,18 @@ def _parse_interval(text: str) -> tuple[int, int]:
   if int(low) > int(high):
     raise ValueError(f"{text!r} is empty; give the lower number first")
   return int(low), int(high)
+
+
+def _parse_layout(text: str) -> dict[str, int]:
+  pairs = [part.partition("=") for part in text.split(",")]
+  layout = {axis: int(n) for axis, _, n in pairs if n.isdecimal()}
+  if len(layout) < len(pairs) or not layout.keys() <= set(AXES):
+    names = ", ".join(AXES)
+    raise ValueError(
+      f"{text!r} is not AXIS=N,AXIS=N, such as data=2,frames=4, with the axes "
+      f"{names}"
+    )
+  return layout
 
 
 def _parse_text(text: str) -> str:
@@ -142,6 +155,7 @@ Seconds = _number(float, "SECONDS", 0.1, math.inf)
 Fps = _number(float, "FPS", 0.1, 240)
 Size = Annotated[tuple[int, int], _parsed_by(_parse_size, "WxH")]
 Interval = Annotated[tuple[int, int], _parsed_by(_parse_interval, "LOW-HIGH")]
+Layout = Annotated[dict[str, int], _parsed_by(_parse_layout, "AXIS=N,...")]
 Text = Annotated[str, _parsed_by(_parse_text, "TEXT")]
 Pair = Annotated[tuple[str, str], _parsed_by(_parse_pair, "NAME=VALUE")]
 Weights = Annotated[str, _parsed_by(check_path, "PATH")]

@@ -19,12 +19,14 @@ from i2vgen_jax import interop, tokenizer
 from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.choices import Choices
+from i2vgen_jax.sharding import make_mesh
 from i2vgen_jax.stage import STAGES, Stage
 from launch import arguments, contact_sheet, outputs
 from launch.arguments import (
   Count,
   Fps,
   Interval,
+  Layout,
   Number,
   Seed,
   Size,
@@ -77,6 +79,9 @@ class Arguments:
     reuse_every: In the first stage, number of evaluations of which only the
       first runs all layers; 1 is off, 2 or 3 saves time and loses some quality.
     negative_prompt: What the first stage that runs should avoid.
+    mesh: Spreads the work over several devices: guidance branches over `data`,
+      frames over `frames`, large weights over `fsdp`, such as
+      data=2,frames=4. Without it one device does all.
     seed: The same seed and settings give the same video.
     no_progress: Show no progress.
   """
@@ -95,6 +100,7 @@ class Arguments:
   guidance_interval: Interval | None = None
   reuse_every: Count | None = None
   negative_prompt: Text | None = None
+  mesh: Layout | None = None
   seed: Seed = 0
   no_progress: bool = False
 
@@ -114,7 +120,8 @@ def main(argv: list[str]) -> None:
   source = InputClip.read(args.image, args.num_frames, only_photo=has_base)
   seconds: dict[str, float] = {}
   with _timed(seconds, "load"):
-    cascade = Cascade.load(weights, stages=names)
+    mesh = args.mesh and make_mesh(**args.mesh)
+    cascade = Cascade.load(weights, stages=names, mesh=mesh)
   plan = _plan(cascade, args, source)
   cut = _check_prompt(cascade, plan, args.prompt or "")
   report = _report(args, cascade, plan, source)

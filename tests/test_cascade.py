@@ -176,9 +176,12 @@ def test_stages_of_one_seed_draw_other_noise(cascade, monkeypatch):
 
 
 def test_other_arguments_compile_nothing(cascade):
-  """fps, guidance scale and prompts are arguments of the program."""
+  """fps, guidance scale and prompts are arguments of the programs."""
   latents = run(cascade, "base", [picture(0)], decode=False)
-  before = stage._generate._cache_size()
+  events = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: events.append(name)
+  )
   sampling = cascade.stage("base").sampling
   assert sampling.guidance_scale != 1
   for changes in (
@@ -188,7 +191,12 @@ def test_other_arguments_compile_nothing(cascade):
   ):
     made = run(cascade, "base", [picture(0)], changes=changes, decode=False)
     assert not np.allclose(made, latents)
-  assert stage._generate._cache_size() == before
+  compilation = "/jax/core/compile/backend_compile_duration"
+  assert compilation not in events
+  longer = {"num_frames": sampling.num_frames + 3}
+  run(cascade, "base", [picture(0)], changes=longer, decode=False)
+  jax.monitoring.clear_event_listeners()
+  assert compilation in events
 
 
 # ---- Sizes ----

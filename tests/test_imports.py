@@ -44,7 +44,7 @@ INSIDE = {
   "interop.keys": set(),
   "autoencoding": {"models"},
   "memory": set(),
-  "stage": {"autoencoding", "diffusion", "memory"},
+  "stage": {"autoencoding", "diffusion", "memory", "sharding"},
   "cascade": {"interop", "models", "preprocessing", "stage", "tokenizer"},
   "training": {
     "autoencoding",

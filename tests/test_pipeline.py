@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -117,13 +118,18 @@ def test_half_precision(folder, pictures, alone):
   assert error < 0.2 * alone.std()
 
 
-def test_mesh(folder, pictures, alone, monkeypatch):
+@pytest.mark.parametrize(
+  ("data", "fsdp", "frames"),
+  [(1, 8, 1), (2, 1, 1), (2, 1, 2), (2, 2, 2), (1, 1, 2)],
+)
+def test_mesh(folder, pictures, alone, monkeypatch, data, fsdp, frames):
   monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 2**10)
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  devices = jax.devices()[: data * fsdp * frames]
+  mesh = sharding.make_mesh(data, fsdp, frames, devices=devices)
   pipe = i2vgen_jax.load(folder, mesh=mesh)
   params = pipe.networks["base"].params
   kernel = params["down_0_0"]["resnet"]["conv_1"]["kernel"]
-  assert len(kernel.sharding.device_set) == 8
+  assert kernel.sharding.mesh == mesh
   clips = pipe(pictures[0], PROMPT, seed=3)
   assert difference(clips, alone) <= 1
 

@@ -1,7 +1,7 @@
-"""The sampler: one scan over a solver's table."""
+"""The sampler: the update of one evaluation, and a scan of all of them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,34 @@ from i2vgen_jax.errors import InputError
 from i2vgen_jax.types import Array
 
 
+class State(NamedTuple):
+  """What goes from one evaluation to the next.
+
+  Attributes:
+    x: float32[b ...], the sample at the current level.
+    x0: float32[b ...], the prediction of the evaluation before.
+    features: see `sample`.
+  """
+
+  x: Any
+  x0: Any
+  features: Any = None
+
+  @classmethod
+  def of(cls, xt: Float[Array, "b ..."], features: Any = None) -> "State":
+    """The state before the first evaluation."""
+    x = xt.astype(jnp.float32)
+    return cls(x, jnp.zeros_like(x), features)
+
+
 def sample(
-  denoise_fn: Callable[..., Float[Array, "b ..."]],
+  denoise_fn: Callable[..., Any],
   solver: Solver,
   xt: Float[Array, "b ..."],
   rngs: Key[Array, "b"],
   *,
   prediction_type: str = "v",
   features: Any = None,
-  progress: Callable[[int], None] | None = None,
 ) -> Float[Array, "b ..."]:
   """Integrates xt from the solver's first level to its last, in float32.
 
@@ -36,8 +55,6 @@ def sample(
     features: arrays that denoise_fn hands on from one evaluation to the next;
       it is then (xt, t, i, features) -> (output, features), where i is the
       number of the evaluation. See `shortcuts.shortened`.
-    progress: called on the host after each evaluation with the number of
-      evaluations done, 1 to solver.num_evaluations.
 
   Returns:
     The sample at the solver's last level.
@@ -45,35 +62,58 @@ def sample(
   Raises:
     InputError: an eps prediction at a level without signal.
   """
+  check_prediction(solver, prediction_type)
+  is_noisy = bool(np.any(solver.noise))
+
+  def evaluate(state, entry):
+    i, at = entry
+    return step(denoise_fn, at, i, state, rngs, prediction_type, is_noisy), None
+
+  entries = (jnp.arange(solver.num_evaluations), solver)
+  state, _ = jax.lax.scan(evaluate, State.of(xt, features), entries)
+  return state.x
+
+
+def check_prediction(solver: Solver, prediction_type: str) -> None:
+  """Raises InputError for an eps prediction at a level without signal."""
   if prediction_type == "eps" and np.any(solver.alphas == 0):
     raise InputError(
       "an eps prediction cannot start at zero terminal SNR, in the sampler; "
       "predict v or start below the last timestep"
     )
 
-  def evaluate(carry, entry):
-    x, last_x0, kept = carry
-    i, at = entry
-    t = jnp.full(x.shape[0], at.timesteps)
-    if kept is None:
-      output = denoise_fn(x, t)
-    else:
-      output, kept = denoise_fn(x, t, i, kept)
-    x0 = to_x0(
-      output.astype(jnp.float32), x, at.alphas, at.sigmas, prediction_type
-    )
-    x = at.keep * x + at.denoised * x0 + at.previous * last_x0
-    if np.any(solver.noise):
-      x += at.noise * _step_noise(rngs, i, x.shape[1:])
-    if progress is not None:
-      _report(progress, i + 1, x)
-    return (x, x0, kept), None
 
-  start = xt.astype(jnp.float32)
-  entries = (jnp.arange(solver.num_evaluations), solver)
-  carry = start, jnp.zeros_like(start), features
-  (x, *_), _ = jax.lax.scan(evaluate, carry, entries)
-  return x
+def step(
+  denoise_fn: Callable[..., Any],
+  at: Solver,
+  i: Int[Array, ""],
+  state: State,
+  rngs: Key[Array, "b"],
+  prediction_type: str,
+  is_noisy: bool,
+) -> State:
+  """Evaluation number i and the update that follows it.
+
+  Args:
+    denoise_fn: see `sample`, as for `rngs` and `prediction_type`.
+    at: the entry of the solver.
+    i: number of the entry.
+    state: from the evaluation before.
+    is_noisy: whether the solver adds noise at any level.
+  """
+  x, last_x0, features = state
+  t = jnp.full(x.shape[0], at.timesteps)
+  if features is None:
+    output = denoise_fn(x, t)
+  else:
+    output, features = denoise_fn(x, t, i, features)
+  x0 = to_x0(
+    output.astype(jnp.float32), x, at.alphas, at.sigmas, prediction_type
+  )
+  x = at.keep * x + at.denoised * x0 + at.previous * last_x0
+  if is_noisy:
+    x += at.noise * _step_noise(rngs, i, x.shape[1:])
+  return State(x, x0, features)
 
 
 def _step_noise(
@@ -83,9 +123,3 @@ def _step_noise(
     return jax.random.normal(jax.random.fold_in(row_rng, i), shape)
 
   return jax.vmap(draw)(rngs)
-
-
-def _report(progress, done, x) -> None:
-  # A value of x makes the call wait for the evaluation it reports.
-  first = x[(0,) * x.ndim]
-  jax.debug.callback(lambda n, _: progress(int(n)), done, first)

@@ -122,21 +122,3 @@ def shortened(
     return jax.lax.switch(numbers[i], evaluations, xt, t, features)
 
   return denoise
-
-
-def no_features(
-  network: Network,
-  xt: Float[Array, "b ..."],
-  cond: Conditioning,
-  null_cond: Conditioning | None,
-) -> Array:
-  """Zeros in the place of the features before the first evaluation.
-
-  Args:
-    network: see `shortened`, as for `cond` and `null_cond`.
-    xt: noisy sample.
-  """
-  t = jnp.zeros(len(xt), jnp.int32)
-  _, found = jax.eval_shape(lambda: network(xt, t, cond, None))
-  branches = 1 if null_cond is None else 2
-  return jnp.zeros((branches * len(xt), *found.shape[1:]), found.dtype)

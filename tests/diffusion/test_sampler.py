@@ -1,4 +1,4 @@
-"""The scan: rows, precision, progress; solvers have their own tests."""
+"""The scan: rows and precision; solvers have their own tests."""
 
 import functools
 
@@ -34,14 +34,13 @@ def network(xt, t):
   return jnp.tanh(xt + jnp.roll(xt, 1, axis=(1, 3))) * (0.5 + t)
 
 
-@functools.partial(jax.jit, static_argnames=("progress", "prediction_type"))
-def run(xt, seed=1, *, progress=None, prediction_type="v"):
+@functools.partial(jax.jit, static_argnames="prediction_type")
+def run(xt, seed=1, *, prediction_type="v"):
   return sample(
     network,
     SDE,
     xt,
     keys(seed, len(xt)),
-    progress=progress,
     prediction_type=prediction_type,
   )
 
@@ -85,15 +84,6 @@ def test_the_state_stays_float32_around_a_bfloat16_network():
   assert x0.dtype == jnp.float32
   # More distinct values than bfloat16 would leave.
   assert not np.array_equal(x0, x0.astype(jnp.bfloat16).astype(jnp.float32))
-
-
-def test_progress_counts_evaluations_and_does_not_change_the_sample():
-  done = []
-  xt = noise()
-  sampled = run(xt, progress=done.append)
-  jax.effects_barrier()
-  assert done == list(range(1, SDE.num_evaluations + 1))
-  np.testing.assert_array_equal(sampled, run(xt))
 
 
 def test_each_prediction_type_converges_to_its_prediction():
