@@ -1,6 +1,7 @@
 """Whether a compiled program fits in the memory that is free."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -8,7 +9,9 @@ import jax
 from i2vgen_jax.errors import InputError
 
 
-def check_fits(program: jax.stages.Compiled, advice: str) -> None:
+def check_fits(
+  program: jax.stages.Compiled, advice: Callable[[float], str]
+) -> None:
   """Compares what a program allocates with the memory that is free.
 
   On a CPU the operating system would otherwise hand out memory that it does not
@@ -16,7 +19,7 @@ def check_fits(program: jax.stages.Compiled, advice: str) -> None:
 
   Args:
     program: what is about to run on the default device.
-    advice: how to make it smaller.
+    advice: share of the needed memory that is free -> what would fit.
 
   Raises:
     InputError: results and temporary arrays do not fit.
@@ -29,7 +32,7 @@ def check_fits(program: jax.stages.Compiled, advice: str) -> None:
   if needed > free:
     raise InputError(
       f"not enough memory: {_gigabytes(needed)} needed beside the weights, "
-      f"{_gigabytes(free)} free; {advice}"
+      f"{_gigabytes(free)} free; {advice(free / needed)}"
     )
 
 

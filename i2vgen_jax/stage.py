@@ -514,15 +514,10 @@ class Stage:
     stage = self.with_sampling(
       fps=1.0, guidance_scale=1.0, negative_prompt="", prompt_suffix=""
     )
-    width, height = s.size
-    advice = (
-      f"choose a smaller size than {width}x{height} or fewer frames than "
-      f"{s.num_frames}"
-    )
 
     def compiled(jitted: Callable, *args: Any, **kwargs: Any) -> Any:
       program = jitted.lower(*args, **kwargs, stage=stage).compile()
-      check_fits(program, advice)
+      check_fits(program, self._what_fits)
       return program
 
     weights = {name: {name: params[name]} for name in ("unet", "vae")}
@@ -551,6 +546,23 @@ class Stage:
     return finish(weights["vae"], state.x) if decode else state.x
 
   # ---- Checks ----
+
+  def _what_fits(self, share: float) -> str:
+    """Advice where only a share of the needed memory is free.
+
+    Most arrays grow with the number of pixels.
+    """
+    width, height = self.sampling.size
+    count = self.sampling.num_frames
+    share *= 0.9
+    options = []
+    if fewer := int(count * share):
+      options.append(f"{fewer} frames of {width}x{height}")
+    scale = share**0.5 / self.shrink
+    near = self.unet.nearest_size(width * scale, height * scale)
+    smaller = "x".join(str(self.shrink * side) for side in near)
+    options.append(f"{count} frames of {smaller}")
+    return f"about {' or '.join(options)} would fit"
 
   def _text(self, params: Mapping[str, Params], ids: Array) -> Array:
     tower = {"params": params["text_encoder"]}

@@ -10,10 +10,15 @@
 argument or a file cannot be used; one line on stderr says why.
 """
 
+import contextlib
 import difflib
+import hashlib
 import importlib
 import os
+import platform
+import re
 import sys
+from pathlib import Path
 
 from absl import logging
 
@@ -60,6 +65,7 @@ def _run(argv: list[str]) -> None:
     known = ", ".join(_COMMANDS)
     raise InputError(f"unknown command {name!r}; known are {known}; {hint}")
   _quiet()
+  _keep_compiled()
   try:
     # Imported only when asked for: sampling must run without TensorFlow.
     importlib.import_module(f"launch.{name}").main(rest)
@@ -81,6 +87,27 @@ def _quiet() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   sys.unraisablehook = _unraisable
+
+
+def _keep_compiled() -> None:
+  """Programs compiled once are loaded by later runs.
+
+  JAX finds them by program, compiler and device. Programs for a CPU use what
+  that CPU has, and a home folder may be on several machines, so each kind of
+  CPU has a folder. The variable JAX_COMPILATION_CACHE_DIR takes another one.
+  """
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  cpu = platform.machine() + platform.processor()
+  with contextlib.suppress(OSError):
+    flags = re.search(r"flags\s*:.*", Path("/proc/cpuinfo").read_text())
+    cpu += flags[0] if flags else ""
+  base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  name = hashlib.sha256(cpu.encode()).hexdigest()[:16]
+  folder = Path(base) / "i2vgen-jax" / "compiled" / name
+  with contextlib.suppress(OSError):
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def _unraisable(event: "sys.UnraisableHookArgs") -> None:

@@ -75,8 +75,11 @@ class ProgressBar:
     if self._bar is not None:
       self._bar.close()
       self._bar = None
-    seconds = tqdm.format_interval(time.monotonic() - self._start)
-    self._print(f"{self._job}: done in {seconds}")
+    text = tqdm.format_interval(time.monotonic() - self._start)
+    if self._done:
+      first = tqdm.format_interval(self._first - self._start)
+      text += f", the first after {first}"
+    self._print(f"{self._job}: done in {text}")
     self._job, self._done = "", self._total
 
   def _draw(self, done: int) -> None:

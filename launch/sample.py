@@ -41,10 +41,6 @@ Plan = dict[str, Stage]
 _STAGES = {"base": ("base",), "refine": ("refine",), "cascade": STAGES}
 _PACKAGES = ("i2vgen-jax", "jax", "jaxlib", "flax", "orbax-checkpoint")
 
-# One for the process: the compiled program of a stage holds on to it, and a
-# new one would be a new program.
-LINE = ProgressBar()
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
@@ -112,7 +108,6 @@ def main(argv: list[str]) -> None:
     InputError: an argument or a file is unusable; nothing is written then.
   """
   args = arguments.parse(Arguments, argv, "i2vgen sample")
-  LINE.silent = args.no_progress
   outputs.check(args.output, args.image)
   weights = interop.open_weights(args.weights or BUNDLED)
   names = _STAGES.get(args.stage)
@@ -238,16 +233,18 @@ def _generate(
     shown = source.cropped(*first.sampling.size)
     given = list(source.frames)
   clips, prompts = {"input": shown}, [args.prompt or ""]
-  options = {"seed": args.seed, "progress": LINE.update}
+  line = ProgressBar()
+  line.silent = args.no_progress
   for name, stage in plan.items():
     total = stage.solver.num_evaluations
-    LINE.begin(name, total, "compiling, then the first step ...")
+    line.begin(name, total, "compiling, then the first step ...")
     with _timed(seconds, name), warnings.catch_warnings():
       # `_check_prompt` has logged them.
       warnings.simplefilter("ignore", tokenizer.PromptWarning)
-      given = cascade.run(stage, given, prompts, **options)
-      jax.effects_barrier()
-    LINE.end()
+      given = cascade.run(
+        stage, given, prompts, seed=args.seed, progress=line.update
+      )
+    line.end()
     clips[name] = given[0]
   return clips
 
