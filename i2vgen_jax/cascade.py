@@ -100,6 +100,9 @@ class Cascade:
       name: path.networks[name].load(dtype, mesh)
       for name in (*sorted(needed), *names)
     }
+    if mesh is None and jax.default_backend() != "cpu":
+      # They run once for a video, and the memory of a chip is scarce.
+      networks |= {tower: _on_host(networks[tower]) for tower in needed}
     # The modules that were loaded compute in `dtype`.
     made = {
       name: dataclasses.replace(stage, **_modules(networks, name))
@@ -286,6 +289,11 @@ class Cascade:
 
 
 # ---- From stored weights to stages ----
+
+
+def _on_host(network: Network) -> Network:
+  """The network with weights that each program fetches and gives up again."""
+  return dataclasses.replace(network, params=jax.device_get(network.params))
 
 
 def _stage_names(

@@ -199,6 +199,24 @@ def test_other_arguments_compile_nothing(cascade):
   assert compilation in events
 
 
+def test_towers_stay_in_host_memory_beside_a_chip(
+  cascade, weights, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, "default_backend", lambda: "gpu")
+    beside_chip = Cascade.load(weights, np.float32)
+  kinds = {
+    name: {type(leaf) for leaf in jax.tree.leaves(network.params)}
+    for name, network in beside_chip.networks.items()
+  }
+  for tower in ("vae", "text_encoder", "image_encoder"):
+    assert kinds[tower] == {np.ndarray}
+  assert np.ndarray not in kinds["base"] | kinds["refine"]
+  np.testing.assert_array_equal(
+    run(beside_chip, "base", [picture(0)]), run(cascade, "base", [picture(0)])
+  )
+
+
 # ---- Sizes ----
 
 
