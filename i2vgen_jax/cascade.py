@@ -11,7 +11,7 @@ import dataclasses
 import numbers
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from i2vgen_jax.models.build import Network, towers_of
 from i2vgen_jax.preprocessing import Picture
 from i2vgen_jax.stage import STAGES, Progress, Stage, read_settings
 from i2vgen_jax.tokenizer import PromptWarning, Tokenizer
+from i2vgen_jax.types import Array
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny"
 
@@ -187,6 +188,40 @@ class Cascade:
       InputError: inputs, prompts and seeds do not match, a picture cannot be
         read, or memory runs out.
     """
+    with self._feeding(stage, inputs, prompts, seed) as (stage, args, feed):
+      clips = stage.generate(*args, **feed, decode=decode, progress=progress)
+      return np.asarray(clips)
+
+  def compile(self, plan: Mapping[str, Stage]) -> None:
+    """Compiles what one video needs, without computing anything.
+
+    With JAX's compilation cache a later process finds the programs.
+
+    Args:
+      plan: from `plan`.
+
+    Raises:
+      InputError: a program needs more memory than is free.
+    """
+    given = None
+    for stage in plan.values():
+      (width, height), count = stage.sampling.size, stage.sampling.num_frames
+      clip = np.zeros((1, count, height, width, 3), np.uint8)
+      if given is None:
+        given = clip if stage.starts_from_clip else [*clip[:, 0]]
+      with self._feeding(stage, given, [""], 0) as (stage, args, feed):
+        stage.compile(*args, **feed)
+      given = clip
+
+  @contextlib.contextmanager
+  def _feeding(
+    self,
+    stage: Stage,
+    inputs: Sequence[Picture] | UInt8[np.ndarray, "b _ _ _ 3"],
+    prompts: Sequence[str],
+    seed: int | Sequence[int],
+  ) -> Iterator[tuple[Stage, tuple[Any, ...], dict[str, Array]]]:
+    """The stage for these inputs, and the arguments of its `generate`."""
     _check_prompts(prompts, len(inputs))
     if stage.starts_from_clip:
       frames = np.asarray(inputs)
@@ -199,23 +234,17 @@ class Cascade:
     networks["unet"] = self.networks[stage.name]
     params = {name: network.params for name, network in networks.items()}
     token_ids, negative_ids = self._tokens(stage, prompts)
-    with (
-      enough_memory("choose a smaller size or fewer frames"),
-      contextlib.nullcontext()
-      if self.mesh is None
-      else jax.set_mesh(self.mesh),
-    ):
-      clips = stage.generate(
-        params,
-        clip_keys(stage.name, seed, len(frames)),
-        frames=frames,
-        clip_images=clip_images,
-        token_ids=token_ids,
-        negative_ids=negative_ids,
-        decode=decode,
-        progress=progress,
-      )
-      return np.asarray(clips)
+    feed = {
+      "frames": frames,
+      "clip_images": clip_images,
+      "token_ids": token_ids,
+      "negative_ids": negative_ids,
+    }
+    on_mesh = contextlib.nullcontext()
+    if self.mesh is not None:
+      on_mesh = jax.set_mesh(self.mesh)
+    with enough_memory("choose a smaller size or fewer frames"), on_mesh:
+      yield stage, (params, clip_keys(stage.name, seed, len(frames))), feed
 
   def __call__(
     self,
@@ -281,7 +310,7 @@ class Cascade:
     texts = [prompt + stage.sampling.prompt_suffix for prompt in prompts]
     for text in dict.fromkeys(texts):
       for problem in self.tokenizer.problems(text):
-        warnings.warn(problem, PromptWarning, stacklevel=3)
+        warnings.warn(problem, PromptWarning, stacklevel=5)
     return (
       self.tokenizer(texts).ids,
       self.tokenizer([stage.sampling.negative_prompt]).ids,

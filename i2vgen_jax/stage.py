@@ -12,7 +12,7 @@ import numbers
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +186,20 @@ def _read_group(cls: type, group: str, config: Mapping, where: Any) -> Any:
     return cls(**values)
   except InputError as e:
     raise InputError(f"{e}, in group {group!r} of {where}; correct it") from e
+
+
+class Programs(NamedTuple):
+  """The compiled programs of a stage.
+
+  Attributes:
+    start: conditioning, and the state before the first evaluation.
+    advance: one evaluation of the U-Net, with the update after it.
+    finish: decoder; None if latents are asked for.
+  """
+
+  start: jax.stages.Compiled
+  advance: jax.stages.Compiled
+  finish: jax.stages.Compiled | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -486,12 +500,7 @@ class Stage:
     progress: Progress | None = None,
     **inputs: Array,
   ) -> Array:
-    """Clips, from pixels and tokens.
-
-    Three programs run one after another: the conditioning and the start, an
-    evaluation of the U-Net as often as the solver asks for it, and the
-    decoder. Other values of fps, guidance scale and prompts do not compile them
-    again. All are compiled before the first one runs.
+    """Clips, from pixels and tokens; `compile` says how.
 
     Args:
       params: weights of the networks.
@@ -506,9 +515,42 @@ class Stage:
         negative_ids: int32[1 n], of the negative prompt.
 
     Raises:
-      InputError: the program needs more memory than is free.
+      InputError: a program needs more memory than is free.
     """
-    s, n = self.sampling, self.solver.num_evaluations
+    programs = self.compile(params, rngs, decode=decode, **inputs)
+    s, unet = self.sampling, {"unet": params["unet"]}
+    scale = jnp.float32(s.guidance_scale)
+    state, *rest = programs.start(
+      dict(params), rngs, jnp.float32(s.fps), **inputs
+    )
+    for i in range(self.solver.num_evaluations):
+      state = programs.advance(unet, scale, *self._entry(i), state, *rest)
+      if progress is not None:
+        jax.block_until_ready(state.x)
+        progress(i + 1)
+    if not decode:
+      return state.x
+    return programs.finish({"vae": params["vae"]}, state.x)
+
+  def compile(
+    self,
+    params: Mapping[str, Params],
+    rngs: Key[Array, "b"],
+    *,
+    decode: bool = True,
+    **inputs: Array,
+  ) -> Programs:
+    """The programs of `generate` for inputs of these shapes.
+
+    Other values of fps, guidance scale and prompts, and a second call, compile
+    nothing.
+
+    Args:
+      params: see `generate`, as for the rest.
+
+    Raises:
+      InputError: a program needs more memory than is free.
+    """
     sampler.check_prediction(self.solver, self.diffusion.prediction_type)
     # Without what is an argument of the programs.
     stage = self.with_sampling(
@@ -520,30 +562,20 @@ class Stage:
       check_fits(program, self._what_fits)
       return program
 
-    weights = {name: {name: params[name]} for name in ("unet", "vae")}
-    scale = jnp.float32(s.guidance_scale)
-    entries = [
-      (np.int32(i), Solver(*(column[i] for column in self.solver)))
-      for i in range(n)
-    ]
-    begin = (dict(params), rngs, jnp.float32(s.fps))
-    guided = s.guidance_scale != 1
-    start = compiled(_start, *begin, **inputs, guided=guided)
-    state, *conditions = jax.tree.map(
-      _placed, start.out_info, start.output_shardings
+    scalar = jnp.float32(0)
+    guided = self.sampling.guidance_scale != 1
+    start = compiled(
+      _start, dict(params), rngs, scalar, **inputs, guided=guided
     )
-    advance = compiled(
-      _advance, weights["unet"], scale, *entries[0], state, *conditions
-    )
-    finish = compiled(_decode, weights["vae"], state.x) if decode else None
+    state, *rest = jax.tree.map(_placed, start.out_info, start.output_shardings)
+    unet, vae = ({name: params[name]} for name in ("unet", "vae"))
+    advance = compiled(_advance, unet, scalar, *self._entry(0), state, *rest)
+    finish = compiled(_decode, vae, state.x) if decode else None
+    return Programs(start, advance, finish)
 
-    state, *conditions = start(*begin, **inputs)
-    for i, at in entries:
-      state = advance(weights["unet"], scale, i, at, state, *conditions)
-      if progress is not None:
-        jax.block_until_ready(state.x)
-        progress(int(i) + 1)
-    return finish(weights["vae"], state.x) if decode else state.x
+  def _entry(self, i: int) -> tuple[np.int32, Solver]:
+    """Number and coefficients of an evaluation."""
+    return np.int32(i), Solver(*(column[i] for column in self.solver))
 
   # ---- Checks ----
 

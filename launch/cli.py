@@ -1,6 +1,7 @@
 """i2vgen: image-to-video synthesis with I2VGen-XL.
 
     i2vgen sample    make a video from a picture and a sentence
+    i2vgen warm      compile what sample runs before it is asked for
     i2vgen train     train one network of a cascade
     i2vgen data      build, encode, inspect and benchmark datasets
     i2vgen evaluate  measure a cascade on held-out clips
@@ -24,7 +25,7 @@ from absl import logging
 
 from i2vgen_jax.errors import InputError
 
-_COMMANDS = ("sample", "train", "data", "evaluate", "convert")
+_COMMANDS = ("sample", "warm", "train", "data", "evaluate", "convert")
 # Packages of the extra `data`; any other missing package is a bug.
 _EXTRA = (
   "apache_beam",

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from PIL import Image
@@ -43,7 +43,43 @@ _PACKAGES = ("i2vgen-jax", "jax", "jaxlib", "flax", "orbax-checkpoint")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Settings:
+  """What decides the programs of a video.
+
+  Attributes:
+    weights: A cascade folder, a folder or file of public weights, or owner/name
+      on the Hub. The small cascade of this package by default.
+    stage: Stages to run; all that the weights have by default.
+    size: Size of the result in pixels. The base stage of a cascade is smaller
+      by its usual factor.
+    num_frames: Number of frames of the result; of a longer video for --stage
+      refine the first ones are used.
+    steps: Number of denoising steps of the first stage that runs.
+    solver: Solver of the first stage that runs; as stored by default.
+    guidance_scale: Guidance scale of the first stage that runs; 1 is off.
+    guidance_interval: Timesteps (0 to 999) of the first stage with guidance;
+      outside of them an evaluation takes half of the time.
+    reuse_every: In the first stage, number of evaluations of which only the
+      first runs all layers; 1 is off, 2 or 3 saves time and loses some quality.
+    mesh: Spreads the work over several devices: guidance branches over `data`,
+      frames over `frames`, large weights over `fsdp`, such as
+      data=2,frames=4. Without it one device does all.
+  """
+
+  weights: Weights | None = None
+  stage: Literal["base", "refine", "cascade"] | None = None
+  size: Size | None = None
+  num_frames: Count | None = None
+  steps: Count | None = None
+  solver: Literal["ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"] | None = None
+  guidance_scale: Number | None = None
+  guidance_interval: Interval | None = None
+  reuse_every: Count | None = None
+  mesh: Layout | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(Settings):
   """Makes a video from a picture and a sentence.
 
       i2vgen sample --image photo.jpg --output video.mp4 \\
@@ -58,26 +94,9 @@ class Arguments:
     prompt: What happens in the video.
     output: The .mp4 file; .png and .json files of the same name are written
       beside it.
-    weights: A cascade folder, a folder or file of public weights, or owner/name
-      on the Hub. The small cascade of this package by default.
-    stage: Stages to run; all that the weights have by default.
-    size: Size of the result in pixels. The base stage of a cascade is smaller
-      by its usual factor.
-    num_frames: Number of frames of the result; of a longer video for --stage
-      refine the first ones are used.
     fps: Conditioning fps and frame rate of the file. By default that of the
       stage, or of the video for --stage refine.
-    steps: Number of denoising steps of the first stage that runs.
-    solver: Solver of the first stage that runs; as stored by default.
-    guidance_scale: Guidance scale of the first stage that runs; 1 is off.
-    guidance_interval: Timesteps (0 to 999) of the first stage with guidance;
-      outside of them an evaluation takes half of the time.
-    reuse_every: In the first stage, number of evaluations of which only the
-      first runs all layers; 1 is off, 2 or 3 saves time and loses some quality.
     negative_prompt: What the first stage that runs should avoid.
-    mesh: Spreads the work over several devices: guidance branches over `data`,
-      frames over `frames`, large weights over `fsdp`, such as
-      data=2,frames=4. Without it one device does all.
     seed: The same seed and settings give the same video.
     no_progress: Show no progress.
   """
@@ -85,18 +104,8 @@ class Arguments:
   image: Path
   output: Path
   prompt: Text | None = None
-  weights: Weights | None = None
-  stage: Literal["base", "refine", "cascade"] | None = None
-  size: Size | None = None
-  num_frames: Count | None = None
   fps: Fps | None = None
-  steps: Count | None = None
-  solver: Literal["ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"] | None = None
-  guidance_scale: Number | None = None
-  guidance_interval: Interval | None = None
-  reuse_every: Count | None = None
   negative_prompt: Text | None = None
-  mesh: Layout | None = None
   seed: Seed = 0
   no_progress: bool = False
 
@@ -115,9 +124,12 @@ def main(argv: list[str]) -> None:
   source = InputClip.read(args.image, args.num_frames, only_photo=has_base)
   seconds: dict[str, float] = {}
   with _timed(seconds, "load"):
-    mesh = args.mesh and make_mesh(**args.mesh)
-    cascade = Cascade.load(weights, stages=names, mesh=mesh)
-  plan = _plan(cascade, args, source)
+    cascade = open_cascade(weights, args)
+  more = {"fps": args.fps or source.fps}
+  if len(source.frames) > 1:
+    more["num_frames"] = len(source.frames)
+  more["negative_prompt"] = args.negative_prompt
+  plan = plan_stages(cascade, args, **more)
   cut = _check_prompt(cascade, plan, args.prompt or "")
   report = _report(args, cascade, plan, source)
   _describe_weights(report["weights"])
@@ -137,20 +149,24 @@ def main(argv: list[str]) -> None:
 # ---- Before the run ----
 
 
-def _plan(cascade: Cascade, args: Arguments, source: InputClip) -> Plan:
-  """The stages to run, in order, with the settings of the command line."""
-  count = len(source.frames)
-  return cascade.plan(
-    size=args.size,
-    num_frames=count if count > 1 else args.num_frames,
-    fps=args.fps or source.fps,
-    num_steps=args.steps,
-    solver=args.solver,
-    guidance_scale=args.guidance_scale,
-    guidance_interval=args.guidance_interval,
-    reuse_every=args.reuse_every,
-    negative_prompt=args.negative_prompt,
-  )
+def open_cascade(weights: interop.StoredWeights, settings: Settings) -> Cascade:
+  """The stages that the settings ask for, on their mesh."""
+  mesh = settings.mesh and make_mesh(**settings.mesh)
+  return Cascade.load(weights, stages=_STAGES.get(settings.stage), mesh=mesh)
+
+
+def plan_stages(cascade: Cascade, settings: Settings, **more: Any) -> Plan:
+  """The stages to run, in order, with the settings and more of them."""
+  given = {
+    "size": settings.size,
+    "num_frames": settings.num_frames,
+    "num_steps": settings.steps,
+    "solver": settings.solver,
+    "guidance_scale": settings.guidance_scale,
+    "guidance_interval": settings.guidance_interval,
+    "reuse_every": settings.reuse_every,
+  }
+  return cascade.plan(**(given | more))
 
 
 def _check_prompt(cascade: Cascade, plan: Plan, prompt: str) -> dict[str, int]:
