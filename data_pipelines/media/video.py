@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from data_pipelines.media.containers import is_cut_short
 from i2vgen_jax.errors import InputError
@@ -314,57 +314,61 @@ def _decode_chosen(
 ) -> tuple[Frames, Times, WholeFrame]:
   """The chosen frames, their times, and the first one at its own size."""
 
-  def choose(times: Times) -> Int[np.ndarray, "n"]:
-    everything = np.arange(len(times))
+  def choose(times: Times) -> list[int]:
     if select is None or not len(times):
-      return everything
-    return everything[list(select(times))]
+      return list(range(len(times)))
+    return list(select(times))
 
   with _named(source, name):
-    ticks, times = _packet_times(source, until)
+    times, ticks = _packet_times(source, until)
     chosen = choose(times)
-    if cover is not None:
-      pick, needed = times[chosen].tolist(), set(ticks[chosen].tolist())
-      _, pictures, first = _pick(source, pick, until, cover, needed)
-      if pictures.keys() >= set(pick):
-        return _stacked(pictures, pick), times[chosen], first
+    if cover is not None and ticks is not None and chosen:
+      wanted = [ticks[number] for number in chosen]
+      # The first frame is the origin of all times.
+      frames = (
+        (frame.pts, frame, aspect)
+        for _, frame, aspect in _decode(
+          source, until=until, needed={ticks[0], *wanted}
+        )
+      )
+      pictures, first = _pick(frames, wanted, until, cover)
+      if pictures.keys() >= set(wanted):
+        stacked = np.stack([pictures[tick] for tick in wanted])
+        return stacked, times[chosen], first
     while True:
-      pick = times[chosen].tolist()
-      decoded, pictures, first = _pick(source, pick, until, cover)
+      decoded = []
+      frames = (
+        (decoded.append(time) or number, frame, aspect)
+        for number, (time, frame, aspect) in enumerate(
+          _decode(source, until=until)
+        )
+      )
+      pictures, first = _pick(frames, chosen, until, cover)
       if np.array_equal(decoded, times):
-        return _stacked(pictures, pick), times[chosen], first
+        stacked = np.stack([pictures[number] for number in chosen])
+        return stacked, times[chosen], first
       # Not every packet has one frame with its time.
-      times = decoded
+      times = np.array(decoded)
       chosen = choose(times)
 
 
-def _stacked(pictures: dict[float, Frame], times: Sequence[float]) -> Frames:
-  return np.stack([pictures[time] for time in times])
-
-
 def _pick(
-  source: Source,
-  chosen: Sequence[float],
+  frames: Iterable[tuple[int, av.VideoFrame, float]],
+  chosen: Sequence[int],
   until: float | int,
   cover: tuple[int, int] | None,
-  needed: Collection[int] | None = None,
-) -> tuple[Times, dict[float, Frame], WholeFrame | None]:
-  """The times of all frames, and the pictures at the chosen times.
-
-  The last member is the first chosen picture at its own size. For `needed`,
-  see `_decode`.
-  """
-  times, pictures, first = [], {}, None
+) -> tuple[dict[int, Frame], WholeFrame | None]:
+  """The chosen pictures by the keys of `frames`, and the first one whole."""
+  size, pictures, first = None, {}, None
   converter, wanted = VideoReformatter(), set(chosen)
-  for time, frame, aspect in _decode(source, until=until, needed=needed):
-    if not times:
+  for key, frame, aspect in frames:
+    if size is None:
       size = whole = _shown_size(frame, aspect)
       if cover is not None:
         size = _covering(frame, whole, cover)
-    times.append(time)
-    if time in wanted:
-      pictures[time] = picture = _to_rgb(frame, size, converter)
-      if time == chosen[0]:
+    if key in wanted:
+      pictures[key] = picture = _to_rgb(frame, size, converter)
+      if key == chosen[0]:
         # Another converter, as each is prepared for one size.
         first = picture
         if size != whole:
@@ -375,22 +379,30 @@ def _pick(
           " clips first",
           "too-long",
         )
-  return np.array(times), pictures, first
+  return pictures, first
 
 
 def _packet_times(
   source: Source, until: float | int
-) -> tuple[Int[np.ndarray, "f"], Times]:
-  """Ticks and times of frames as packets give them: quick, but may be off."""
+) -> tuple[Times, list[int] | None]:
+  """Times of the frames as packets give them, which is quick but may be off.
+
+  Returns:
+    The times, and their ticks where those identify the frames of the decoder:
+    in H.264 in mp4, which datasets consist of, without two equal ones.
+  """
   with _opened(source) as track:
     packets = (packet for packet in _packets(track) if not packet.is_discard)
     ticks = sorted(packet.pts for packet in packets if packet.pts is not None)
     base = track.time_base
-  ticks = np.array(ticks, np.int64)
-  times = ticks.astype(np.float64) * base.numerator / base.denominator
+    is_mp4 = "mp4" in track.container.format.name
+    identify = is_mp4 and track.codec_context.name == "h264"
+  times = np.array(ticks, np.float64) * base.numerator / base.denominator
   times -= times[:1]
-  length = np.searchsorted(times, until, "right") + 1
-  return ticks[:length], times[:length]
+  length = int(np.searchsorted(times, until, "right")) + 1
+  ticks = ticks[:length]
+  unique = len(set(ticks)) == len(ticks)
+  return times[:length], ticks if identify and unique else None
 
 
 def _decode(

@@ -137,6 +137,84 @@ def test_frames_that_no_other_refers_to_are_left_out(clip, monkeypatch):
     assert len(decoded) < 12
 
 
+def encoded(clip, codec, form, times=None, **options):
+  """A file of any container and codec, with B-frames."""
+  buffer = io.BytesIO()
+  with av.open(buffer, "w", format=form) as container:
+    stream = container.add_stream(codec, 25, options=options)
+    stream.width, stream.height = clip.shape[2], clip.shape[1]
+    stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    frames = map(av.VideoFrame.from_ndarray, clip)
+    packets = [p for f in [*frames, None] for p in stream.encode(f)]
+    for number, packet in enumerate(packets):
+      if times is not None:
+        packet.pts = packet.dts = times[number]
+      container.mux(packet)
+  return buffer.getvalue()
+
+
+def trimmed(data, count):
+  """The first packets cut by an edit list, as tools that copy do it."""
+  buffer = io.BytesIO()
+  with av.open(io.BytesIO(data)) as source:
+    track = source.streams.video[0]
+    times = sorted(p.pts for p in source.demux(track) if p.pts is not None)
+  with (
+    av.open(io.BytesIO(data)) as source,
+    av.open(buffer, "w", format="mp4") as target,
+  ):
+    track = source.streams.video[0]
+    stream = target.add_stream_from_template(track)
+    for packet in source.demux(track):
+      if packet.dts is not None:
+        packet.pts -= times[count]
+        packet.dts -= times[count]
+        packet.stream = stream
+        target.mux(packet)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+  ("codec", "form", "cut"),
+  [
+    ("libx264", "mp4", 0),
+    ("libx264", "mp4", 1),
+    ("libx264", "mp4", 3),
+    ("libx264", "avi", 0),
+    ("mpeg4", "avi", 0),
+    ("mpeg2video", "mpegts", 0),
+    ("libx264", "matroska", 0),
+  ],
+)
+def test_covering_frames_are_those_of_the_whole_video(
+  tmp_path, codec, form, cut
+):
+  rng = np.random.default_rng(0)
+  # Frames differ by their brightness, which every codec keeps.
+  levels = rng.permutation(np.linspace(20, 230, 24)).astype(np.uint8)
+  clip = np.broadcast_to(levels[:, None, None, None], (24, 32, 48, 3)).copy()
+  data = encoded(clip, codec, form, bf="3")
+  if cut:
+    data = trimmed(data, cut)
+  path = tmp_path / "video"
+  path.write_bytes(data)
+  everything, _ = video.decode_mp4(path)
+  assert len(everything) > 15
+  for number in range(len(everything)):
+    frames, first = video.decode_to_cover(path, lambda t: [number], (48, 32))  # noqa: B023
+    np.testing.assert_array_equal(frames[0], everything[number])
+    np.testing.assert_array_equal(first, everything[number])
+
+
+def test_frames_with_equal_times_are_all_kept(clip):
+  times = [0, 1, 1, *range(2, 11)]
+  data = encoded(clip, "mjpeg", "matroska", times)
+  frames, found = video.decode_mp4(data)
+  assert len(frames) == 12 and found[1] == found[2]
+  for number in (1, 2):
+    assert psnr(frames[number], clip[number]) > 24
+
+
 @pytest.mark.parametrize("last", [0, 4, 11])
 def test_decoding_stops_after_until(clip, monkeypatch, last):
   data = video.encode_mp4(clip, 8)
