@@ -97,13 +97,13 @@ class Cascade:
     if size:
       made = _resized(made, size)
     needed = {tower for s in made.values() for tower in towers_of(s.unet)}
-    networks = {
-      name: path.networks[name].load(dtype, mesh)
-      for name in (*sorted(needed), *names)
-    }
-    if mesh is None and jax.default_backend() != "cpu":
-      # They run once for a video, and the memory of a chip is scarce.
-      networks |= {tower: _on_host(networks[tower]) for tower in needed}
+    networks = {}
+    for name in (*sorted(needed), *names):
+      networks[name] = path.networks[name].load(dtype, mesh)
+      beside_chip = mesh is None and jax.default_backend() != "cpu"
+      if name in needed and beside_chip:
+        # It runs once for a video, and the memory of a chip is scarce.
+        networks[name] = _on_host(networks[name])
     # The modules that were loaded compute in `dtype`.
     made = {
       name: dataclasses.replace(stage, **_modules(networks, name))

@@ -3,14 +3,16 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from i2vgen_jax.errors import InputError
 
 
 def check_fits(
-  program: jax.stages.Compiled, advice: Callable[[float], str]
+  program: jax.stages.Compiled, args: Any, advice: Callable[[float], str]
 ) -> None:
   """Compares what a program allocates with the memory that is free.
 
@@ -19,16 +21,21 @@ def check_fits(
 
   Args:
     program: what is about to run on the default device.
+    args: its arguments; those in host memory are copied to the device.
     advice: share of the needed memory that is free -> what would fit.
 
   Raises:
-    InputError: results and temporary arrays do not fit.
+    InputError: arguments, results and temporary arrays do not fit.
   """
   sizes = program.memory_analysis()
-  free = free_bytes(jax.local_devices()[0])
+  device = jax.local_devices()[0]
+  free = free_bytes(device)
   if sizes is None or free is None:
     return
   needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes
+  if device.platform != "cpu":
+    leaves = jax.tree.leaves(args)
+    needed += sum(x.nbytes for x in leaves if isinstance(x, np.ndarray))
   if needed > free:
     raise InputError(
       f"not enough memory: {_gigabytes(needed)} needed beside the weights, "

@@ -2,8 +2,8 @@
 
 The mesh has three axes. `data` and `fsdp` both split the rows of a batch;
 `fsdp` also splits large weights, their moments and their averages; `frames`
-splits the frames of a clip. Models contain no sharding: the objective
-constrains the latents, and the compiler propagates the layout.
+splits the frames of a clip. Models contain no sharding: the training objective
+and the stage constrain the latents, and the compiler propagates the layout.
 """
 
 import dataclasses
@@ -163,8 +163,7 @@ def on_each_device(
 def split_clips(x: Float[Array, "b f ..."]) -> Float[Array, "b f ..."]:
   """Splits rows and frames over the mesh of `jax.set_mesh`.
 
-  An axis of the mesh that does not divide them has copies; without a mesh
-  nothing happens.
+  Mesh axes that do not divide them hold copies; without a mesh nothing happens.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -178,17 +177,19 @@ def _dividing(
   axes: Sequence[str | tuple[str, ...] | None],
   shape: tuple[int, ...],
 ) -> PartitionSpec:
-  """The mesh axes of the first axes of an array that they divide."""
+  """The mesh axes of the first axes of an array that they divide.
 
-  def divides(axis: str | tuple[str, ...], length: int) -> bool:
-    names = (axis,) if isinstance(axis, str) else axis
-    return length % math.prod(mesh.shape[name] for name in names) == 0
+  Of a tuple of mesh axes the first ones that divide are left.
+  """
+
+  def left(axis: str | tuple[str, ...] | None, length: int) -> tuple[str, ...]:
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    while length % math.prod(mesh.shape[name] for name in names):
+      names = names[:-1]
+    return names
 
   return PartitionSpec(
-    *(
-      axis if axis and divides(axis, length) else None
-      for axis, length in zip(axes, shape, strict=False)
-    )
+    *(left(axis, n) or None for axis, n in zip(axes, shape, strict=False))
   )
 
 

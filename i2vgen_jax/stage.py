@@ -42,6 +42,8 @@ STAGES = ("base", "refine")
 
 Progress = Callable[[int], None]
 
+# Latents on a side of the smallest size that is suggested.
+_SMALLEST = 8
 # A field of each tower, and the field of the U-Net that it must equal.
 _SHARED_WIDTHS = {
   "vae": ("latent_channels", "latent_channels"),
@@ -113,6 +115,12 @@ class Sampling:
       raise InputError(f"num_frames must be at least 1, got {self.num_frames}")
     if not 0 < self.fps < math.inf:
       raise InputError(f"fps must be above 0 and finite, got {self.fps}")
+    low, high = self.guidance_interval
+    if not 0 <= low <= high < NUM_TRAIN_TIMESTEPS:
+      raise InputError(
+        "guidance_interval must be a lowest and a highest timestep from 0 to "
+        f"{NUM_TRAIN_TIMESTEPS - 1}, got {low} and {high}"
+      )
     if self.reuse_every < 1:
       raise InputError(
         f"reuse_every must be at least 1, got {self.reuse_every}"
@@ -422,6 +430,7 @@ class Stage:
       rngs,
       prediction_type=self.diffusion.prediction_type,
       features=state.features,
+      branches=self._shortcuts(null_cond is not None).branches,
     )
 
   def _first_state(
@@ -447,16 +456,16 @@ class Stage:
         reference_scale=s.reference_start,
       )
     features = None
-    if self._shortcuts(null_cond).shortens:
+    if self._shortcuts(null_cond is not None).shortens:
       # Zeros in the place of those of an earlier evaluation.
       branches = 1 if null_cond is None else 2
       shape = (branches * len(xt), *xt.shape[1:-1], self.unet.block_channels[0])
       features = jnp.zeros(shape, self.unet.dtype or jnp.float32)
     return State.of(xt, features), keys[:, 1]
 
-  def _shortcuts(self, null_cond: Conditioning | None) -> Shortcuts:
+  def _shortcuts(self, guided: bool) -> Shortcuts:
     s = self.sampling
-    interval = None if null_cond is None else s.guidance_interval
+    interval = s.guidance_interval if guided else None
     return Shortcuts.of(self.solver.timesteps, interval, s.reuse_every)
 
   def _guided(
@@ -468,7 +477,7 @@ class Stage:
   ) -> Callable[..., Any]:
     """The function that the sampler evaluates."""
     guidance = cond, null_cond, guidance_scale, self.sampling.guidance_rescale
-    shortcuts = self._shortcuts(null_cond)
+    shortcuts = self._shortcuts(null_cond is not None)
     if not shortcuts.shortens:
       return classifier_free(self.denoiser(params), *guidance)
     weights = {"params": params["unet"]}
@@ -523,11 +532,11 @@ class Stage:
     state, *rest = programs.start(
       dict(params), rngs, jnp.float32(s.fps), **inputs
     )
-    for i in range(self.solver.num_evaluations):
-      state = programs.advance(unet, scale, *self._entry(i), state, *rest)
+    for done, entry in enumerate(self._entries(), 1):
+      state = programs.advance(unet, scale, entry, state, *rest)
       if progress is not None:
         jax.block_until_ready(state.x)
-        progress(i + 1)
+        progress(done)
     if not decode:
       return state.x
     return programs.finish({"vae": params["vae"]}, state.x)
@@ -559,7 +568,7 @@ class Stage:
 
     def compiled(jitted: Callable, *args: Any, **kwargs: Any) -> Any:
       program = jitted.lower(*args, **kwargs, stage=stage).compile()
-      check_fits(program, self._what_fits)
+      check_fits(program, args, self._what_fits)
       return program
 
     scalar = jnp.float32(0)
@@ -569,13 +578,17 @@ class Stage:
     )
     state, *rest = jax.tree.map(_placed, start.out_info, start.output_shardings)
     unet, vae = ({name: params[name]} for name in ("unet", "vae"))
-    advance = compiled(_advance, unet, scalar, *self._entry(0), state, *rest)
+    entry = self._entries()[0]
+    advance = compiled(_advance, unet, scalar, entry, state, *rest)
     finish = compiled(_decode, vae, state.x) if decode else None
     return Programs(start, advance, finish)
 
-  def _entry(self, i: int) -> tuple[np.int32, Solver]:
-    """Number and coefficients of an evaluation."""
-    return np.int32(i), Solver(*(column[i] for column in self.solver))
+  def _entries(self) -> list[tuple[Solver, np.int32, np.int32]]:
+    """Coefficients, number and branch of each evaluation."""
+    shortcuts = self._shortcuts(self.sampling.guidance_scale != 1)
+    numbers = np.arange(self.solver.num_evaluations, dtype=np.int32)
+    coefficients = map(Solver, *self.solver)
+    return [*zip(coefficients, numbers, shortcuts.branches, strict=True)]
 
   # ---- Checks ----
 
@@ -592,9 +605,12 @@ class Stage:
       options.append(f"{fewer} frames of {width}x{height}")
     scale = share**0.5 / self.shrink
     near = self.unet.nearest_size(width * scale, height * scale)
-    smaller = "x".join(str(self.shrink * side) for side in near)
-    options.append(f"{count} frames of {smaller}")
-    return f"about {' or '.join(options)} would fit"
+    if min(near) >= _SMALLEST:
+      smaller = "x".join(str(self.shrink * side) for side in near)
+      options.append(f"{count} frames of {smaller}")
+    if not options:
+      return "choose a much smaller size"
+    return f"stage {self.name} has room for about {' or '.join(options)}"
 
   def _text(self, params: Mapping[str, Params], ids: Array) -> Array:
     tower = {"params": params["text_encoder"]}
@@ -649,7 +665,7 @@ def _start(
   stage: Stage,
   guided: bool,
 ):
-  """State, keys and conditions of both branches before the first evaluation."""
+  """State, keys and conditions of both branches, from pixels and tokens."""
   b, k = frames.shape[:2]
   width, height = stage.sampling.size
   # As in public variant (b): bilinear, no antialiasing, aspect not kept.
@@ -684,12 +700,11 @@ def _start(
 
 
 @functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")
-def _advance(params, scale, i, at, state, rngs, cond, null_cond, *, stage):
-  """The state after evaluation number i."""
+def _advance(params, scale, entry, state, rngs, cond, null_cond, *, stage):
+  """The state after the evaluation of an entry."""
   state = sampler.step(
     stage._guided(params, cond, null_cond, scale),
-    at,
-    i,
+    *entry,
     state,
     rngs,
     stage.diffusion.prediction_type,

@@ -73,8 +73,6 @@ def _parse_interval(text: str) -> tuple[int, int]:
   low, dash, high = text.partition("-")
   if not (dash and low.isdecimal() and high.isdecimal()):
     raise ValueError(f"{text!r} is not LOWEST-HIGHEST, such as 200-800")
-  if int(low) > int(high):
-    raise ValueError(f"{text!r} is empty; give the lower number first")
   return int(low), int(high)
 
 

@@ -101,12 +101,15 @@ def _keep_compiled() -> None:
     return
   cpu = platform.machine() + platform.processor()
   with contextlib.suppress(OSError):
-    flags = re.search(r"flags\s*:.*", Path("/proc/cpuinfo").read_text())
+    flags = re.search(
+      r"(flags|Features)\s*:.*", Path("/proc/cpuinfo").read_text()
+    )
     cpu += flags[0] if flags else ""
-  base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
   name = hashlib.sha256(cpu.encode()).hexdigest()[:16]
-  folder = Path(base) / "i2vgen-jax" / "compiled" / name
-  with contextlib.suppress(OSError):
+  # RuntimeError: there is no home folder.
+  with contextlib.suppress(OSError, RuntimeError):
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "i2vgen-jax" / "compiled" / name
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 

@@ -25,6 +25,7 @@ class ProgressBar:
     self.silent = False
     self._job, self._total, self._done = "", 0, 0
     self._start = self._first = 0.0
+    self._compiles = False
     self._bar: tqdm | None = None
 
   def __enter__(self) -> "ProgressBar":
@@ -47,6 +48,7 @@ class ProgressBar:
     """Starts a job; `first` describes what happens before its first piece."""
     self._job, self._total, self._done = job, total, 0
     self._start = time.monotonic()
+    self._compiles = bool(first)
     if first:
       self._print(f"{job}: {first}", end="" if sys.stderr.isatty() else "\n")
 
@@ -76,9 +78,9 @@ class ProgressBar:
       self._bar.close()
       self._bar = None
     text = tqdm.format_interval(time.monotonic() - self._start)
-    if self._done:
+    if self._done and self._compiles:
       first = tqdm.format_interval(self._first - self._start)
-      text += f", the first after {first}"
+      text += f", first step after {first}"
     self._print(f"{self._job}: done in {text}")
     self._job, self._done = "", self._total
 

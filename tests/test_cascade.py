@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cascade_standin import BASE_SIZE, NUM_FRAMES, REFINED_SIZE
 
-from i2vgen_jax import interop, stage
+from i2vgen_jax import autoencoding, interop, stage
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.tokenizer import PromptWarning
@@ -197,6 +197,65 @@ def test_other_arguments_compile_nothing(cascade):
   run(cascade, "base", [picture(0)], changes=longer, decode=False)
   jax.monitoring.clear_event_listeners()
   assert compilation in events
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{"reuse_every": 2}, {"guidance_interval": (500, 999), "reuse_every": 3}],
+)
+def test_shortened_evaluations_give_nearly_the_same_latents(cascade, changes):
+  steps = {"num_steps": 12}
+  made = [
+    run(cascade, "base", [picture(0)], changes=steps | more, decode=False)
+    for more in ({}, changes)
+  ]
+  error = np.abs(made[0] - made[1]).max()
+  assert 0 < error < 0.2 * made[0].std()
+
+
+def test_generate_equals_the_scan_of_sample(cascade, monkeypatch):
+  """Training draws its pictures by the scan, in one program."""
+  base = cascade.stage("base").with_sampling(reuse_every=2, num_steps=5)
+  started = []
+  start = stage._start
+
+  class Recorded:
+    __call__ = start.__call__
+
+    def lower(self, *args, **kwargs):
+      started.append((args, kwargs))
+      return start.lower(*args, **kwargs)
+
+  monkeypatch.setattr(stage, "_start", Recorded())
+  made = cascade.run(base, [picture(0)], ["red"], decode=False)
+  [((params, rngs, _), inputs)] = started
+  inputs = {k: v for k, v in inputs.items() if k not in ("stage", "guided")}
+  keys = jax.vmap(jax.random.split)(rngs)
+  latent = made.shape[2:]
+  given = base.encode(
+    params,
+    autoencoding.to_unit_range(inputs["frames"]),
+    stage.initial_noise(keys[:, 0], (1, *latent)),
+  )
+  cond = base.condition(
+    params,
+    token_ids=inputs["token_ids"],
+    clip_images=inputs["clip_images"],
+    image_latents=given[:, 0],
+    fps=np.full(1, base.sampling.fps, np.float32),
+  )
+  null_cond = base.unconditional(params, cond, inputs["negative_ids"])
+  scanned = jax.jit(
+    lambda: base.sample(
+      params,
+      cond,
+      null_cond,
+      keys[:, 1],
+      made.shape,
+      guidance_scale=base.sampling.guidance_scale,
+    )
+  )()
+  np.testing.assert_allclose(made, scanned, rtol=1e-3, atol=1e-3)
 
 
 def test_towers_stay_in_host_memory_beside_a_chip(

@@ -149,3 +149,25 @@ def test_latents_are_constrained_inside_jit():
   pin = jax.jit(lambda x: sharding.constrain_latents(2 * x, mesh))
   latents = pin(jnp.ones((4, 6, 2, 2, 4)))
   assert latents.addressable_shards[0].data.shape == (1, 3, 2, 2, 4)
+
+
+class TestSplitClips:
+  def test_without_a_mesh_nothing_happens(self):
+    x = np.zeros((2, 4, 3))
+    assert sharding.split_clips(x) is x
+
+  @pytest.mark.parametrize(
+    ("layout", "rows", "frames", "shard"),
+    [
+      ({"data": 2, "frames": 4}, 2, 8, (1, 2, 3)),
+      ({"data": 2, "fsdp": 2, "frames": 2}, 4, 8, (1, 4, 3)),
+      # Two rows are split by `data` alone, and `fsdp` holds copies.
+      ({"data": 2, "fsdp": 2, "frames": 2}, 2, 8, (1, 4, 3)),
+      ({"data": 8}, 2, 8, (2, 8, 3)),
+      ({"data": 1, "frames": 8}, 2, 4, (2, 4, 3)),
+    ],
+  )
+  def test_shard_shapes(self, layout, rows, frames, shard):
+    with jax.set_mesh(sharding.make_mesh(**layout)):
+      x = jax.jit(sharding.split_clips)(np.ones((rows, frames, 3)))
+    assert x.sharding.shard_shape(x.shape) == shard

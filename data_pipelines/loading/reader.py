@@ -115,19 +115,30 @@ class Reader:
     rows = range(self.batch_size) if rows is None else rows
     bucket = self.bucket(step)
     first = step * self.batch_size
-    examples = [self._example(first + int(row), bucket) for row in rows]
-    return Batch(**{n: _stack([e[n] for e in examples]) for n in examples[0]})
+    return _batch([self._example(first + int(row), bucket) for row in rows])
 
   def iterate(
     self, start_step: int = 0, rows: Iterable[int] | None = None
   ) -> Iterator[Batch]:
-    """Endless batches from a step on, prepared ahead of time by threads."""
-    steps = grain.MapDataset.range(start_step, sys.maxsize)
-    # More threads than cores would only wait for each other.
-    threads = len(os.sched_getaffinity(0))
-    options = grain.ReadOptions(threads, prefetch_buffer_size=2 * threads)
-    batches = steps.map(lambda step: self.batch(int(step), rows))
-    return iter(batches.to_iter_dataset(options))
+    """Endless batches from a step on, prepared ahead of time by threads.
+
+    There is a thread for each core; they read the examples of four steps ahead,
+    or two for each thread.
+    """
+    rows = [*(range(self.batch_size) if rows is None else map(int, rows))]
+    count = len(rows)
+
+    def example(number: int) -> Arrays:
+      step, place = divmod(int(number), count)
+      first = step * self.batch_size
+      return self._example(first + rows[place], self.bucket(step))
+
+    threads = os.cpu_count() or 1
+    ahead = max(4 * count, 2 * threads)
+    options = grain.ReadOptions(threads, prefetch_buffer_size=ahead)
+    numbers = grain.MapDataset.range(start_step * count, sys.maxsize)
+    examples = numbers.map(example).to_iter_dataset(options)
+    return iter(examples.batch(count, batch_fn=_batch))
 
   def _example(self, number: int, bucket: Bucket) -> Arrays:
     mixture = self._mixtures[bucket]
@@ -195,6 +206,10 @@ class Reader:
       self.captions_read += 1
       self.captions_cut += cut > 0
     return np.asarray(ids[0])
+
+
+def _batch(examples: Sequence[Arrays]) -> Batch:
+  return Batch(**{n: _stack([e[n] for e in examples]) for n in examples[0]})
 
 
 def _stack(column: Sequence[Any]) -> np.ndarray | None:

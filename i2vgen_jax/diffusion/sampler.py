@@ -42,6 +42,7 @@ def sample(
   *,
   prediction_type: str = "v",
   features: Any = None,
+  branches: Int[np.ndarray, "n"] | None = None,
 ) -> Float[Array, "b ..."]:
   """Integrates xt from the solver's first level to its last, in float32.
 
@@ -53,8 +54,9 @@ def sample(
     xt: a sample at the solver's first level.
     rngs: one key per row, for the noise of stochastic solvers.
     features: arrays that denoise_fn hands on from one evaluation to the next;
-      it is then (xt, t, i, features) -> (output, features), where i is the
-      number of the evaluation. See `shortcuts.shortened`.
+      it is then (xt, t, branch, features) -> (output, features). See
+      `shortcuts.shortened`.
+    branches: the branch of each evaluation, if features are given.
 
   Returns:
     The sample at the solver's last level.
@@ -66,10 +68,13 @@ def sample(
   is_noisy = bool(np.any(solver.noise))
 
   def evaluate(state, entry):
-    i, at = entry
-    return step(denoise_fn, at, i, state, rngs, prediction_type, is_noisy), None
+    i, branch, at = entry
+    return step(
+      denoise_fn, at, i, branch, state, rngs, prediction_type, is_noisy
+    ), None
 
-  entries = (jnp.arange(solver.num_evaluations), solver)
+  numbers = jnp.arange(solver.num_evaluations)
+  entries = (numbers, numbers if branches is None else branches, solver)
   state, _ = jax.lax.scan(evaluate, State.of(xt, features), entries)
   return state.x
 
@@ -87,6 +92,7 @@ def step(
   denoise_fn: Callable[..., Any],
   at: Solver,
   i: Int[Array, ""],
+  branch: Int[Array, ""],
   state: State,
   rngs: Key[Array, "b"],
   prediction_type: str,
@@ -98,6 +104,7 @@ def step(
     denoise_fn: see `sample`, as for `rngs` and `prediction_type`.
     at: the entry of the solver.
     i: number of the entry.
+    branch: see `sample`; unused without features.
     state: from the evaluation before.
     is_noisy: whether the solver adds noise at any level.
   """
@@ -106,7 +113,7 @@ def step(
   if features is None:
     output = denoise_fn(x, t)
   else:
-    output, features = denoise_fn(x, t, i, features)
+    output, features = denoise_fn(x, t, branch, features)
   x0 = to_x0(
     output.astype(jnp.float32), x, at.alphas, at.sigmas, prediction_type
   )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 
 from i2vgen_jax.diffusion.guidance import classifier_free
 from i2vgen_jax.types import Array, Conditioning
@@ -69,6 +69,12 @@ class Shortcuts(NamedTuple):
     """A number for each pair of `guided` and `whole`."""
     return 2 * self.guided.astype(np.int32) + self.whole
 
+  @property
+  def branches(self) -> Int32[np.ndarray, "n"]:
+    """Index of each entry's kind among the kinds that occur, in order."""
+    _, branches = np.unique(self.kinds, return_inverse=True)
+    return branches.astype(np.int32)
+
 
 def shortened(
   network: Network,
@@ -87,8 +93,8 @@ def shortened(
     cond: see `classifier_free`, as for the rest.
 
   Returns:
-    denoise(xt, t, i, features) -> (output, features) for evaluation number i,
-    with features of [uncond, cond].
+    denoise(xt, t, branch, features) -> (output, features) for an evaluation of
+    one of `shortcuts.branches`, with features of [uncond, cond].
   """
 
   def evaluation(kind: int) -> Callable[..., tuple[Array, Array]]:
@@ -114,11 +120,9 @@ def shortened(
 
     return evaluate
 
-  kinds, numbers = np.unique(shortcuts.kinds, return_inverse=True)
-  evaluations = [evaluation(int(kind)) for kind in kinds]
-  numbers = jnp.asarray(numbers)
+  evaluations = [evaluation(int(kind)) for kind in np.unique(shortcuts.kinds)]
 
-  def denoise(xt, t, i, features):
-    return jax.lax.switch(numbers[i], evaluations, xt, t, features)
+  def denoise(xt, t, branch, features):
+    return jax.lax.switch(branch, evaluations, xt, t, features)
 
   return denoise

@@ -114,7 +114,7 @@ class Denoising(task.Task):
       rngs={"dropout": jax.random.fold_in(rng_net, batch.index[0])},
     )
     loss, _ = diffusion_loss(
-      lambda xt, t, c: network(constrain_latents(xt, self.mesh), t, c),
+      network,
       self.stage.schedule,
       latents,
       cond,

@@ -65,7 +65,16 @@ def run(shortcuts, null_cond=NULL, network=network):
   features = jnp.zeros((rows, *SHAPE[1:]))
   rngs = jax.random.split(jax.random.key(1), 2)
   return np.asarray(
-    jax.jit(lambda x: sample(denoise, SOLVER, x, rngs, features=features))(xt)
+    jax.jit(
+      lambda x: sample(
+        denoise,
+        SOLVER,
+        x,
+        rngs,
+        features=features,
+        branches=shortcuts.branches,
+      )
+    )(xt)
   )
 
 

@@ -69,7 +69,6 @@ def test_accepted(kind, text, value):
     (Size, "64x32x3"),
     (Interval, "200"),
     (Interval, "-5-10"),
-    (Interval, "9-8"),
     (Layout, "data=2,rows=4"),
     (Layout, "data=two"),
     (Layout, "data=2,"),

@@ -35,7 +35,7 @@ def test_log_has_few_lines(capsys, clock):
   follow(ProgressBar(), 200, clock)
   lines = capsys.readouterr().err.splitlines()
   assert lines[0] == "base: compiling"
-  assert lines[-1] == "base: done in 07:10, the first after 00:30"
+  assert lines[-1] == "base: done in 07:10, first step after 00:30"
   assert 5 <= len(lines) <= 12
 
 
@@ -75,7 +75,7 @@ def test_terminal_rewrites_one_line(monkeypatch, clock):
   lengths = [len(part) for part in shown]
   for before, after, length in zip(shown, shown[1:], lengths[1:], strict=False):
     assert length >= len(before.rstrip()) or not after
-  assert shown[-1] == "base: done in 01:10, the first after 00:30"
+  assert shown[-1] == "base: done in 01:10, first step after 00:30"
 
 
 def test_a_callable_for_several_jobs(capsys, clock):
