@@ -227,21 +227,58 @@ def stream(
     InputError: missing, empty, damaged, without a video track, or with a frame
       that `probe` would refuse; raised when that frame is reached.
   """
-  shape, converter = None, VideoReformatter()
+  size, converter = None, VideoReformatter()
   with _named(source, name):
-    for time, frame, aspect in _decode(source, start):
-      if stop is not None and time >= stop:
-        return
-      _check(frame)
-      if shape is None:
-        shape = frame.width, frame.height
-        size = _shown_size(frame, aspect, short_side)
-      if shape != (frame.width, frame.height):
-        raise InputError(
-          f"changes its size at {time:.2f} s; cut it there", "resized"
-        )
-      if time >= start:
-        yield time, _to_rgb(frame, size, converter)
+    for time, frame, aspect in _usable(source, start, stop):
+      size = size or _shown_size(frame, aspect, short_side)
+      yield time, _to_rgb(frame, size, converter)
+
+
+def stream_to_cover(
+  source: Source, cover: tuple[int, int], *, name: str | None = None
+) -> Iterator[tuple[float, Frame, WholeFrame]]:
+  """Yields all frames as `decode_to_cover` scales them.
+
+  Args:
+    source: path or content of the file.
+    cover: see `decode_to_cover`.
+    name: name of the video in messages; the path by default.
+
+  Yields:
+    Time of each frame, in seconds from the first frame, the scaled frame, and
+    the frame at its own size.
+
+  Raises:
+    InputError: see `stream`.
+  """
+  size, converters = None, (VideoReformatter(), VideoReformatter())
+  with _named(source, name):
+    for time, frame, aspect in _usable(source, 0, None):
+      whole = _shown_size(frame, aspect)
+      size = size or _covering(frame, whole, cover)
+      small, large = (
+        _to_rgb(frame, side, converter)
+        for side, converter in zip((size, whole), converters, strict=True)
+      )
+      yield time, small, large
+
+
+def _usable(
+  source: Source, start: float | int, stop: float | int | None
+) -> Iterator[tuple[float, av.VideoFrame, float]]:
+  """Frames of one size from `start` on and before `stop`; see `_decode`."""
+  shape = None
+  for time, frame, aspect in _decode(source, start):
+    if stop is not None and time >= stop:
+      return
+    _check(frame)
+    shape = shape or (frame.width, frame.height)
+    if shape != (frame.width, frame.height):
+      raise InputError(
+        f"changes its size at {time:.2f} s; cut it there", "resized"
+      )
+    if time >= start:
+      yield time, frame, aspect
 
 
 def probe(source: Source, *, name: str | None = None) -> float:

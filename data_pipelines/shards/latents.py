@@ -107,13 +107,15 @@ def _encode(
   width, height = size
   times, views, crops = [], [], []
   if "image" in record:
-    timed = zip([0.0], dataset.load_frames(record)[0], strict=True)
+    [picture], _ = dataset.load_frames(record)
+    shown = [(0.0, picture, picture)]
   else:
     # One by one, because a clip may not fit into memory at its full size.
-    timed = video.stream(record["video"], name=record["id"].decode())
-  for time, frame in timed:
+    name = record["id"].decode()
+    shown = video.stream_to_cover(record["video"], size, name=name)
+  for time, frame, whole in shown:
     times.append(time)
-    views.append(preprocessing.clip_view(frame, width, side))
+    views.append(preprocessing.clip_view(whole, width, side))
     crops.append(preprocessing.center_crop_wide(frame, *size))
   moments, embeds = encoder(np.stack(crops), np.stack(views))
   _, h, w, c = moments.shape
