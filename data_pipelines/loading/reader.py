@@ -113,9 +113,7 @@ class Reader:
       InputError: A record is damaged or cannot be decoded.
     """
     rows = range(self.batch_size) if rows is None else rows
-    bucket = self.bucket(step)
-    first = step * self.batch_size
-    return _batch([self._example(first + int(row), bucket) for row in rows])
+    return _batch([self._row(step, int(row)) for row in rows])
 
   def iterate(
     self, start_step: int = 0, rows: Iterable[int] | None = None
@@ -130,8 +128,7 @@ class Reader:
 
     def example(number: int) -> Arrays:
       step, place = divmod(int(number), count)
-      first = step * self.batch_size
-      return self._example(first + rows[place], self.bucket(step))
+      return self._row(step, rows[place])
 
     threads = os.cpu_count() or 1
     ahead = max(4 * count, 2 * threads)
@@ -139,6 +136,9 @@ class Reader:
     numbers = grain.MapDataset.range(start_step * count, sys.maxsize)
     examples = numbers.map(example).to_iter_dataset(options)
     return iter(examples.batch(count, batch_fn=_batch))
+
+  def _row(self, step: int, row: int) -> Arrays:
+    return self._example(step * self.batch_size + row, self.bucket(step))
 
   def _example(self, number: int, bucket: Bucket) -> Arrays:
     mixture = self._mixtures[bucket]

@@ -356,6 +356,12 @@ def _decode_chosen(
       return list(range(len(times)))
     return list(select(times))
 
+  def numbered(times: list[float]) -> Iterator[tuple[int, Any, float]]:
+    """All frames by number; their times are added to the list."""
+    for time, frame, aspect in _decode(source, until=until):
+      times.append(time)
+      yield len(times) - 1, frame, aspect
+
   with _named(source, name):
     times, ticks = _packet_times(source, until)
     chosen = choose(times)
@@ -374,13 +380,7 @@ def _decode_chosen(
         return stacked, times[chosen], first
     while True:
       decoded = []
-      frames = (
-        (decoded.append(time) or number, frame, aspect)
-        for number, (time, frame, aspect) in enumerate(
-          _decode(source, until=until)
-        )
-      )
-      pictures, first = _pick(frames, chosen, until, cover)
+      pictures, first = _pick(numbered(decoded), chosen, until, cover)
       if np.array_equal(decoded, times):
         stacked = np.stack([pictures[number] for number in chosen])
         return stacked, times[chosen], first
