@@ -51,6 +51,7 @@ def diffusion_loss(
   noise_offset: float = 0.1,
   max_timestep: int | None = None,
   timestep_shift: float = 1.0,
+  weights: Float[Array, "b f h w"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "b"]]:
   """Mean squared error of the prediction, without SNR weights.
 
@@ -64,6 +65,7 @@ def diffusion_loss(
     timestep_shift: s of u -> s u / (1 + (s - 1) u), applied to the drawn
       timestep as a fraction (Esser et al. 2024, eq. 23). Above 1, noisy
       timesteps are more frequent; 1 is uniform.
+    weights: factor on the squared error of each latent; None is 1.
 
   Returns:
     The mean over rows, and the loss of each row.
@@ -98,5 +100,8 @@ def diffusion_loss(
   xt = prediction.add_noise(x0, eps, alpha, sigma)
   output = denoise_fn(xt, t, cond).astype(jnp.float32)
   error = output - prediction.target(x0, eps, alpha, sigma, prediction_type)
-  per_row = jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
+  error = jnp.mean(jnp.square(error), axis=-1)
+  if weights is not None:
+    error *= weights
+  per_row = jnp.mean(error, axis=(1, 2, 3))
   return per_row.mean(), per_row

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from i2vgen_jax import autoencoding, cascade, interop
 from i2vgen_jax.diffusion.losses import diffusion_loss, per_row_rngs
+from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
 from i2vgen_jax.models.build import Network
 from i2vgen_jax.models.vae import Posterior
@@ -22,6 +23,9 @@ from i2vgen_jax.sharding import constrain_latents
 from i2vgen_jax.stage import Diffusion, Stage
 from i2vgen_jax.training import task
 from i2vgen_jax.types import Array, Batch, Conditioning, Params
+
+# Mean difference between latents of frames below which a clip stands still.
+_STILL = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,7 @@ class Denoising(task.Task):
     noise_offset: see `diffusion_loss`, as for the rest.
     max_timestep: T_r of the refine stage; None trains all levels.
     timestep_shift: shift of the drawn noise levels.
+    motion_weight: see `motion_weights`; 0 is off.
   """
 
   stage: Stage
@@ -51,6 +56,7 @@ class Denoising(task.Task):
   noise_offset: float = 0.1
   max_timestep: int | None = None
   timestep_shift: float = 1.0
+  motion_weight: float = 0.0
 
   @classmethod
   def from_config(cls, config: ConfigDict, mesh: Mesh) -> "Denoising":
@@ -76,7 +82,6 @@ class Denoising(task.Task):
     if unet.use_text:
       tokenizer = cascade.load_tokenizer(stored)
       negative_ids = tokenizer([stage.sampling.negative_prompt]).ids
-    known = {field.name for field in dataclasses.fields(Diffusion)}
     return cls(
       stage=stage,
       mesh=mesh,
@@ -84,7 +89,7 @@ class Denoising(task.Task):
       frozen=frozen,
       tokenizer=tokenizer,
       negative_ids=negative_ids,
-      **{k: v for k, v in fields["diffusion"].items() if k not in known},
+      **loss_settings(fields["diffusion"]),
     )
 
   @property
@@ -124,6 +129,7 @@ class Denoising(task.Task):
       noise_offset=self.noise_offset,
       max_timestep=self.max_timestep,
       timestep_shift=self.timestep_shift,
+      weights=motion_weights(latents, self.motion_weight),
     )
     return loss, {}
 
@@ -147,7 +153,7 @@ class Denoising(task.Task):
     real = batch.frames
     if real is None:
       real = stage.decode(networks, latents)
-    cond, null_cond = self._condition(networks, batch, latents), None
+    cond, null_cond = self.condition(networks, batch, latents), None
     if stage.sampling.guidance_scale != 1:
       null_cond = stage.unconditional(networks, cond, self.negative_ids)
     sampled = stage.sample(
@@ -164,9 +170,10 @@ class Denoising(task.Task):
   def exports(self, params: Params, batch: Batch) -> task.Exports:
     return {self.stage.name: (dict(self.config), params)}
 
-  def _condition(
+  def condition(
     self, networks: task.Networks, batch: Batch, latents: Array
   ) -> Conditioning:
+    """What the U-Net takes of a batch beside the noisy latents."""
     return self.stage.condition(
       networks,
       token_ids=batch.token_ids,
@@ -190,13 +197,45 @@ class Denoising(task.Task):
         self.negative_ids,
       )
       batch = dataclasses.replace(batch, token_ids=token_ids)
-    cond = self._condition(frozen, batch, latents)
+    cond = self.condition(frozen, batch, latents)
     if cond.image_embeds is None:
       return cond
     embeds = drop_rows(
       rng_image, batch.index, self.image_dropout, cond.image_embeds, 0.0
     )
     return dataclasses.replace(cond, image_embeds=embeds)
+
+
+def loss_settings(diffusion: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings of a config's group `diffusion` that are not the stage's."""
+  known = {field.name for field in dataclasses.fields(Diffusion)}
+  return {k: v for k, v in diffusion.items() if k not in known}
+
+
+def motion_weights(
+  latents: Float[Array, "b f h w c"], share: float
+) -> Float[Array, "b f h w"]:
+  """Weights of the loss that favour what differs from the first frame.
+
+  A small object on a still ground is a few hundredths of a clip's latents, and
+  as little of its loss. The paper has no such weights.
+
+  Args:
+    latents: scaled latents of clips.
+    share: part of the weights, from 0 to 1, that is in proportion to the
+      difference; the rest is equal for all latents.
+
+  Raises:
+    InputError: share is out of range.
+  """
+  if not 0 <= share <= 1:
+    raise InputError(
+      f"motion_weight {share} is out of range, in the config; use 0 to 1"
+    )
+  change = latents - latents[:, :1]
+  change = jnp.sqrt(jnp.mean(jnp.square(change), axis=-1))
+  mean = jnp.mean(change, axis=(1, 2, 3), keepdims=True)
+  return 1 - share + share * change / (mean + _STILL)
 
 
 def drop_rows(

@@ -42,6 +42,7 @@ def loss(
   prediction_type="v",
   max_timestep=None,
   timestep_shift=1.0,
+  weights=None,
 ):
   """(mean, per row) and what the network was given, (xt, t)."""
   seen = []
@@ -60,6 +61,7 @@ def loss(
     prediction_type=prediction_type,
     max_timestep=max_timestep,
     timestep_shift=timestep_shift,
+    weights=weights,
   )
   return *result, *seen
 
@@ -104,6 +106,16 @@ def test_a_row_is_the_same_in_any_batch():
 def test_rows_have_equal_weight():
   mean, per_row, _ = loss(zero_fn, latents(5), np.arange(11, 16))
   np.testing.assert_allclose(mean, np.mean(per_row), rtol=1e-6)
+
+
+def test_weights_scale_the_error_of_each_latent():
+  x0 = latents(3)
+  _, per_row, _ = loss(zero_fn, x0, np.arange(3))
+  weights = jnp.broadcast_to(
+    jnp.array([1.0, 2.0, 0.0])[:, None, None, None], x0.shape[:-1]
+  )
+  _, weighted, _ = loss(zero_fn, x0, np.arange(3), weights=weights)
+  np.testing.assert_allclose(weighted, per_row * np.array([1, 2, 0]), rtol=1e-6)
 
 
 def test_loss_of_a_zero_prediction_is_the_variance_of_v():

@@ -9,7 +9,12 @@ import optax
 import pytest
 from training_standins import VAE, UNet, make_batch, make_denoising, make_frozen
 
-from i2vgen_jax.training.denoising import LatentsMemory, drop_rows
+from i2vgen_jax.errors import InputError
+from i2vgen_jax.training.denoising import (
+  LatentsMemory,
+  drop_rows,
+  motion_weights,
+)
 
 RNG = jax.random.key(3)
 # Rows for shares and scatters; one size, so that programs are compiled once.
@@ -201,6 +206,32 @@ def test_loss_falls_on_one_batch():
 
   losses = run(params)
   assert losses[-1] < 0.1 * losses[0]
+
+
+def test_weights_favour_what_differs_from_the_first_frame():
+  moving = np.zeros((2, 4, 5, 10, 3), np.float32)
+  moving[0, 1:, 2, 3] = 1  # One latent in fifty; the second clip is still.
+  weights = np.asarray(motion_weights(jnp.asarray(moving), 0.5))
+  mean = 3 / 4 / 50
+  assert weights[0, 1, 2, 3] == pytest.approx(0.5 + 0.5 / (mean + 0.05))
+  assert np.all(weights[0, 0] == 0.5) and np.all(weights[1] == 0.5)
+  assert np.all(motion_weights(jnp.asarray(moving), 0.0) == 1)
+
+
+def test_the_loss_of_a_clip_is_weighted():
+  batch = make_batch(0)
+  (_, plain), (_, weighted) = record(batch), record(batch, motion_weight=0.5)
+  assert float(weighted) != pytest.approx(float(plain))
+  # Nothing differs from the first frame of a picture.
+  batch = dataclasses.replace(batch, frames=batch.frames[:, :1])
+  (_, plain), (_, weighted) = record(batch), record(batch, motion_weight=0.5)
+  assert float(weighted) == pytest.approx(0.5 * float(plain))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_motion_weight_out_of_range_is_refused(share):
+  with pytest.raises(InputError, match=r"motion_weight -?\d\.1"):
+    motion_weights(jnp.zeros((1, 2, 2, 2, 3)), share)
 
 
 def test_drop_rows_with_probability_zero_and_one():
