@@ -6,6 +6,7 @@ flushed to disk and renamed at the end. A process that is killed leaves
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from i2vgen_jax.errors import InputError, reading, writing
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -67,6 +70,26 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     raise InputError(said, e.reason) from e
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+  """Keeps other processes of this machine out of a folder.
+
+  The lock ends with the process, however it ends.
+
+  Raises:
+    InputError: another process holds the lock, or the folder cannot be written.
+  """
+  with writing(folder), (folder / LOCK).open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError(
+        f"{folder} is in use by another process; wait for it, or choose "
+        "another folder"
+      ) from None
+    yield
 
 
 def check_absent(path: Path) -> None:

@@ -92,6 +92,21 @@ def param_shardings(tree: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def place(tree: Any, shardings: Any) -> Any:
+  """Host arrays that all processes have, on the devices of the shardings.
+
+  `jax.device_put` would send them to all processes, to compare them.
+  """
+
+  def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+      array.shape, sharding, lambda index: array[index]
+    )
+
+  return jax.tree.map(put, tree, shardings)
+
+
 def rows_sharding(mesh: Mesh) -> NamedSharding:
   """Sharding of arrays [b ...]."""
   return NamedSharding(mesh, PartitionSpec(ROWS))
@@ -160,6 +175,12 @@ def on_each_device(
   return split(*args)
 
 
+def clips_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+  """Sharding of an array [b f h w c] or [b ...] by the axes that divide it."""
+  axes = (ROWS, "frames") if len(shape) == 5 else (ROWS,)
+  return NamedSharding(mesh, _dividing(mesh, axes, shape))
+
+
 def split_clips(x: Float[Array, "b f ..."]) -> Float[Array, "b f ..."]:
   """Splits rows and frames over the mesh of `jax.set_mesh`.
 
@@ -173,7 +194,7 @@ def split_clips(x: Float[Array, "b f ..."]) -> Float[Array, "b f ..."]:
 
 
 def _dividing(
-  mesh: jax.sharding.AbstractMesh,
+  mesh: Mesh | jax.sharding.AbstractMesh,
   axes: Sequence[str | tuple[str, ...] | None],
   shape: tuple[int, ...],
 ) -> PartitionSpec:
@@ -193,6 +214,17 @@ def _dividing(
   )
 
 
+def check_rows(mesh: Mesh, batch_size: int) -> None:
+  """Raises InputError for a batch that does not divide over the devices."""
+  shards = _row_shards(mesh)
+  if batch_size % shards or batch_size < 1:
+    near = max(shards, batch_size // shards * shards)
+    raise InputError(
+      f"a batch of {batch_size} does not divide over the {shards} row shards "
+      f"of the mesh (data x fsdp); a near size is {near}"
+    )
+
+
 def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
   """Sorted rows of a global batch that the devices of this process hold.
 
@@ -201,13 +233,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
   Raises:
     InputError: the batch does not divide over the devices.
   """
-  shards = _row_shards(mesh)
-  if batch_size % shards or batch_size < 1:
-    near = max(shards, batch_size // shards * shards)
-    raise InputError(
-      f"a batch of {batch_size} does not divide over the {shards} row shards "
-      f"of the mesh (data x fsdp); a near size is {near}"
-    )
+  check_rows(mesh, batch_size)
   places = rows_sharding(mesh).addressable_devices_indices_map((batch_size,))
   slices = {index[0].indices(batch_size)[:2] for index in places.values()}
   return sorted(row for start, stop in slices for row in range(start, stop))

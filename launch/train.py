@@ -13,8 +13,18 @@ Example, on the frozen networks of the bundled cascade:
 
 --config.KEY=VALUE sets any key; strings need no quotes, tuples are written as
 in Python: --config.data.size="(64, 64)".
+
+On Cloud TPU pods, on GKE and under Slurm, the same command on every host makes
+one job. Elsewhere the processes of a job are named:
+
+    i2vgen train ... --coordinator=HOST:PORT --num-processes=N --process-id=I
+
+A resumed run must have the data, batch size and seed that it began with, as
+they decide which examples it has seen. --allow=KEY,... permits a difference,
+such as --allow=data.video_dirs.
 """
 
+import contextlib
 import difflib
 import functools
 import itertools
@@ -22,7 +32,7 @@ import re
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import jax
@@ -35,14 +45,16 @@ from data_pipelines.loading.augmentation import Augmentation
 from data_pipelines.loading.reader import Reader
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import kind_of
-from i2vgen_jax import sharding
+from i2vgen_jax import processes, sharding
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import locked
 from i2vgen_jax.interop.formats import native
+from i2vgen_jax.training import record
 from i2vgen_jax.training.autoencoder import Autoencoder
 from i2vgen_jax.training.checkpoint import load_params
 from i2vgen_jax.training.contrastive import Contrastive
 from i2vgen_jax.training.denoising import Denoising, LatentsMemory
-from i2vgen_jax.training.loop import train
+from i2vgen_jax.training.loop import make_workdir, train
 from i2vgen_jax.training.metrics import say
 from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch
@@ -58,9 +70,24 @@ TASKS = {
 # training steps between two evaluations.
 _HELD_OUT_BATCHES = 8
 
+# Number of examples that sample pictures and the export look at.
+SHOWN_ROWS = 8
+
 CONFIGS = Path(__file__).parents[1] / "configs" / "i2vgen_xl.py"
 CONFIG = config_flags.DEFINE_config_file("config")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of the first process of the job."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  "num-processes", None, "Number of processes of the job."
+)
+PROCESS_ID = flags.DEFINE_integer(
+  "process-id", None, "Number of this process, from 0."
+)
+ALLOW = flags.DEFINE_list(
+  "allow", [], "Keys of the config that may differ from those of the workdir."
+)
 
 _MISTAKES = (flags.Error, AttributeError, LookupError, TypeError, ValueError)
 
@@ -80,7 +107,7 @@ def main(argv: list[str]) -> None:
     print(_help(path), end="")
     return
   if path is not None:
-    _check_keys(argv, _load(path))
+    _check_keys(argv, load_config(path))
   # ml_collections looks there for the config keys that are set.
   sys.argv = ["i2vgen train", *argv]
   try:
@@ -91,7 +118,8 @@ def main(argv: list[str]) -> None:
     raise InputError(f"train takes no argument {rest[0]!r}; see --help")
   if CONFIG.value is None or WORKDIR.value is None:
     raise InputError("train needs --config=FILE:NAME and --workdir=DIR")
-  run(CONFIG.value, Path(WORKDIR.value))
+  processes.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  run(CONFIG.value, Path(WORKDIR.value), allowed=ALLOW.value)
 
 
 # ---- The command line ----
@@ -109,7 +137,9 @@ def _help(path: str | None) -> str:
   """The usage, the configs of a file, and the keys with their defaults."""
   if path is None and not CONFIGS.is_file():
     return __doc__
-  config = _load(path) if path else runpy.run_path(str(CONFIGS))["common"]()
+  config = (
+    load_config(path) if path else runpy.run_path(str(CONFIGS))["common"]()
+  )
   file = path.partition(":")[0] if path else str(CONFIGS)
   leaves = flatten_dict(config.to_dict(), sep=".")
   keys = [f"    --config.{key}={value}" for key, value in leaves.items()]
@@ -118,7 +148,7 @@ def _help(path: str | None) -> str:
   return "\n".join([__doc__, about, title, "", *keys, ""])
 
 
-def _load(path: str) -> ConfigDict:
+def load_config(path: str) -> ConfigDict:
   """The config before any key of it is set."""
   file, *argument = path.split(":", 1)
   if not Path(file).is_file():
@@ -155,14 +185,23 @@ def _last_line(error: Exception) -> str:
 # ---- The training ----
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(
+  config: ConfigDict, workdir: Path, allowed: Collection[str] = ()
+) -> None:
   """Trains what the config describes and exports it.
 
   The run resumes from what is in workdir. At its end the averaged weights are
   in workdir/export/NETWORK, as a cascade folder has them.
 
+  Args:
+    config: what to train.
+    workdir: folder of the run.
+    allowed: keys of the config that may differ from those of a run that is
+      resumed.
+
   Raises:
-    InputError: config, data, frozen networks or workdir are unusable.
+    InputError: config, data, frozen networks or workdir are unusable, or
+      another training uses the workdir.
   """
   data, batch_size = config.data, config.train.batch_size
   augment = Augmentation(**data.augmentation)
@@ -187,28 +226,32 @@ def run(config: ConfigDict, workdir: Path) -> None:
   for line in reader.report:
     say(line)
   _check_latents(config, task)
-  to_show = _moving_batch(reader)
+  to_show = _moving_batch(reader, min(batch_size, SHOWN_ROWS))
   initial_params = None
   if config.init_from is not None:
     rng = jax.random.key(config.train.seed)
-    initial_params = task.load_params(config.init_from, rng)
+    initial_params = functools.partial(task.load_params, config.init_from, rng)
   held_out = None
   if data.unseen_dirs:
     batch = functools.partial(make_reader(data.unseen_dirs).batch, rows=rows)
     held_out = functools.partial(map, batch, range(_HELD_OUT_BATCHES))
-  state = train(
-    task,
-    lambda start: _batches(reader, start, rows, config, task),
-    config,
-    workdir,
-    mesh,
-    initial_params=initial_params,
-    held_out=held_out,
-    to_show=to_show,
-  )
-  _report_cut(reader)
-  if int(state.step) == config.train.num_steps and jax.process_index() == 0:
-    _export(config.export_dtype, workdir, task, to_show)
+  make_workdir(workdir)
+  with locked(workdir) if processes.is_first() else contextlib.nullcontext():
+    record.check_same(workdir, config.to_dict(), allowed)
+    state = train(
+      task,
+      lambda start: _batches(reader, start, rows, config, task),
+      config,
+      workdir,
+      mesh,
+      initial_params=initial_params,
+      held_out=held_out,
+      to_show=to_show,
+    )
+    _report_cut(reader)
+    if int(state.step) == config.train.num_steps and processes.is_first():
+      _export(config.export_dtype, workdir, task, to_show)
+    processes.wait_for_all("the export")
 
 
 def make_task(config: ConfigDict, mesh: Mesh) -> Task:
@@ -269,10 +312,10 @@ def _report_cut(reader: Reader) -> None:
     )
 
 
-def _moving_batch(reader: Reader) -> Batch:
-  """The first batch of clips rather than still images, if there is any."""
+def _moving_batch(reader: Reader, num_rows: int) -> Batch:
+  """Rows of the first batch of clips, or of still images without clips."""
   moving = (n for n in range(100) if reader.bucket(n).num_frames > 1)
-  return reader.batch(next(moving, 0))
+  return reader.batch(next(moving, 0), range(num_rows))
 
 
 def _export(dtype: str, workdir: Path, task: Task, batch: Batch) -> None:

@@ -144,3 +144,14 @@ def test_check_file_gives_the_reason(tmp_path):
     with pytest.raises(InputError, match="film") as caught:
       check_file(tmp_path / name, "film")
     assert caught.value.reason == reason
+
+
+def test_a_lock_keeps_others_out_until_its_end(tmp_path):
+  with (
+    files.locked(tmp_path),
+    pytest.raises(InputError, match="in use by another process"),
+    files.locked(tmp_path),
+  ):
+    pass
+  with files.locked(tmp_path):
+    pass

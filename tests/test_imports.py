@@ -34,13 +34,14 @@ INSIDE = {
   "preprocessing": set(),
   "tokenizer": set(),
   "sharding": set(),
+  "processes": set(),
   "variants": {"models", "stage"},
   "evaluation": set(),
   "kernels": {"sharding"},
   "models": {"kernels"},
   "diffusion": set(),
   "interop": {"models", "sharding", "tokenizer", "variants"},
-  "interop.formats": {"preprocessing", "tokenizer"},
+  "interop.formats": {"preprocessing", "processes", "tokenizer"},
   "interop.keys": set(),
   "autoencoding": {"models"},
   "memory": set(),
@@ -52,6 +53,7 @@ INSIDE = {
     "diffusion",
     "interop",
     "models",
+    "processes",
     "sharding",
     "stage",
     "tokenizer",
@@ -62,7 +64,7 @@ EVERYWHERE = {"types", "errors", "files", "trees"}
 
 # The only homes of these third parties, among all packages.
 HOMES = {
-  "flax.linen": ("i2vgen_jax/models/",),
+  "flax.linen": ("i2vgen_jax/models/", "launch/planning/parts.py"),
   "flax.nnx": (),
   "torch": (
     "i2vgen_jax/interop/formats/torch_files.py",

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from i2vgen_jax import trees
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.training.state import TrainState
 from i2vgen_jax.types import Params
 
@@ -64,7 +65,7 @@ def load_params(
       f"{folder}; it has {sorted(steps) or 'none'}"
     )
   item = folder / str(step) / name
-  with _reading(item.parent), ocp.PyTreeCheckpointer() as reader:
+  with _reading(item.parent), native.reader() as reader:
     as_numpy = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _stored_tree(item)
     )

@@ -118,6 +118,9 @@ class Denoising(task.Task):
       deterministic=False,
       rngs={"dropout": jax.random.fold_in(rng_net, batch.index[0])},
     )
+    weights = None
+    if self.motion_weight:
+      weights = motion_weights(latents, self.motion_weight)
     loss, _ = diffusion_loss(
       network,
       self.stage.schedule,
@@ -129,7 +132,7 @@ class Denoising(task.Task):
       noise_offset=self.noise_offset,
       max_timestep=self.max_timestep,
       timestep_shift=self.timestep_shift,
-      weights=motion_weights(latents, self.motion_weight),
+      weights=weights,
     )
     return loss, {}
 

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from i2vgen_jax import processes
 from i2vgen_jax.errors import InputError, writing
 from i2vgen_jax.files import check_writable, write_json
-from i2vgen_jax.sharding import param_shardings, replicated, to_global
+from i2vgen_jax.sharding import param_shardings, place, replicated, to_global
 from i2vgen_jax.training import record
 from i2vgen_jax.training import state as states
 from i2vgen_jax.training.checkpoint import Checkpoints
@@ -60,7 +61,7 @@ def train(
   workdir: Path,
   mesh: Mesh,
   *,
-  initial_params: Params | None = None,
+  initial_params: Callable[[], Params] | None = None,
   held_out: Callable[[], Iterator[Batch]] | None = None,
   to_show: Batch | None = None,
 ) -> states.TrainState:
@@ -77,7 +78,8 @@ def train(
     workdir: folder of the run's checkpoints, TensorBoard files, sample
       pictures and logged metrics (see `record`).
     mesh: from `sharding.make_mesh`.
-    initial_params: weights to start from; None draws them.
+    initial_params: returns weights to start from, and is called only if
+      workdir has no checkpoint; None draws them.
     held_out: returns the same few batches of held-out clips at each call.
       Their mean loss under the averaged weights, with the same noise each
       time, is logged as `unseen_loss` whenever a sample picture is.
@@ -106,7 +108,7 @@ def train(
   loss_fn = jax.jit(lambda *args: task.loss(*args)[0])
   draw = jax.jit(task.sample_picture, out_shardings=replicated(mesh))
   shown = jax.tree.map(lambda x: x[:PICTURE_ROWS], to_show)
-  frozen = jax.device_put(task.frozen, param_shardings(task.frozen, mesh))
+  frozen = place(task.frozen, param_shardings(task.frozen, mesh))
 
   with (
     Checkpoints(workdir, c.keep_checkpoints) as checkpoints,
@@ -120,14 +122,14 @@ def train(
     if start:
       state = checkpoints.restore(start, abstract)
     elif initial_params is not None:
-      state = states.state_from(initial_params, tx, shardings)
+      state = states.state_from(initial_params(), tx, shardings)
     else:
       state = states.init_state(task.init_params, tx, c.seed, shardings)
-    is_first = jax.process_index() == 0
+    is_first = processes.is_first()
     if is_first:
       # Only once the state fits: the folder may be another run's.
       record.resume(workdir, start)
-      write_json(workdir / "config.json", config.to_dict())
+      write_json(workdir / record.CONFIG, config.to_dict())
     say(f"training from step {start} to {c.num_steps} in {workdir}")
 
     # ---- Train ----
@@ -162,7 +164,9 @@ def train(
       # ---- Save, and evaluate ----
       if last or done % c.checkpoint_every == 0:
         checkpoints.save(done, state)
-      evaluating = not stopping and (last or done % c.sample_every == 0)
+      # 0 is never.
+      due = c.sample_every and (last or done % c.sample_every == 0)
+      evaluating = due and not stopping
       if evaluating and held_out is not None:
         losses = [
           loss_fn(state.ema_params, frozen, batch, states.step_key(c.seed))
@@ -206,10 +210,13 @@ def _placed_ahead(
 def check_counts(c: Any) -> None:
   """Raises InputError for a count in group `train` that is not positive."""
   counts = ("num_steps", "batch_size", "keep_checkpoints")
-  periods = ("log_every", "checkpoint_every", "sample_every")
-  for name in counts + periods:
+  for name in (*counts, "log_every", "checkpoint_every"):
     if c[name] < 1:
       raise InputError(f"train.{name} must be at least 1, got {c[name]}")
+  if c.sample_every < 0:
+    raise InputError(
+      f"train.sample_every must be at least 0, got {c.sample_every}; 0 is never"
+    )
 
 
 def make_workdir(workdir: Path) -> None:

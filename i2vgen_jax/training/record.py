@@ -7,14 +7,59 @@ that resumes drops the lines of steps that it will repeat.
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from i2vgen_jax.errors import InputError, reading, writing
-from i2vgen_jax.files import remove_temporary, replacing, write_json_lines
+from i2vgen_jax.files import (
+  read_json,
+  remove_temporary,
+  replacing,
+  write_json_lines,
+)
 
 METRICS, CURVE = "metrics.jsonl", "curve.png"
+CONFIG = "config.json"
+
+# Keys of the config that decide which examples a step reads.
+_ORDER = (
+  r"component|objective|train\.(seed|batch_size)"
+  r"|data\.(video_dirs|image_dirs|size|buckets|augmentation\..*)"
+)
+
+
+def check_same(
+  workdir: Path, config: Mapping[str, Any], allowed: Collection[str]
+) -> None:
+  """Refuses to resume a run with other data, as their order would jump.
+
+  Args:
+    workdir: of the run, which may be new.
+    config: the values now, in groups.
+    allowed: keys that may differ.
+
+  Raises:
+    InputError: a key that decides the order of examples differs.
+  """
+  path = workdir / CONFIG
+  if not path.exists():
+    return
+  before = flatten_dict(read_json(path), sep=".")
+  # As JSON has it: tuples are lists.
+  after = flatten_dict(json.loads(json.dumps(config)), sep=".")
+  for key in sorted(before.keys() & after.keys()):
+    if not re.fullmatch(_ORDER, key) or before[key] == after[key]:
+      continue
+    if key not in allowed:
+      raise InputError(
+        f"{workdir} was trained with {key}={before[key]}, now it is "
+        f"{after[key]}; use the value from before, another workdir, or "
+        f"--allow={key}"
+      )
 
 
 def resume(workdir: Path, step: int) -> None:

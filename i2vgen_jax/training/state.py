@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from i2vgen_jax.sharding import param_shardings
+from i2vgen_jax.sharding import param_shardings, place
 from i2vgen_jax.types import Params
 
 InitParams = Callable[[jax.Array], Params]
@@ -82,7 +82,7 @@ def state_from(
   params: Params, tx: optax.GradientTransformation, shardings: TrainState
 ) -> TrainState:
   """A state that starts from given weights, which all processes have."""
-  params = jax.device_put(params, shardings.params)
+  params = place(params, shardings.params)
   create = jax.jit(lambda p: create_state(p, tx), out_shardings=shardings)
   return create(params)
 

@@ -25,11 +25,26 @@ def fresh_flags(monkeypatch):
   flags.FLAGS.unparse_flags()
 
 
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch):
+  """JAX joins a job only before its first use in a process."""
+  joined = []
+  monkeypatch.setattr(train.processes, "join", lambda *a: joined.append(a))
+  return joined
+
+
+def test_the_processes_of_a_job_are_joined(run, trained, no_job):
+  run("train", CONFIG, "--workdir=run")
+  job = ["--coordinator=host:1", "--num-processes=2", "--process-id=1"]
+  run("train", CONFIG, "--workdir=run", *job)
+  assert no_job == [(None, None, None), ("host:1", 2, 1)]
+
+
 @pytest.fixture
 def trained(monkeypatch):
   """Arguments of the calls of the trainer."""
   runs = []
-  monkeypatch.setattr(train, "run", lambda *args: runs.append(args))
+  monkeypatch.setattr(train, "run", lambda *args, **_: runs.append(args))
   return runs
 
 
@@ -140,7 +155,7 @@ def test_flags_reach_the_trainer(run, trained, tmp_path, joined):
 
 
 def test_an_error_while_training_is_not_a_flag_error(trained, monkeypatch):
-  def fail(*_):
+  def fail(*_, **__):
     raise ValueError("inside")
 
   monkeypatch.setattr(train, "run", fail)

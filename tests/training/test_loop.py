@@ -230,6 +230,14 @@ class TestReports:
     difference = state.ema_params["kernel"] - state.params["kernel"]
     assert np.abs(difference).max() > 0
 
+  def test_a_period_of_zero_shows_nothing(self, tmp_path, log):
+    run(
+      tmp_path, num_steps=4, sample_every=0, log_every=2, to_show=make_batch(0),
+      held_out=lambda: iter([make_batch(1000)]),
+    )  # fmt: skip
+    assert [step for step, _ in log] == [2, 4]
+    assert all("unseen_loss" not in values for _, values in log)
+
   def test_held_out_loss_is_of_the_average(self, tmp_path, log, capfd):
     """On the same batches with the same noise each time."""
 
@@ -309,9 +317,16 @@ def test_the_last_weights_are_saved(tmp_path, log):
 
 def test_a_run_starts_from_the_given_weights(tmp_path, log):
   given = {"kernel": np.full((4, 4), 7.0, np.float32)}
-  state = run(tmp_path, num_steps=1, learning_rate=0.0, initial_params=given)
+  options = {"learning_rate": 0.0}
+  state = run(tmp_path, num_steps=1, initial_params=lambda: given, **options)
   assert_same(state.params, given)
   assert_same(state.ema_params, given)
+
+  def gone():
+    raise AssertionError("a resumed run needs no other weights")
+
+  state = run(tmp_path, num_steps=2, initial_params=gone, **options)
+  assert int(state.step) == 2
 
 
 class TestRefusals:

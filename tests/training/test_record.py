@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from i2vgen_jax import files
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.training import record
+
+CONFIG = {"data": {"size": (8, 8)}, "train": {"seed": 0, "learning_rate": 1.0}}
 
 
 @pytest.fixture
@@ -103,3 +106,29 @@ class TestUnreadable:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(InputError, match=r"cannot read .*metrics.jsonl"):
       record.resume(tmp_path, 0)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """A run with a config."""
+  files.write_json(tmp_path / record.CONFIG, CONFIG)
+  return tmp_path
+
+
+def test_a_resumed_run_may_change_what_does_not_decide_the_order(workdir):
+  changed = CONFIG | {"train": {"seed": 0, "learning_rate": 2.0}}
+  record.check_same(workdir, changed, ())
+  record.check_same(workdir / "new", changed, ())
+
+
+@pytest.mark.parametrize(
+  ("changed", "key"),
+  [
+    ({"data": {"size": (8, 16)}}, "data.size"),
+    ({"train": {"seed": 1}}, "train.seed"),
+  ],
+)
+def test_what_decides_the_order_is_kept(workdir, changed, key):
+  with pytest.raises(InputError, match=f"with {key}=.*--allow={key}"):
+    record.check_same(workdir, CONFIG | changed, ("other",))
+  record.check_same(workdir, CONFIG | changed, (key,))

@@ -28,10 +28,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from i2vgen_jax import files
 from i2vgen_jax.errors import InputError, reading, writing
 from i2vgen_jax.interop.formats.tensors import Tensors
+from i2vgen_jax.processes import alone
 from i2vgen_jax.types import Params
 
 # Up to this many bytes all arrays of a network share one store (OCDBT). Such
@@ -67,7 +69,9 @@ def write(folder: Path, config: dict[str, Any], params: Params) -> None:
   text = json.dumps(config, indent=2, sort_keys=True)
   (folder / "config.json").write_text(text + "\n")
   try:
-    with ocp.Checkpointer(_handler(params)) as writer:
+    options = alone()
+    handler = _handler(params, options)
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as writer:
       writer.save(folder / "params", args=ocp.args.PyTreeSave(params))
   except ValueError as e:
     # This is how Orbax reports a full disk.
@@ -82,7 +86,9 @@ def write(folder: Path, config: dict[str, Any], params: Params) -> None:
   files.write_json(place / _CHECKSUMS, sums)
 
 
-def _handler(params: Params) -> ocp.PyTreeCheckpointHandler:
+def _handler(
+  params: Params, options: MultiprocessingOptions
+) -> ocp.PyTreeCheckpointHandler:
   """A handler that writes arrays in place; by default Orbax copies them first.
 
   The copies serve callers that change arrays before the writing is done.
@@ -97,7 +103,15 @@ def _handler(params: Params) -> ocp.PyTreeCheckpointHandler:
     type_handler_registry=registry,
     use_ocdbt=size <= _MAX_SHARED_BYTES,
     save_concurrent_gb=1,
+    multiprocessing_options=options,
   )
+
+
+def reader() -> ocp.Checkpointer:
+  """Reads arrays in this process, whatever other processes do."""
+  options = alone()
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+  return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def digest(params: Params) -> str:
@@ -195,10 +209,10 @@ def _crc32(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _checkpointer(place: Path) -> Iterator[ocp.PyTreeCheckpointer]:
+def _checkpointer(place: Path) -> Iterator[ocp.Checkpointer]:
   """A checkpointer; damage of the arrays at `place` becomes an InputError."""
   try:
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with reader() as checkpointer:
       yield checkpointer
   except (OSError, ValueError, KeyError, AttributeError) as e:
     # The messages of Orbax are pages long.
