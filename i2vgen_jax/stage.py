@@ -528,9 +528,9 @@ class Stage:
     """
     programs = self.compile(params, rngs, decode=decode, **inputs)
     s, unet = self.sampling, {"unet": params["unet"]}
-    scale = jnp.float32(s.guidance_scale)
+    scale = np.float32(s.guidance_scale)
     state, *rest = programs.start(
-      dict(params), rngs, jnp.float32(s.fps), **inputs
+      dict(params), rngs, np.float32(s.fps), **inputs
     )
     for done, entry in enumerate(self._entries(), 1):
       state = programs.advance(unet, scale, entry, state, *rest)
@@ -544,10 +544,11 @@ class Stage:
   def compile(
     self,
     params: Mapping[str, Params],
-    rngs: Key[Array, "b"],
+    rngs: Key[Array, "b"] | jax.ShapeDtypeStruct,
     *,
     decode: bool = True,
-    **inputs: Array,
+    compile_fn: Callable[..., Any] | None = None,
+    **inputs: Array | jax.ShapeDtypeStruct,
   ) -> Programs:
     """The programs of `generate` for inputs of these shapes.
 
@@ -555,7 +556,10 @@ class Stage:
     nothing.
 
     Args:
-      params: see `generate`, as for the rest.
+      params: see `generate`, as for the rest. Abstract arrays will do, as for
+        the inputs.
+      compile_fn: called with a traced program and its arguments in place of
+        compiling it for the devices that are here.
 
     Raises:
       InputError: a program needs more memory than is free.
@@ -566,12 +570,15 @@ class Stage:
       fps=1.0, guidance_scale=1.0, negative_prompt="", prompt_suffix=""
     )
 
-    def compiled(jitted: Callable, *args: Any, **kwargs: Any) -> Any:
-      program = jitted.lower(*args, **kwargs, stage=stage).compile()
+    def compiled(jitted: Any, *args: Any, **kwargs: Any) -> Any:
+      traced = jitted.trace(*args, **kwargs, stage=stage)
+      if compile_fn is not None:
+        return compile_fn(traced, args)
+      program = traced.lower().compile()
       check_fits(program, args, self._what_fits)
       return program
 
-    scalar = jnp.float32(0)
+    scalar = np.float32(0)
     guided = self.sampling.guidance_scale != 1
     start = compiled(
       _start, dict(params), rngs, scalar, **inputs, guided=guided

@@ -3,6 +3,7 @@
     i2vgen sample    make a video from a picture and a sentence
     i2vgen warm      compile what sample runs before it is asked for
     i2vgen train     train one network of a cascade
+    i2vgen plan      memory and time of a run on TPUs that are not here
     i2vgen data      build, encode, inspect and benchmark datasets
     i2vgen evaluate  measure a cascade on held-out clips
     i2vgen convert   convert weights from and to the public formats
@@ -25,7 +26,9 @@ from absl import logging
 
 from i2vgen_jax.errors import InputError
 
-_COMMANDS = ("sample", "warm", "train", "data", "evaluate", "convert")
+_COMMANDS = (
+  *("sample", "warm", "train", "plan", "data", "evaluate", "convert"),
+)
 # Packages of the extra `data`; any other missing package is a bug.
 _EXTRA = (
   "apache_beam",
@@ -74,9 +77,10 @@ def _run(argv: list[str]) -> None:
     package = (e.name or "").partition(".")[0]
     if package not in _EXTRA:
       raise
+    extra = "plan" if name == "plan" else "data"
     raise InputError(
       f"{name} needs {package}; install the extra: pip install "
-      "'i2vgen-jax[data]'"
+      f"'i2vgen-jax[{extra}]'"
     ) from e
 
 

@@ -21,14 +21,51 @@ def flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
   Raises:
     ValueError: a loop whose length is not known beforehand.
   """
-  return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
+  return _total(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
-def _count(jaxpr: Jaxpr) -> int:
-  return sum(map(_count_equation, jaxpr.eqns))
+def equations(
+  jaxpr: Jaxpr, *, kernels: bool = False, times: int = 1, path: str = ""
+) -> Iterator[tuple[JaxprEqn, int, str]]:
+  """The innermost equations of a traced program.
+
+  Args:
+    jaxpr: the program.
+    kernels: follow TPU kernels, rather than the plain code, where
+      `kernels.platform` offers both. Pallas kernels are not entered.
+    times: how often the program runs.
+    path: of the layer that it belongs to.
+
+  Yields:
+    An equation, how often it runs, and the path of its flax layer.
+
+  Raises:
+    ValueError: a loop whose length is not known beforehand.
+  """
+  of_platform = set()
+  for equation in jaxpr.eqns:
+    name = equation.primitive.name
+    here = f"{path}/{equation.source_info.name_stack}".strip("/")
+    inner = [*_inner(equation.params)]
+    if name == "platform_index":
+      of_platform.update(map(id, equation.outvars))
+    elif name == "while":
+      raise ValueError("cannot count a loop of unknown length")
+    elif name == "cond" and id(equation.invars[0]) in of_platform:
+      # The default stands last.
+      inner = inner[:1] if kernels else inner[-1:]
+    elif name == "cond":
+      inner = [max(inner, key=_total)]
+    if not inner or name == "pallas_call":
+      yield equation, times, here
+      continue
+    length = times * equation.params.get("length", 1)
+    for program in inner:
+      yield from equations(program, kernels=kernels, times=length, path=here)
 
 
-def _count_equation(equation: JaxprEqn) -> int:
+def flops_of(equation: JaxprEqn) -> int:
+  """Multiplications and additions of one equation."""
   outputs, inputs = equation.outvars, equation.invars
   match equation.primitive.name:
     case "dot_general":
@@ -41,17 +78,17 @@ def _count_equation(equation: JaxprEqn) -> int:
       return (
         2 * math.prod(outputs[0].aval.shape) * math.prod(kernel) // features
       )
-    case "while":
-      raise ValueError("cannot count a loop of unknown length")
-    case "cond":
-      return max(_count(b.jaxpr) for b in equation.params["branches"])
-  length = equation.params.get("length", 1)
-  return length * sum(map(_count, _inner(equation.params)))
+  return 0
+
+
+def _total(jaxpr: Jaxpr) -> int:
+  return sum(times * flops_of(e) for e, times, _ in equations(jaxpr))
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:
   for value in params.values():
-    if isinstance(value, ClosedJaxpr):
-      yield value.jaxpr
-    elif isinstance(value, Jaxpr):
-      yield value
+    for each in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(each, ClosedJaxpr):
+        yield each.jaxpr
+      elif isinstance(each, Jaxpr):
+        yield each

@@ -222,9 +222,9 @@ def test_generate_equals_the_scan_of_sample(cascade, monkeypatch):
   class Recorded:
     __call__ = start.__call__
 
-    def lower(self, *args, **kwargs):
+    def trace(self, *args, **kwargs):
       started.append((args, kwargs))
-      return start.lower(*args, **kwargs)
+      return start.trace(*args, **kwargs)
 
   monkeypatch.setattr(stage, "_start", Recorded())
   made = cascade.run(base, [picture(0)], ["red"], decode=False)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from launch.flops import flops
+from launch.flops import equations, flops
 
 A, B = jnp.ones((4, 5, 6)), jnp.ones((4, 6, 7))
 
@@ -42,3 +42,25 @@ def test_shapes_are_enough():
 def test_loops_of_unknown_length_are_refused():
   with pytest.raises(ValueError, match="unknown length"):
     flops(lambda n: lax.while_loop(lambda i: i < n, lambda i: i + 1, 0), 3)
+
+
+def test_equations_follow_kernels_or_plain_code():
+  def choose(x):
+    kernel = lambda x: jnp.sin(x)  # noqa: E731
+    return lax.platform_dependent(x, tpu=kernel, default=jnp.cos)
+
+  jaxpr = jax.make_jaxpr(choose)(1.0).jaxpr
+  names = [e.primitive.name for e, *_ in equations(jaxpr)]
+  assert "cos" in names and "sin" not in names
+  names = [e.primitive.name for e, *_ in equations(jaxpr, kernels=True)]
+  assert "sin" in names and "cos" not in names
+
+
+def test_equations_have_the_path_of_their_layer():
+  def layer(x):
+    with jax.named_scope("layer"):
+      return lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=3)[0]
+
+  jaxpr = jax.make_jaxpr(layer)(1.0).jaxpr
+  (found,) = [e for e in equations(jaxpr) if e[0].primitive.name == "sin"]
+  assert found[1] == 3 and found[2].startswith("layer")

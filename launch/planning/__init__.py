@@ -1,0 +1,1 @@
+"""Plans a run on TPUs that are not here: `i2vgen plan`."""

@@ -1,0 +1,149 @@
+"""Times of Pallas kernels on a TPU that is not here.
+
+The compiler gives no cycles for a Pallas kernel, but on request it writes the
+schedule of its instruction bundles, of which a core runs one in a cycle. Each
+kernel is compiled alone, in a process that was started with that request:
+
+    python -m launch.planning.kernels FOLDER TOPOLOGY
+
+compiles every FOLDER/*.kernel, an exported function, and writes the number of
+bundles of each to FOLDER/bundles.json.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from jax import export
+from jax.extend.core import JaxprEqn
+from jax.sharding import SingleDeviceSharding
+
+from i2vgen_jax.errors import InputError
+from launch.planning import chips
+
+_BUNDLES = re.compile(r"total scheduled bundles:\s*(\d+)")
+_SCHEDULES = "*schedule-analysis_final_bundles.txt"
+_RESULT = "bundles.json"
+# Of the program of a kernel alone; its name is not part of the program.
+_UNCHECKED = [export.DisabledSafetyCheck.custom_call("tpu_custom_call")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """A Pallas kernel as it is called.
+
+  Attributes:
+    program: the exported call.
+    steps: number of steps of its grid.
+    traffic: bytes of its operands and results.
+  """
+
+  program: bytes
+  steps: int
+  traffic: int
+
+  @property
+  def key(self) -> str:
+    """Name for equal calls."""
+    return hashlib.sha256(self.program).hexdigest()
+
+  def seconds(self, bundles: int, chip: chips.Chip) -> float:
+    """Time of one call: that of its bundles, or that of its traffic."""
+    busy = bundles * self.steps / chip.clock / chip.cores
+    return max(busy, self.traffic / chip.bandwidth)
+
+
+def kernel_of(equation: JaxprEqn) -> Kernel:
+  """The kernel of an equation `pallas_call`."""
+
+  def call(*args: jax.Array) -> list[jax.Array]:
+    return equation.primitive.bind(*args, **equation.params)
+
+  shapes = [
+    jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars
+  ]
+  # The call is that of one device, whichever mesh the program has.
+  with jax.set_mesh(jax.make_mesh((1,), ("x",), devices=jax.devices()[:1])):
+    exported = export.export(
+      jax.jit(call), platforms=["tpu"], disabled_checks=_UNCHECKED
+    )(*shapes)
+  arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
+  return Kernel(
+    program=bytes(exported.serialize()),
+    steps=math.prod(equation.params["grid_mapping"].grid),
+    traffic=sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays),
+  )
+
+
+def count_bundles(
+  kernels: Sequence[Kernel], topology: str, progress: Callable[[int], None]
+) -> dict[str, int]:
+  """Number of bundles of each kernel, by its key.
+
+  Args:
+    kernels: calls of kernels; equal ones are compiled once.
+    topology: what to compile for.
+    progress: called with the number of kernels that are compiled.
+
+  Raises:
+    InputError: a kernel cannot be compiled for the topology.
+  """
+  programs = {kernel.key: kernel.program for kernel in kernels}
+  if not programs:
+    return {}
+  with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    for key, program in programs.items():
+      (folder / f"{key}.kernel").write_bytes(program)
+    command = [sys.executable, "-m", __name__, name, topology]
+    flags = f"--xla_jf_dump_to={name}/dump --xla_jf_dump_llo_text=true"
+    child = subprocess.Popen(
+      command,
+      env=os.environ | {"LIBTPU_INIT_ARGS": flags},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for done, _ in enumerate(child.stdout, 1):
+      progress(done)
+    _, errors = child.communicate()
+    if child.returncode:
+      line = errors.strip().splitlines()[-1] if errors.strip() else "no message"
+      raise InputError(f"a kernel cannot be compiled for {topology}: {line}")
+    return json.loads((folder / _RESULT).read_text())
+
+
+def main(folder: Path, topology: str) -> None:
+  """Compiles the kernels of a folder; a line for each that is done."""
+  jax.config.update("jax_platforms", "cpu")
+  place = SingleDeviceSharding(chips.devices(topology)[0])
+  bundles = {}
+  for path in sorted(folder.glob("*.kernel")):
+    program = export.deserialize(bytearray(path.read_bytes()))
+    args = [
+      jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+      for x in program.in_avals
+    ]
+    jax.jit(program.call).lower(*args).compile()
+    # The program around it has schedules too, which are shorter.
+    schedules = [*(folder / "dump").glob(_SCHEDULES)]
+    bundles[path.stem] = max(
+      int(_BUNDLES.search(schedule.read_text())[1]) for schedule in schedules
+    )
+    for left in (folder / "dump").iterdir():
+      left.unlink()
+    print(path.stem, flush=True)
+  (folder / _RESULT).write_text(json.dumps(bundles))
+
+
+if __name__ == "__main__":
+  main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,48 @@
+"""Times of Pallas kernels."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import pallas as pl
+
+from launch.flops import equations
+from launch.planning import chips, kernels
+from launch.planning.kernels import Kernel
+
+V5P = chips.CHIPS["v5p"]
+
+
+def test_time_is_that_of_bundles_or_of_traffic():
+  kernel = Kernel(b"", steps=10, traffic=1000)
+  # Two cores share the steps.
+  assert kernel.seconds(3500, V5P) == pytest.approx(10 * 3500 / 1.75e9 / 2)
+  slow = Kernel(b"", steps=10, traffic=2765 * 10**9)
+  assert slow.seconds(3500, V5P) == pytest.approx(1.0)
+
+
+def test_bundles_grow_with_the_work_of_a_block():
+  def kernel_of(count):
+    def sine(x, y):
+      y[...] = jnp.sin(x[...])
+
+    def call(x):
+      block = pl.BlockSpec((8, 128 * count), lambda i: (i, 0))
+      return pl.pallas_call(
+        sine,
+        grid=(4,),
+        in_specs=[block],
+        out_specs=block,
+        out_shape=x,
+      )(x)
+
+    x = jax.ShapeDtypeStruct((32, 128 * count), jnp.float32)
+    jaxpr = jax.make_jaxpr(call)(x).jaxpr
+    (equation,) = [e for e, *_ in equations(jaxpr, kernels=True)]
+    return kernels.kernel_of(equation)
+
+  small, large = kernel_of(1), kernel_of(64)
+  assert (small.steps, small.traffic) == (4, 2 * 32 * 128 * 4)
+  seen = []
+  found = kernels.count_bundles([small, large, small], "v5e:1x1", seen.append)
+  assert seen == [1, 2]
+  assert 0 < found[small.key] < found[large.key]
