@@ -81,7 +81,9 @@ def locked(folder: Path) -> Iterator[None]:
   Raises:
     InputError: another process holds the lock, or the folder cannot be written.
   """
-  with writing(folder), (folder / LOCK).open("a") as file:
+  with writing(folder):
+    file = (folder / LOCK).open("a")
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -155,3 +155,8 @@ def test_a_lock_keeps_others_out_until_its_end(tmp_path):
     pass
   with files.locked(tmp_path):
     pass
+
+
+def test_errors_under_a_lock_are_left_as_they_are(tmp_path):
+  with pytest.raises(OSError, match="elsewhere"), files.locked(tmp_path):
+    raise OSError("elsewhere")
