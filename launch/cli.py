@@ -27,7 +27,13 @@ from absl import logging
 from i2vgen_jax.errors import InputError
 
 _COMMANDS = (
-  *("sample", "warm", "train", "plan", "data", "evaluate", "convert"),
+  "sample",
+  "warm",
+  "train",
+  "plan",
+  "data",
+  "evaluate",
+  "convert",
 )
 # Packages of the extra `data`; any other missing package is a bug.
 _EXTRA = (

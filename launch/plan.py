@@ -210,7 +210,7 @@ def _draw(path: Path, run: Run, planned: Sequence[Planned]) -> None:
   # Needs matplotlib, which the rest does not.
   from launch.planning import plot
 
-  longest = max(planned, key=lambda p: p.times * sum(p.cost.seconds.values()))
+  longest = max(planned, key=lambda program: program.seconds)
   seconds = collections.Counter()
   for layer, time in longest.cost.seconds.items():
     seconds[_block_and_kind(layer)] += time

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from i2vgen_jax.errors import InputError, writing
 from i2vgen_jax.files import replacing
+from i2vgen_jax.processes import is_first
 
 
 def _summary_writer(workdir: Path) -> Any:
@@ -34,7 +34,7 @@ class MetricWriter(contextlib.AbstractContextManager):
   def __init__(self, workdir: Path):
     self._writer = None
     self._samples = workdir / "samples"
-    if jax.process_index() == 0:
+    if is_first():
       self._writer = _summary_writer(workdir)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -114,5 +114,5 @@ def progress_line(step: int, num_steps: int, values: dict[str, float]) -> str:
 
 def say(line: str) -> None:
   """Prints one line of progress on the first process."""
-  if jax.process_index() == 0:
+  if is_first():
     print(line, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ they give nearly the time of the whole in a fraction of the time.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -131,7 +132,4 @@ def _bytes(x: Any) -> int:
   shape = x.shape if place is None else place.shard_shape(x.shape)
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     return 0
-  size = x.dtype.itemsize
-  for side in shape:
-    size *= side
-  return size
+  return math.prod(shape) * x.dtype.itemsize

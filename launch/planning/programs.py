@@ -112,12 +112,10 @@ def sampling_programs(
   }
   width, height = given_size
   count = s.num_frames if stage.starts_from_clip else 1
-  views, tokens = (1, 0, 0, 3), 1
+  views, tokens = (1, 0, 0, 3), _num_tokens(stage)
   if stage.image_encoder is not None:
     side = stage.image_encoder.image_size
     views = (1, side, side, 3)
-  if stage.text_encoder is not None:
-    tokens = stage.text_encoder.max_length
   inputs = {
     "frames": array((1, count, height, width, 3), jnp.uint8),
     "clip_images": array(views, jnp.float32),
@@ -158,13 +156,10 @@ def train_programs(
     InputError: the batch or the frames do not divide over the mesh.
   """
   c = config.train
-  tokens = 1
-  if stage.text_encoder is not None:
-    tokens = stage.text_encoder.max_length
   task = Denoising(
     stage=stage,
     mesh=mesh,
-    negative_ids=np.zeros((1, tokens), np.int32),
+    negative_ids=np.zeros((1, _num_tokens(stage)), np.int32),
     **loss_settings(config.diffusion.to_dict()),
   )
   frozen = {
@@ -207,6 +202,11 @@ def networks_of(stage: Stage) -> dict[str, Any]:
   return {name: m for name, m in modules.items() if m is not None}
 
 
+def _num_tokens(stage: Stage) -> int:
+  """Tokens of a prompt; a stage without text is given one, which is unused."""
+  return 1 if stage.text_encoder is None else stage.text_encoder.max_length
+
+
 def _weights(module: Any, dtype: Any, mesh: Mesh) -> Any:
   shapes = build.abstract_params(module)
   places = sharding.param_shardings(shapes, mesh)
@@ -224,8 +224,7 @@ def _batch(
   width, height = size
   token_ids = clip_images = None
   if stage.text_encoder is not None:
-    shape = (rows, stage.text_encoder.max_length)
-    token_ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+    token_ids = jax.ShapeDtypeStruct((rows, _num_tokens(stage)), jnp.int32)
   if stage.image_encoder is not None:
     side = stage.image_encoder.image_size
     clip_images = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.float32)

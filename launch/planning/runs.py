@@ -97,6 +97,11 @@ class Planned:
       "temporaries": self.cost.temporaries,
     }
 
+  @property
+  def seconds(self) -> float:
+    """Time of all its runs for a video or a training step."""
+    return self.times * sum(self.cost.seconds.values())
+
   def fits(self, chip: Chip) -> bool:
     """Whether the memory of a device is enough."""
     return self.cost.fits and sum(self.memory.values()) <= chip.memory
@@ -212,11 +217,13 @@ def _plan_train(
   stage = programs.make_stage(config, run.frozen, dtype)
   with parts.recording() as found:
     # Layers inside of remat are not recorded, so this traces without it.
-    _, encode = programs.train_programs(config, stage, mesh, run.num_frames)
+    program, encode = programs.train_programs(
+      config, stage, mesh, run.num_frames
+    )
   if run.remat:
     unet = stage.unet.clone(remat=True)
     stage = dataclasses.replace(stage, unet=unet)
-  program, _ = programs.train_programs(config, stage, mesh, run.num_frames)
+    program, _ = programs.train_programs(config, stage, mesh, run.num_frames)
   holds = size_by_kind(program.holds)
   if whole:
     cost = estimate(program.traced, run.topology, _say("train"))
@@ -272,4 +279,4 @@ def _say(name: str) -> Callable[[str], None]:
 
 def video_seconds(planned: Sequence[Planned]) -> float:
   """Time of all programs together."""
-  return sum(p.times * sum(p.cost.seconds.values()) for p in planned)
+  return sum(program.seconds for program in planned)
