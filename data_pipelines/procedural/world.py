@@ -27,18 +27,18 @@ MARGIN = 0.02
 # Change over the whole clip, for any number of frames: travel (x, y),
 # size ratio, and turn in degrees clockwise.
 MOTIONS = {
-  "moves left slowly": (-0.20, 0.0, 1.0, 0.0),
-  "moves left quickly": (-0.42, 0.0, 1.0, 0.0),
-  "moves right slowly": (0.20, 0.0, 1.0, 0.0),
-  "moves right quickly": (0.42, 0.0, 1.0, 0.0),
-  "moves up slowly": (0.0, -0.20, 1.0, 0.0),
-  "moves up quickly": (0.0, -0.42, 1.0, 0.0),
-  "moves down slowly": (0.0, 0.20, 1.0, 0.0),
-  "moves down quickly": (0.0, 0.42, 1.0, 0.0),
+  "moves left slowly": (-0.16, 0.0, 1.0, 0.0),
+  "moves left quickly": (-0.32, 0.0, 1.0, 0.0),
+  "moves right slowly": (0.16, 0.0, 1.0, 0.0),
+  "moves right quickly": (0.32, 0.0, 1.0, 0.0),
+  "moves up slowly": (0.0, -0.16, 1.0, 0.0),
+  "moves up quickly": (0.0, -0.32, 1.0, 0.0),
+  "moves down slowly": (0.0, 0.16, 1.0, 0.0),
+  "moves down quickly": (0.0, 0.32, 1.0, 0.0),
   "grows": (0.0, 0.0, 1.7, 0.0),
   "shrinks": (0.0, 0.0, 1 / 1.7, 0.0),
-  "turns clockwise": (0.0, 0.0, 1.0, 90.0),
-  "turns counterclockwise": (0.0, 0.0, 1.0, -90.0),
+  "turns clockwise": (0.0, 0.0, 1.0, 60.0),
+  "turns counterclockwise": (0.0, 0.0, 1.0, -60.0),
 }
 _TURNS = [name for name, (*_, turn) in MOTIONS.items() if turn]
 
