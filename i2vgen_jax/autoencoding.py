@@ -21,6 +21,21 @@ def to_pixels(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
   return jnp.round(jnp.clip(frames * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
 
 
+def resize(
+  frames: Float[Array, "b f H W 3"],
+  size: tuple[int, int],
+  *,
+  antialias: bool = False,
+) -> Float[Array, "b f h w 3"]:
+  """Frames in another (width, height), bilinear; the shape is not kept.
+
+  As in public variant (b), which does not antialias.
+  """
+  width, height = size
+  shape = (*frames.shape[:2], height, width, 3)
+  return jax.image.resize(frames, shape, "linear", antialias=antialias)
+
+
 def encode_clips(
   vae: Any, params: Params, frames: Float[Array, "b f H W 3"], chunk: int
 ) -> Posterior:

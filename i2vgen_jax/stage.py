@@ -675,12 +675,8 @@ def _start(
   """State, keys and conditions of both branches, from pixels and tokens."""
   b, k = frames.shape[:2]
   width, height = stage.sampling.size
-  # As in public variant (b): bilinear, no antialiasing, aspect not kept.
-  frames = jax.image.resize(
-    autoencoding.to_unit_range(frames),
-    (b, k, height, width, 3),
-    "linear",
-    antialias=False,
+  frames = autoencoding.resize(
+    autoencoding.to_unit_range(frames), stage.sampling.size
   )
   sides = height // stage.shrink, width // stage.shrink
   latent = (*sides, stage.vae.latent_channels)

@@ -52,6 +52,7 @@ def diffusion_loss(
   max_timestep: int | None = None,
   timestep_shift: float = 1.0,
   weights: Float[Array, "b f h w"] | None = None,
+  start: Float[Array, "b f h w c"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "b"]]:
   """Mean squared error of the prediction, without SNR weights.
 
@@ -66,6 +67,10 @@ def diffusion_loss(
       timestep as a fraction (Esser et al. 2024, eq. 23). Above 1, noisy
       timesteps are more frequent; 1 is uniform.
     weights: factor on the squared error of each latent; None is 1.
+    start: what the noisiest level shows in place of x0, such as a clip that is
+      to be restored; None is x0. Its difference from x0 is a part of the
+      noise, so that it fades with sigma / alpha, as on the path of a solver
+      that starts from it.
 
   Returns:
     The mean over rows, and the loss of each row.
@@ -95,8 +100,11 @@ def diffusion_loss(
 
   t, eps = jax.vmap(draw)(per_row_rngs(rng, index))
   x0 = x0.astype(jnp.float32)
-  alpha = jnp.asarray(schedule.alphas, jnp.float32)[t]
-  sigma = jnp.asarray(schedule.sigmas, jnp.float32)[t]
+  alphas = jnp.asarray(schedule.alphas, jnp.float32)
+  sigmas = jnp.asarray(schedule.sigmas, jnp.float32)
+  if start is not None:
+    eps += (start - x0) * (alphas / sigmas)[bound - 1]
+  alpha, sigma = alphas[t], sigmas[t]
   xt = prediction.add_noise(x0, eps, alpha, sigma)
   output = denoise_fn(xt, t, cond).astype(jnp.float32)
   error = output - prediction.target(x0, eps, alpha, sigma, prediction_type)

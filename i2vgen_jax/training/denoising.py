@@ -45,6 +45,9 @@ class Denoising(task.Task):
     max_timestep: T_r of the refine stage; None trains all levels.
     timestep_shift: shift of the drawn noise levels.
     motion_weight: see `motion_weights`; 0 is off.
+    base: the base stage, whose clips a refine stage is to restore; None trains
+      on noise alone, as in the paper. See `made_by_base`.
+    base_steps: number of its solver steps.
   """
 
   stage: Stage
@@ -57,6 +60,8 @@ class Denoising(task.Task):
   max_timestep: int | None = None
   timestep_shift: float = 1.0
   motion_weight: float = 0.0
+  base: Stage | None = None
+  base_steps: int = 0
 
   @classmethod
   def from_config(cls, config: ConfigDict, mesh: Mesh) -> "Denoising":
@@ -74,9 +79,14 @@ class Denoising(task.Task):
     stage = cascade.make_stage(
       name, Network(unet, {}, fields), stored, "the config"
     )
+    towers, base = build.towers_of(unet), None
+    if config.diffusion.base_steps:
+      trained = stored.one("base")
+      base = cascade.make_stage("base", trained, stored, stored.folder)
+      towers = {*towers, *build.towers_of(trained.module), "base"}
     frozen = {
       tower: jax.device_get(stored.networks[tower].load().params)
-      for tower in build.towers_of(unet)
+      for tower in towers
     }
     tokenizer = negative_ids = None
     if unet.use_text:
@@ -89,13 +99,16 @@ class Denoising(task.Task):
       frozen=frozen,
       tokenizer=tokenizer,
       negative_ids=negative_ids,
+      base=base,
       **loss_settings(fields["diffusion"]),
     )
 
   @property
   def clip_size(self) -> int | None:
-    tower = self.stage.image_encoder
-    return None if tower is None else tower.image_size
+    stages = (self.stage, self.base)
+    towers = [stage.image_encoder for stage in stages if stage is not None]
+    sizes = [tower.image_size for tower in towers if tower is not None]
+    return sizes[0] if sizes else None
 
   def init_params(self, rng: task.Rng) -> Params:
     return build.init_params(self.stage.unet, rng)
@@ -121,6 +134,10 @@ class Denoising(task.Task):
     weights = None
     if self.motion_weight:
       weights = motion_weights(latents, self.motion_weight)
+    start = None
+    if self.base is not None:
+      start = self.made_by_base(frozen, batch, rng_encode)
+      start = constrain_latents(start, self.mesh)
     loss, _ = diffusion_loss(
       network,
       self.stage.schedule,
@@ -133,6 +150,7 @@ class Denoising(task.Task):
       max_timestep=self.max_timestep,
       timestep_shift=self.timestep_shift,
       weights=weights,
+      start=start,
     )
     return loss, {}
 
@@ -147,6 +165,53 @@ class Denoising(task.Task):
       self.stage.sampling.decode_chunk,
     )
 
+  def made_by_base(
+    self, frozen: task.Networks, batch: Batch, rng: task.Rng
+  ) -> Float[Array, "b f h w c"]:
+    """Latents of what the base stage makes of the first frames and captions.
+
+    They are enlarged as the cascade does it. A stage that is trained to restore
+    them learns to correct the base stage, and not only to remove noise.
+
+    Args:
+      frozen: weights of the base stage, under `base`, and of its towers.
+      batch: clips of as many frames as the base stage makes.
+      rng: key of the noise.
+
+    Raises:
+      InputError: the data has latents in place of frames.
+    """
+    if batch.frames is None:
+      raise InputError(
+        "the base stage needs frames, and the data has only latents; use "
+        "shards with frames, or config.diffusion.base_steps=0"
+      )
+    base = self.base.with_sampling(num_steps=self.base_steps)
+    networks = {**frozen, "unet": frozen["base"]}
+    b, f, height, width, _ = batch.frames.shape
+    frames = autoencoding.to_unit_range(batch.frames)
+    first = autoencoding.resize(
+      frames[:, :1], base.sampling.size, antialias=True
+    )
+    sides = (side // base.shrink for side in reversed(base.sampling.size))
+    shape = (*sides, base.vae.latent_channels)
+    picture = base.encode(networks, first, jnp.zeros((b, 1, *shape)))
+    cond = base.condition(
+      networks,
+      token_ids=batch.token_ids,
+      clip_images=batch.clip_images,
+      image_embeds=batch.image_embeds,
+      image_latents=picture[:, 0],
+      fps=batch.fps,
+    )
+    rngs = per_row_rngs(rng, batch.index)
+    made = base.sample(networks, cond, None, rngs, (b, f, *shape))
+    frames = autoencoding.to_unit_range(base.decode(networks, made))
+    frames = autoencoding.resize(frames, (width, height))
+    shape = (b, f, height // self.stage.shrink, width // self.stage.shrink)
+    zeros = jnp.zeros((*shape, self.stage.vae.latent_channels))
+    return self.stage.encode(frozen, frames, zeros)
+
   def sample_picture(
     self, params: Params, frozen: task.Networks, batch: Batch
   ) -> task.Picture:
@@ -156,6 +221,9 @@ class Denoising(task.Task):
     real = batch.frames
     if real is None:
       real = stage.decode(networks, latents)
+    start = latents
+    if self.base is not None:
+      start = self.made_by_base(frozen, batch, jax.random.key(0))
     cond, null_cond = self.condition(networks, batch, latents), None
     if stage.sampling.guidance_scale != 1:
       null_cond = stage.unconditional(networks, cond, self.negative_ids)
@@ -166,7 +234,7 @@ class Denoising(task.Task):
       jax.random.split(jax.random.key(0), len(latents)),
       latents.shape,
       guidance_scale=stage.sampling.guidance_scale,
-      start=latents,
+      start=start,
     )
     return task.grid(jnp.stack([real, stage.decode(networks, sampled)], axis=1))
 

@@ -15,6 +15,7 @@ from i2vgen_jax.training.denoising import (
   drop_rows,
   motion_weights,
 )
+from i2vgen_jax.training.task import row_noise
 
 RNG = jax.random.key(3)
 # Rows for shares and scatters; one size, so that programs are compiled once.
@@ -226,6 +227,68 @@ def test_the_loss_of_a_clip_is_weighted():
   batch = dataclasses.replace(batch, frames=batch.frames[:, :1])
   (_, plain), (_, weighted) = record(batch), record(batch, motion_weight=0.5)
   assert float(weighted) == pytest.approx(0.5 * float(plain))
+
+
+def with_base():
+  """Settings of a refine stage that restores what a base stage makes."""
+  unet = UNet(hidden=8)
+  base = make_denoising(unet=unet)
+  params = base.init_params(jax.random.key(5))
+  stage = base.stage.with_sampling(size=(4, 8), num_frames=1)
+  frozen = {**make_frozen(), "base": params}
+  return {"base": stage, "base_steps": 2, "frozen": frozen}
+
+
+def test_the_noisiest_level_shows_what_the_base_stage_makes():
+  """At each level the noise is the same as without a base stage."""
+  batch, settings = make_batch(0, size=MANY, num_frames=1), with_base()
+  plain, _ = record(batch, max_timestep=300)
+  seen, _ = record(batch, max_timestep=300, **settings)
+  task = make_denoising(max_timestep=300, **settings)
+  rng = jax.random.split(RNG, 4)[0]
+  posterior = task.posterior(task.frozen, batch)
+  noise = row_noise(rng, batch.index, posterior.mean.shape[1:])
+  clip = task.stage.scaling_factor * posterior.sample(noise)
+  change = task.made_by_base(task.frozen, batch, rng) - clip
+  assert np.abs(change).mean() > 0.01
+  schedule, t = task.stage.schedule, seen["timesteps"]
+  np.testing.assert_array_equal(t, plain["timesteps"])
+  share = schedule.sigmas[t] * schedule.alphas[299] / schedule.sigmas[299]
+  assert share.min() < 0.05 * share.max()
+  np.testing.assert_allclose(
+    seen["latents"] - plain["latents"],
+    share[:, None, None, None, None] * change,
+    atol=1e-4,
+  )
+
+
+def test_the_base_stage_is_given_first_frames_and_captions():
+  batch = make_batch(0, size=3, num_frames=2)
+  task = make_denoising(**with_base())
+  made = task.made_by_base(task.frozen, batch, RNG)
+  assert made.shape == task.posterior(task.frozen, batch).mean.shape
+  later = batch.frames.copy()
+  later[:, 1:] = 255 - later[:, 1:]
+  same = task.made_by_base(
+    task.frozen, dataclasses.replace(batch, frames=later), RNG
+  )
+  np.testing.assert_array_equal(made, same)
+  for change in (
+    {"frames": 255 - batch.frames},
+    {"token_ids": 1 + 0 * batch.token_ids},
+  ):
+    other = dataclasses.replace(batch, **change)
+    assert (
+      np.abs(task.made_by_base(task.frozen, other, RNG) - made).max() > 1e-3
+    )
+
+
+def test_a_base_stage_without_frames_is_refused():
+  batch = make_batch(0)
+  moments = make_denoising().posterior(make_frozen(), batch).moments
+  latents = dataclasses.replace(batch, frames=None, moments=moments)
+  with pytest.raises(InputError, match="the base stage needs frames"):
+    record(latents, **with_base())
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])

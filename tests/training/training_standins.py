@@ -196,9 +196,9 @@ def make_denoising(mesh=None, unet=None, **changes) -> Denoising:
   return StandInDenoising(
     stage=make_stage(unet),
     mesh=mesh or one_device(),
-    frozen=make_frozen(),
     negative_ids=np.zeros((1, 5), np.int32),
-    **{"text_dropout": 0.3, "image_dropout": 0.3} | changes,
+    **{"frozen": make_frozen(), "text_dropout": 0.3, "image_dropout": 0.3}
+    | changes,
   )
 
 
