@@ -15,6 +15,7 @@ from data_pipelines.procedural import camera as camera_world
 from data_pipelines.procedural import world
 from data_pipelines.procedural.build import Clip, World, numbered_clip
 from data_pipelines.procedural.photographs import Photographs
+from i2vgen_jax import autoencoding
 from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.evaluation import camera, motion, spectra
 from i2vgen_jax.evaluation.quality import psnr
@@ -126,6 +127,9 @@ def evaluate(
   figures = measure(draw, base, refined) | {
     "motion_untrained": float(has_motion(few, untrained).mean()),
     "first_frame_psnr_untrained": first_frame_psnr(few, untrained),
+    "first_frame_psnr_autoencoder": first_frame_psnr(
+      draw, autoencoded(cascade, frames_of(draw, base)[:, :1])
+    ),
   }
   return figures, {
     "true": frames_of(draw, refined),
@@ -166,6 +170,17 @@ def untrain(cascade: Cascade) -> Cascade:
     zeros = jax.tree.map(jnp.zeros_like, networks[name].params)
     networks[name] = dataclasses.replace(networks[name], params=zeros)
   return dataclasses.replace(cascade, networks=networks)
+
+
+def autoencoded(cascade: Cascade, clips: Clips) -> Clips:
+  """Clips after the autoencoder alone, which bounds what a stage can reach."""
+  network = cascade.networks["vae"]
+  vae, made = (network.module, network.params), []
+  for start in range(0, len(clips), BATCH):
+    frames = autoencoding.to_unit_range(clips[start : start + BATCH])
+    latents = autoencoding.encode_clips(*vae, frames, chunk=1).mean
+    made.append(autoencoding.decode_clips(*vae, latents, chunk=1))
+  return np.asarray(autoencoding.to_pixels(jnp.concatenate(made)))
 
 
 def _size(clips: Clips) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_pipelines.procedural import camera, world
 from data_pipelines.procedural.photographs import Photographs
+from i2vgen_jax import autoencoding
 from i2vgen_jax.cascade import Cascade
 from launch import evaluate
 
@@ -85,6 +86,19 @@ def test_untrained_clips_are_those_of_random_denoisers(weights):
   np.testing.assert_array_equal(made, expected)
 
 
+def test_autoencoded_clips_are_those_of_the_stage(weights):
+  cascade = Cascade.load(weights)
+  clips = np.random.default_rng(0).integers(0, 256, (17, 1, 16, 16, 3))
+  clips = clips.astype(np.uint8)
+  stage, params = cascade.stage("base"), {"vae": cascade.networks["vae"].params}
+  frames = autoencoding.to_unit_range(jnp.asarray(clips))
+  side = 16 // stage.shrink
+  zeros = jnp.zeros((17, 1, side, side, stage.vae.latent_channels))
+  expected = stage.decode(params, stage.encode(params, frames, zeros))
+  made = evaluate.autoencoded(cascade, clips).astype(int)
+  np.testing.assert_allclose(made, expected, atol=1)
+
+
 def test_table_has_every_figure():
   figures = {"clips": 3, "first_frame_psnr": [42.0, 40.25]}
   figures["by_name"] = {"grows": "1 of 2"}
@@ -108,6 +122,7 @@ def test_command(run, weights, photographs, tmp_path):
   for shows, expected in chance.items():
     assert figures[shows]["clips"] == 2
     assert figures[shows]["motion_chance"] == pytest.approx(expected)
+    assert len(figures[shows]["first_frame_psnr_autoencoder"]) == 2
     for name in (f"{shows}.png", f"{shows}_spectra.png"):
       assert min(Image.open(tmp_path / "made" / name).size) > 100
 
