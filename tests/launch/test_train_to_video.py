@@ -34,7 +34,7 @@ def small(arg: str, cascade: Path, shards: Path):
     {"num_steps": 2, "batch_size": 8, "warmup_steps": 0, "log_every": 1}
   )
   if arg == "tiny_vae":
-    config.vae.block_channels = (8, 8, 8, 8)
+    config.vae.block_channels = (8,)
     config.autoencoder.scales = ((1, 4), (2, 4))
     config.data.size = (64, 64)
   elif arg != "tiny_clip":
