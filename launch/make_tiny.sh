@@ -3,14 +3,16 @@
 # tokenizer, four trainings. Finished steps are skipped and a stopped training
 # is resumed, so the same command continues.
 #
-#   launch/make_tiny.sh [WORK]      (default: tiny_work)
+#   launch/make_tiny.sh [WORK [STEPS]]      (default: tiny_work)
 #
 # The result is WORK/tiny; copy it to i2vgen_jax/assets/tiny to bundle it. The
-# photographs come from packages of Debian 12.
+# photographs come from packages of Debian 12. STEPS is the number of steps of
+# every training, on few clips, to try the script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=${1:-tiny_work}
+steps=${2:-}
 cascade=$work/tiny
 photographs=$work/photographs
 
@@ -21,8 +23,10 @@ fi
 
 # build WORLD CLIPS
 build() {
-  i2vgen data build procedural --output "$work/shards/$1" --num-clips "$2" \
-    --shows "$1" --photographs "$photographs" --size 192x128 --split train
+  local clips=${steps:+64}
+  i2vgen data build procedural --output "$work/shards/$1" \
+    --num-clips "${clips:-$2}" --shows "$1" --photographs "$photographs" \
+    --size 192x128 --split train
 }
 build camera 14000
 build objects 12000
@@ -36,7 +40,8 @@ train() {
   shift 2
   [ -d "$cascade/$1" ] && return
   i2vgen train --config="configs/i2vgen_xl.py:$name" --workdir="$work/$name" \
-    --config.frozen="$cascade" --config.data.video_dirs="$dirs"
+    --config.frozen="$cascade" --config.data.video_dirs="$dirs" \
+    ${steps:+--config.train.num_steps="$steps"}
   for network in "$@"; do
     cp -r "$work/$name/export/$network" "$cascade/.$network"
     mv "$cascade/.$network" "$cascade/$network"
@@ -44,11 +49,13 @@ train() {
 }
 
 both="('$camera', '$objects')"
+# Objects are learned more slowly.
+base="(('$camera', 1), ('$objects', 2))"
 train tiny_vae "$both" vae
 # A single photograph says nothing about the motion of the camera.
 train tiny_clip "('$objects',)" text_encoder image_encoder
-train tiny "$both" base
+train tiny "$base" base
 train tiny_refine "$both" refine
 
 i2vgen evaluate --weights "$cascade" --photographs "$photographs" \
-  --output "$work/evaluation"
+  --output "$work/evaluation" ${steps:+--num-clips 2}
