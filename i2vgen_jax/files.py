@@ -12,13 +12,16 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from i2vgen_jax.errors import InputError, reading, writing
 
 LOCK = ".lock"
+CHECKSUMS = "checksums.json"
 
 
 @contextlib.contextmanager
@@ -92,6 +95,55 @@ def locked(folder: Path) -> Iterator[None]:
         "another folder"
       ) from None
     yield
+
+
+def write_checksums(folder: Path) -> None:
+  """Writes the CRC-32 of every file below a folder into a file beside them.
+
+  Raises:
+    InputError: a file cannot be read, or the folder cannot be written.
+  """
+  names = sorted(
+    path.relative_to(folder).as_posix()
+    for path in folder.rglob("*")
+    if path.is_file() and path.name != CHECKSUMS
+  )
+  with reading(folder, "check the disk"), ThreadPoolExecutor() as pool:
+    sums = pool.map(_crc32, [folder / name for name in names])
+    write_json(folder / CHECKSUMS, dict(zip(names, sums, strict=True)))
+
+
+def check_checksums(
+  folder: Path, chosen: Callable[[str], bool] = lambda name: True
+) -> None:
+  """Compares files with the checksums beside them, if there are any.
+
+  Args:
+    folder: of `write_checksums`.
+    chosen: path of a file in the folder -> whether to check it.
+
+  Raises:
+    InputError: a file is missing or damaged.
+  """
+  if not (folder / CHECKSUMS).exists():
+    return
+  sums = read_json(folder / CHECKSUMS)
+
+  def check(name: str) -> None:
+    with reading(folder / name, "copy the folder again"):
+      if _crc32(folder / name) != sums[name]:
+        raise ValueError(f"damaged, its CRC-32 is not that in {CHECKSUMS}")
+
+  with ThreadPoolExecutor() as pool:
+    list(pool.map(check, filter(chosen, sums)))
+
+
+def _crc32(path: Path) -> str:
+  crc = 0
+  with path.open("rb") as file:
+    while block := file.read(2**20):
+      crc = zlib.crc32(block, crc)
+  return f"{crc:08x}"
 
 
 def check_absent(path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint.options import MultiprocessingOptions
 
@@ -73,6 +74,13 @@ def wait_for_all(name: str) -> None:
   """
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def from_first(flag: bool) -> bool:
+  """What the first process says, in all processes of the job."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
 
 
 def alone() -> MultiprocessingOptions:

@@ -4,6 +4,10 @@ The folder of a step holds the items `params`, `ema_params`, `optimizer` and
 `position` side by side, so that one of them can be read alone. Orbax writes
 under a temporary name and renames, and it restores into the shardings of the
 given state, whichever mesh wrote the files.
+
+`checksums.json` in the folder of a step has the CRC-32 of each of its files. A
+checkpoint that does not match is set aside, under the name STEP.damaged, and
+the one before is used.
 """
 
 import contextlib
@@ -16,12 +20,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from i2vgen_jax import trees
-from i2vgen_jax.errors import InputError
+from i2vgen_jax.errors import InputError, writing
+from i2vgen_jax.files import CHECKSUMS, check_checksums, write_checksums
 from i2vgen_jax.interop.formats import native
+from i2vgen_jax.processes import from_first, is_first, wait_for_all
+from i2vgen_jax.training.metrics import say
 from i2vgen_jax.training.state import TrainState
 from i2vgen_jax.types import Params
 
 FOLDER = "checkpoints"
+
+
+class DamagedError(InputError):
+  """A checkpoint is incomplete or damaged."""
 
 
 @contextlib.contextmanager
@@ -31,8 +42,8 @@ def _reading(step_dir: Path) -> Iterator[None]:
     yield
   except InputError:
     raise
-  except (OSError, ValueError, KeyError) as e:
-    raise InputError(
+  except (OSError, ValueError, KeyError, AttributeError) as e:
+    raise DamagedError(
       f"checkpoint incomplete or damaged, in {step_dir}; delete that folder to "
       "resume from the one before"
     ) from e
@@ -65,6 +76,7 @@ def load_params(
       f"{folder}; it has {sorted(steps) or 'none'}"
     )
   item = folder / str(step) / name
+  check_checksums(item.parent, lambda path: path.startswith(f"{name}/"))
   with _reading(item.parent), native.reader() as reader:
     as_numpy = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _stored_tree(item)
@@ -91,9 +103,61 @@ class Checkpoints(contextlib.AbstractContextManager):
     """Copies the state off the devices and writes it in the background."""
     if step == self.latest_step():
       return
+    self._seal()
     items = {k: ocp.args.StandardSave(v) for k, v in _items(state).items()}
     items["position"] = ocp.args.JsonSave({"step": step})
     self._manager.save(step, args=ocp.args.Composite(**items))
+
+  def restore_newest(self, abstract: TrainState) -> TrainState | None:
+    """The state of the newest checkpoint that is intact; None without any.
+
+    Checkpoints that are not are set aside.
+
+    Raises:
+      InputError: the checkpoints are of another model, or all are damaged.
+    """
+    damaged = []
+    while (step := self.latest_step()) is not None:
+      try:
+        self._check(step)
+        return self.restore(step, abstract)
+      except DamagedError as e:
+        damaged.append(step)
+        say(f"{e}; it is set aside as {step}.damaged")
+        self._set_aside(step)
+    if damaged:
+      raise InputError(
+        f"all checkpoints in {self._folder} are damaged, of steps {damaged}; "
+        "copy one back, or choose another workdir to begin again"
+      )
+    return None
+
+  def _check(self, step: int) -> None:
+    """Raises DamagedError in all processes if a file of a step is damaged."""
+    problem = ""
+    if is_first():
+      try:
+        check_checksums(self._folder / str(step))
+      except InputError as e:
+        problem = str(e)
+    if from_first(bool(problem)):
+      raise DamagedError(problem or f"checkpoint {step} is damaged")
+
+  def _set_aside(self, step: int) -> None:
+    if is_first():
+      folder = self._folder / str(step)
+      with writing(folder):
+        folder.rename(folder.with_name(f"{step}.damaged"))
+    wait_for_all(f"checkpoint {step} set aside")
+    self._manager.reload()
+
+  def _seal(self) -> None:
+    """Writes the checksums of checkpoints that are complete."""
+    self._manager.wait_until_finished()
+    for step in self._manager.all_steps() if is_first() else ():
+      folder = self._folder / str(step)
+      if not (folder / CHECKSUMS).exists():
+        write_checksums(folder)
 
   def restore(self, step: int, abstract: TrainState) -> TrainState:
     """The state after `step` steps, in the shardings of `abstract`.
@@ -113,7 +177,11 @@ class Checkpoints(contextlib.AbstractContextManager):
       items = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
       items["position"] = ocp.args.JsonRestore()
       found = self._manager.restore(step, args=ocp.args.Composite(**items))
-    position = np.int32(found.position["step"])
+    if found.position["step"] != step:
+      raise DamagedError(
+        f"checkpoint {step_dir} has the state of step {found.position['step']}"
+      )
+    position = np.int32(step)
     step = jax.device_put(position, abstract.step.sharding)
     return TrainState(step, found.params, found.ema_params, found.optimizer)
 
@@ -122,7 +190,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     return self._manager.reached_preemption(step)
 
   def __exit__(self, *_: Any) -> None:
-    self._manager.wait_until_finished()
+    self._seal()
     self._manager.close()
 
 

@@ -118,13 +118,12 @@ def train(
     jax.set_mesh(mesh),
   ):
     # ---- Resume, or start ----
-    start = checkpoints.latest_step() or 0
-    if start:
-      state = checkpoints.restore(start, abstract)
-    elif initial_params is not None:
+    state = checkpoints.restore_newest(abstract)
+    if state is None and initial_params is not None:
       state = states.state_from(initial_params(), tx, shardings)
-    else:
+    elif state is None:
       state = states.init_state(task.init_params, tx, c.seed, shardings)
+    start = int(state.step)
     is_first = processes.is_first()
     if is_first:
       # Only once the state fits: the folder may be another run's.

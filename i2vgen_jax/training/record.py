@@ -21,6 +21,7 @@ from i2vgen_jax.files import (
   replacing,
   write_json_lines,
 )
+from i2vgen_jax.training.metrics import say
 
 METRICS, CURVE = "metrics.jsonl", "curve.png"
 CONFIG = "config.json"
@@ -65,13 +66,24 @@ def check_same(
 def resume(workdir: Path, step: int) -> None:
   """Keeps the reports of a run that resumes after `step` steps.
 
+  Lines that are not the report of a step are left out, which is said; the
+  file that has them is kept as metrics.jsonl.damaged.
+
   Raises:
     InputError: the record cannot be read, or matplotlib is missing.
   """
   remove_temporary(workdir)
   path = workdir / METRICS
-  kept = [row for row in read(workdir) if row["step"] <= step]
   if path.exists():
+    with reading(path, "move it away, and a new one is started"):
+      lines = path.read_text("utf-8", errors="replace").split("\n")
+    rows = [*map(_report, lines)]
+    kept = [row for row in rows if row is not None and row["step"] <= step]
+    # The last line is empty, or incomplete if the run was killed.
+    if dropped := rows[:-1].count(None):
+      damaged = path.replace(path.with_name(f"{METRICS}.damaged"))
+      lines = "1 line that is" if dropped == 1 else f"{dropped} lines that are"
+      say(f"{path}: left out {lines} not the report of a step; see {damaged}")
     write_json_lines(path, kept)
   draw(workdir)
 
@@ -97,17 +109,20 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     return []
   with reading(path, "move it away, and a new one is started"):
     lines = path.read_text("utf-8").split("\n")[:-1]
-    return [_report(number, line) for number, line in enumerate(lines, 1)]
+    reports = [*map(_report, lines)]
+    if None in reports:
+      number = reports.index(None) + 1
+      raise ValueError(f"line {number} is not the report of a step")
+    return reports
 
 
-def _report(number: int, line: str) -> dict[str, Any]:
+def _report(line: str) -> dict[str, Any] | None:
+  """The report in a line; None if there is none."""
   try:
     report = json.loads(line)
-    if isinstance(report["step"], int):
-      return report
+    return report if isinstance(report["step"], int) else None
   except (ValueError, KeyError, TypeError):
-    pass
-  raise ValueError(f"line {number} is not the report of a step")
+    return None
 
 
 def draw(workdir: Path) -> None:

@@ -1,5 +1,7 @@
 """States on disk: complete, on any mesh, and damage is reported."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from i2vgen_jax import sharding
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.files import CHECKSUMS
 from i2vgen_jax.training.checkpoint import Checkpoints, load_params
 from i2vgen_jax.training.state import TrainState, abstract_state
 
@@ -125,6 +128,104 @@ def test_an_unfinished_save_is_not_a_checkpoint(saved):
     assert checkpoints.latest_step() is None
 
 
+class TestDamage:
+  """The newest checkpoint is damaged, and the one before is used."""
+
+  @pytest.fixture
+  def two(self, tmp_path):
+    """A workdir with the checkpoints 3 and 4, which differ."""
+    mesh = sharding.make_mesh()
+    state = make_state(mesh)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+      checkpoints.save(3, state)
+      checkpoints.save(4, make_state(mesh, value=1.5))
+    return tmp_path, state
+
+  def newest(self, workdir):
+    abstract = abstract_state(init, TX, sharding.make_mesh())
+    with Checkpoints(workdir, keep=2) as checkpoints:
+      return checkpoints.restore_newest(abstract)
+
+  def assert_third(self, workdir, state, capfd):
+    found = self.newest(workdir)
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+    assert "4.damaged" in capfd.readouterr().err
+    names = sorted(p.name for p in (workdir / "checkpoints").iterdir())
+    assert names == ["3", "4.damaged"]
+
+  def test_an_intact_one_is_used(self, two):
+    assert int(self.newest(two[0]).step) == 4
+
+  def test_every_flipped_bit_is_found(self, two, capfd):
+    workdir, state = two
+    folder = workdir / "checkpoints"
+    files = sorted(
+      path
+      for path in (folder / "4").rglob("*")
+      if path.is_file() and path.stat().st_size
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+      path = files[rng.integers(len(files))]
+      before = path.read_bytes()
+      damaged = bytearray(before)
+      damaged[rng.integers(len(before))] ^= 1 << int(rng.integers(8))
+      path.write_bytes(damaged)
+      self.assert_third(workdir, state, capfd)
+      (folder / "4.damaged").rename(folder / "4")
+      path.write_bytes(before)
+    assert int(self.newest(workdir).step) == 4
+
+  @pytest.mark.parametrize(
+    "damage",
+    [
+      lambda path: path.write_bytes(b""),
+      lambda path: path.write_bytes(bytes(path.stat().st_size)),
+      lambda path: path.write_bytes(path.read_bytes()[:-1]),
+      lambda path: path.unlink(),
+    ],
+    ids=["empty", "zeros", "short", "missing"],
+  )
+  @pytest.mark.parametrize("which", ["largest", "smallest"])
+  def test_other_damage_is_found(self, two, capfd, damage, which):
+    workdir, state = two
+    files = [p for p in (workdir / "checkpoints/4").rglob("*") if p.is_file()]
+    files = [p for p in files if p.name != CHECKSUMS and p.stat().st_size]
+    files.sort(key=lambda path: path.stat().st_size)
+    damage(files[-1 if which == "largest" else 0])
+    self.assert_third(workdir, state, capfd)
+
+  def test_a_folder_without_its_files_is_found(self, two, capfd):
+    workdir, state = two
+    for path in (workdir / "checkpoints/4").iterdir():
+      if path.is_dir():
+        shutil.rmtree(path)
+      else:
+        path.unlink()
+    self.assert_third(workdir, state, capfd)
+
+  def test_a_renamed_copy_is_found(self, two, capfd):
+    workdir, state = two
+    folder = workdir / "checkpoints"
+    shutil.rmtree(folder / "4")
+    shutil.copytree(folder / "3", folder / "4")
+    self.assert_third(workdir, state, capfd)
+
+  def test_a_run_is_not_begun_again_if_all_are_damaged(self, saved):
+    workdir, _ = saved
+    (workdir / "checkpoints/3/params/_METADATA").unlink()
+    with pytest.raises(InputError, match=r"all checkpoints .* of steps \[3\]"):
+      self.newest(workdir)
+
+  def test_damaged_weights_are_not_exported(self, saved):
+    workdir, _ = saved
+    arrays = (workdir / "checkpoints/3/params").glob("**/d/*")
+    path = max(arrays, key=lambda p: p.stat().st_size)
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(InputError, match="damaged, its CRC-32"):
+      load_params(workdir, name="params")
+
+
 class TestErrors:
   def test_other_shapes_are_named(self, saved):
     workdir, _ = saved
@@ -171,5 +272,5 @@ class TestErrors:
     abstract = abstract_state(init, TX, sharding.make_mesh())
     with pytest.raises(InputError, match="incomplete or damaged"):
       restore(workdir, abstract)
-    with pytest.raises(InputError, match="incomplete or damaged"):
+    with pytest.raises(InputError, match="damaged, its CRC-32"):
       load_params(workdir)

@@ -88,19 +88,20 @@ def colours(picture):
 
 
 class TestUnreadable:
-  @pytest.mark.parametrize("line", ["{", "[4]", '{"loss": 1}', '{"step": "4"}'])
-  def test_a_line_that_is_not_a_report(self, three, line):
+  @pytest.mark.parametrize(
+    "line", [b"{", b"[4]", b'{"loss": 1}', b'{"step": "4"}', b"\xff\xfe"]
+  )
+  def test_a_line_that_is_not_a_report_is_left_out(self, three, line, capsys):
     path = three / "metrics.jsonl"
-    before = path.read_text()
-    path.write_text(f"{line}\n{before}")
-    with pytest.raises(InputError, match=r"metrics\.jsonl: line 1 .*move"):
-      record.resume(three, 4)
-    assert path.read_text() == f"{line}\n{before}"
-
-  def test_bytes_that_are_not_text(self, three):
-    (three / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(InputError, match=r"cannot read .*metrics.jsonl"):
-      record.resume(three, 4)
+    before = path.read_bytes()
+    path.write_bytes(line + b"\n" + before)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: .*; move it away"):
+      record.read(three)
+    record.resume(three, 4)
+    assert [row["step"] for row in record.read(three)] == [2, 4]
+    assert "1 line that is not the report of a step" in capsys.readouterr().err
+    kept = three / "metrics.jsonl.damaged"
+    assert kept.read_bytes() == line + b"\n" + before
 
   def test_a_folder_in_its_place(self, tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()

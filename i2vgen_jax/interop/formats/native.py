@@ -18,9 +18,7 @@ import contextlib
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from flax import traverse_util
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from i2vgen_jax import files
-from i2vgen_jax.errors import InputError, reading, writing
+from i2vgen_jax.errors import InputError, writing
 from i2vgen_jax.interop.formats.tensors import Tensors
 from i2vgen_jax.processes import alone
 from i2vgen_jax.types import Params
@@ -42,8 +40,6 @@ from i2vgen_jax.types import Params
 _MAX_SHARED_BYTES = 2**28
 # Paths of these files end in the place of a chunk: .../0 or .../3.0.1.
 _CHUNK = re.compile(r"/\d+(\.\d+)*$")
-
-_CHECKSUMS = "checksums.json"
 
 
 def save(folder: Path, config: dict[str, Any], params: Params) -> None:
@@ -81,9 +77,7 @@ def write(folder: Path, config: dict[str, Any], params: Params) -> None:
   # It names the path at which the files were written.
   place = folder / "params"
   (place / "commit_success.txt").unlink(missing_ok=True)
-  stored = sorted(path for path in place.rglob("*") if path.is_file())
-  sums = {path.relative_to(place).as_posix(): _crc32(path) for path in stored}
-  files.write_json(place / _CHECKSUMS, sums)
+  files.write_checksums(place)
 
 
 def _handler(
@@ -186,26 +180,7 @@ def _check_files(place: Path, *, chunks: bool) -> None:
   Raises:
     InputError: a file is missing or damaged.
   """
-  if not (place / _CHECKSUMS).exists():
-    return
-  sums = files.read_json(place / _CHECKSUMS)
-
-  def check(name: str) -> None:
-    with reading(place / name, "copy the folder again"):
-      if _crc32(place / name) != sums[name]:
-        raise ValueError(f"damaged, its CRC-32 is not that in {_CHECKSUMS}")
-
-  names = [name for name in sums if bool(_CHUNK.search(name)) == chunks]
-  with ThreadPoolExecutor() as pool:
-    list(pool.map(check, names))
-
-
-def _crc32(path: Path) -> str:
-  crc = 0
-  with path.open("rb") as file:
-    while block := file.read(2**20):
-      crc = zlib.crc32(block, crc)
-  return f"{crc:08x}"
+  files.check_checksums(place, lambda name: bool(_CHUNK.search(name)) == chunks)
 
 
 @contextlib.contextmanager
