@@ -30,6 +30,7 @@ import functools
 import itertools
 import re
 import runpy
+import shlex
 import shutil
 import sys
 from collections.abc import Collection, Iterator
@@ -119,7 +120,9 @@ def main(argv: list[str]) -> None:
   if CONFIG.value is None or WORKDIR.value is None:
     raise InputError("train needs --config=FILE:NAME and --workdir=DIR")
   processes.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-  run(CONFIG.value, Path(WORKDIR.value), allowed=ALLOW.value)
+  done = run(CONFIG.value, Path(WORKDIR.value), allowed=ALLOW.value)
+  if done < CONFIG.value.train.num_steps:
+    say(f"resume with: i2vgen train {shlex.join(argv)}")
 
 
 # ---- The command line ----
@@ -187,7 +190,7 @@ def _last_line(error: Exception) -> str:
 
 def run(
   config: ConfigDict, workdir: Path, allowed: Collection[str] = ()
-) -> None:
+) -> int:
   """Trains what the config describes and exports it.
 
   The run resumes from what is in workdir. At its end the averaged weights are
@@ -198,6 +201,9 @@ def run(
     workdir: folder of the run.
     allowed: keys of the config that may differ from those of a run that is
       resumed.
+
+  Returns:
+    Number of training steps done; less than asked for if the run was stopped.
 
   Raises:
     InputError: config, data, frozen networks or workdir are unusable, or
@@ -249,9 +255,11 @@ def run(
       to_show=to_show,
     )
     _report_cut(reader)
-    if int(state.step) == config.train.num_steps and processes.is_first():
+    done = int(state.step)
+    if done == config.train.num_steps and processes.is_first():
       _export(config.export_dtype, workdir, task, to_show)
     processes.wait_for_all("the export")
+  return done
 
 
 def make_task(config: ConfigDict, mesh: Mesh) -> Task:

@@ -1,6 +1,7 @@
 """The training loop, read from top to bottom."""
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,26 +33,40 @@ BatchesFrom = Callable[[int], Iterator[tuple[int, Batch]]]
 
 
 class _StopSignal:
-  """Records SIGTERM in place of ending the process.
+  """Records SIGTERM in place of ending the process; Ctrl-C becomes SIGTERM.
+
+  A second Ctrl-C ends the process at once, not by an exception, which a
+  callback of JAX could swallow.
 
   Several processes may each get the signal at another step; there the runtime
-  of JAX catches it and agrees on one step, so it is left alone.
+  of JAX catches SIGTERM and agrees on one step, so it is left alone.
   """
 
   def __init__(self):
     self.caught = False
+    self._interrupted = False
+    self._before: dict[signal.Signals, Any] = {}
 
-  def _catch(self, *_: Any) -> None:
+  def _terminate(self, *_: Any) -> None:
     self.caught = True
 
+  def _interrupt(self, *_: Any) -> None:
+    if self._interrupted:
+      os._exit(130)
+    self._interrupted = True
+    say("stops and saves after this step; Ctrl-C again ends the run at once")
+    os.kill(os.getpid(), signal.SIGTERM)
+
   def __enter__(self) -> "_StopSignal":
+    handlers = {signal.SIGINT: self._interrupt}
     if jax.process_count() == 1:
-      self._before = signal.signal(signal.SIGTERM, self._catch)
+      handlers[signal.SIGTERM] = self._terminate
+    self._before = {s: signal.signal(s, h) for s, h in handlers.items()}
     return self
 
   def __exit__(self, *_: Any) -> None:
-    if jax.process_count() == 1:
-      signal.signal(signal.SIGTERM, self._before)
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
 
 def train(
@@ -67,7 +82,8 @@ def train(
 ) -> states.TrainState:
   """Trains until `config.train.num_steps`, resuming what is in workdir.
 
-  A run that gets SIGTERM saves and returns; the same call resumes it.
+  A run that gets SIGTERM or Ctrl-C saves and returns; the same call resumes
+  it.
 
   Args:
     task: what to train.
@@ -186,7 +202,7 @@ def train(
         if picture is not None:
           writer.picture(done, np.asarray(picture))
       if stopping:
-        say(f"stopped at step {done}; the same command resumes the run")
+        say(f"stopped and saved at step {done} of {c.num_steps}")
         break
     else:
       if done < c.num_steps:

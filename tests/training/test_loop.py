@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -153,24 +155,46 @@ class TestResume:
 
 
 class TestStop:
-  def test_a_run_that_got_sigterm_resumes_exactly(self, tmp_path, log):
+  @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+  def test_a_run_that_got_a_signal_resumes_exactly(self, tmp_path, log, number):
     whole = run(tmp_path / "whole", num_steps=6)
 
     def interrupted(start):
       for step, batch in batches(start):
         if step == 4:  # read while step 3 is still to be done
-          os.kill(os.getpid(), signal.SIGTERM)
+          os.kill(os.getpid(), number)
         yield step, batch
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     stopped = run(
       tmp_path / "stopped", interrupted, num_steps=6, checkpoint_every=100
     )
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     assert int(stopped.step) == 4
     with Checkpoints(tmp_path / "stopped", keep=1) as checkpoints:
       assert checkpoints.latest_step() == 4
     assert_same(run(tmp_path / "stopped", num_steps=6), whole)
+
+  def test_a_second_interrupt_ends_the_process(self):
+    script = """
+import os, signal
+from i2vgen_jax.training.loop import _StopSignal
+with _StopSignal() as stop:
+  os.kill(os.getpid(), signal.SIGINT)
+  assert stop.caught
+  print("caught", flush=True)
+  try:
+    os.kill(os.getpid(), signal.SIGINT)
+  except KeyboardInterrupt:
+    print("swallowed")
+print("went on")
+"""
+    ended = subprocess.run(
+      [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert ended.returncode == 130
+    assert ended.stdout == "caught\n"
+    assert "Ctrl-C again ends the run at once" in ended.stderr
 
   def test_a_gradient_that_stays_not_finite_stops_the_run(self, tmp_path, log):
     def broken(params, frozen, batch, rng):

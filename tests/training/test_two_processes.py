@@ -107,6 +107,6 @@ def test_same_weights_as_one_process(two, tmp_path, layout, restored):
 
 def test_sigterm_to_one_process_stops_both_at_the_same_step(two):
   folder, printed = two
-  (stopped,) = re.findall(r"stopped at step (\d+)", printed[0])
+  (stopped,) = re.findall(r"stopped and saved at step (\d+)", printed[0])
   with Checkpoints(folder / "endless", keep=1) as checkpoints:
     assert checkpoints.latest_step() == int(stopped)
