@@ -42,7 +42,7 @@ def common() -> ConfigDict:
       # Cascade folder with the tokenizer and the frozen networks.
       "frozen": placeholder(str),
       # Weights to start from, in any form: of the same network, or, for a
-      # U-Net, of Stable Diffusion 2.1.
+      # U-Net, of one with other conditions or of Stable Diffusion 2.1.
       "init_from": placeholder(str),
       "data": {
         # Directories, drawn from in proportion to their size, or

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from i2vgen_jax import autoencoding, cascade, interop
+from i2vgen_jax import autoencoding, cascade, interop, trees
 from i2vgen_jax.diffusion.losses import diffusion_loss, per_row_rngs
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
@@ -22,6 +22,7 @@ from i2vgen_jax.models.vae import Posterior
 from i2vgen_jax.sharding import constrain_latents
 from i2vgen_jax.stage import Diffusion, Stage
 from i2vgen_jax.training import task
+from i2vgen_jax.training.metrics import say
 from i2vgen_jax.types import Array, Batch, Conditioning, Params
 
 # Mean difference between latents of frames below which a clip stands still.
@@ -114,8 +115,19 @@ class Denoising(task.Task):
     return build.init_params(self.stage.unet, rng)
 
   def load_params(self, path: str | Path, rng: task.Rng) -> Params:
-    """Weights of the same U-Net in any form, or of Stable Diffusion 2.1."""
-    return interop.initial_params(path, self.stage.unet, rng)
+    """Weights of a U-Net in any form, or of Stable Diffusion 2.1.
+
+    Layers are matched by name; what was taken is reported.
+    """
+    params, differences = interop.initial_params(path, self.stage.unet, rng)
+    new, unused = differences.missing, differences.unexpected
+    taken = len(jax.tree.leaves(params)) - len(new)
+    say(f"starting from {taken} arrays of {path}")
+    if new:
+      say(f"drawn, as they are not in it: {len(new)} arrays, {trees.few(new)}")
+    if unused:
+      say(f"not used of it: {len(unused)} arrays, {trees.few(unused)}")
+    return params
 
   def loss(
     self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng

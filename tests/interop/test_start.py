@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import traverse_util
 
 from i2vgen_jax import interop
 from i2vgen_jax.errors import InputError
@@ -53,7 +54,7 @@ def folder(image_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params(folder):
-  return interop.initial_params(folder, TEXT_ONLY, jax.random.key(0))
+  return interop.initial_params(folder, TEXT_ONLY, jax.random.key(0))[0]
 
 
 def test_initial_video_equals_images_of_the_image_model(image_model, params):
@@ -76,13 +77,13 @@ def test_initial_video_equals_images_of_the_image_model(image_model, params):
 def test_torch_file_of_the_image_model(image_model, params, tmp_path):
   path = tmp_path / "unet.bin"
   torch.save(image_model.state_dict(), path)
-  other = interop.initial_params(path, TEXT_ONLY, jax.random.key(0))
+  other, _ = interop.initial_params(path, TEXT_ONLY, jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, params, other)
 
 
 def test_channels_of_the_local_image_start_at_zero(folder):
   unet = I2VGenUNet(**SIZES)
-  params = interop.initial_params(folder, unet, jax.random.key(0))
+  params, _ = interop.initial_params(folder, unet, jax.random.key(0))
   kernel = np.asarray(params["conv_in"]["kernel"])
   assert kernel.shape == (3, 3, 8, 16)
   assert np.abs(kernel[:, :, :4]).min() > 0
@@ -109,7 +110,7 @@ def with_gain(tmp_path):
 
 def test_another_gain_rescales_the_weights(with_gain):
   path, kernel = with_gain
-  found = interop.initial_params(
+  found, _ = interop.initial_params(
     path, I2VGenUNet(**SIZES, concat_gain=1.0), KEY
   )
   new = np.asarray(found["conv_in"]["kernel"])
@@ -123,17 +124,63 @@ def test_field_that_shapes_do_not_determine(with_gain, change):
     interop.initial_params(with_gain[0], I2VGenUNet(**SIZES | change), KEY)
 
 
+@pytest.mark.parametrize("name", ["block_channels", "context_dim"])
+def test_a_unet_of_another_size_is_refused(with_gain, name):
+  changed = {"block_channels": (16, 64), "context_dim": 24}[name]
+  with pytest.raises(InputError, match=rf"{name} is .* in config\.unet"):
+    interop.initial_params(
+      with_gain[0], I2VGenUNet(**SIZES | {name: changed}), KEY
+    )
+
+
+def save_random(unet, folder, fields):
+  """Random weights of a U-Net, saved, by path."""
+  rng = np.random.default_rng(0)
+  shapes = build.abstract_params(unet)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), shapes)
+  native.save(folder, {"module": {**SIZES, **fields}}, params)
+  return traverse_util.flatten_dict(params, sep="/")
+
+
 def test_weights_of_a_video_unet(params, tmp_path):
   module = {**SIZES, "use_image_embeds": False, "use_fps": False}
   config = {"module": {**module, "local_image": "none"}}
   halves = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
   native.save(tmp_path / "base", config, halves)
-  found = interop.initial_params(
+  found, differences = interop.initial_params(
     tmp_path / "base", TEXT_ONLY, jax.random.key(0)
   )
   jax.tree.map(np.testing.assert_array_equal, found, halves)
   assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype(np.float32)}
-  with pytest.raises(InputError, match=r"in config\.unet"):
-    interop.initial_params(
-      tmp_path / "base", TEXT_ONLY.clone(use_fps=True), jax.random.key(0)
-    )
+  assert not str(differences)
+
+
+def test_refine_starts_from_base(tmp_path):
+  """The conditions that it does not have are left out, and nothing is new."""
+  theirs = save_random(I2VGenUNet(**SIZES), tmp_path / "base", {})
+  found, differences = interop.initial_params(tmp_path / "base", TEXT_ONLY, KEY)
+  found = traverse_util.flatten_dict(found, sep="/")
+  assert differences.missing == ()
+  assert set(differences.unexpected) == theirs.keys() - found.keys()
+  theirs["conv_in/kernel"] = theirs["conv_in/kernel"][:, :, :4]
+  for name, array in found.items():
+    np.testing.assert_array_equal(array, theirs[name])
+
+
+def test_a_unet_with_more_conditions_draws_their_layers(tmp_path):
+  fields = {"use_image_embeds": False, "use_fps": False, "local_image": "none"}
+  theirs = save_random(TEXT_ONLY, tmp_path / "refine", fields)
+  found, differences = interop.initial_params(
+    tmp_path / "refine", I2VGenUNet(**SIZES), KEY
+  )
+  found = traverse_util.flatten_dict(found, sep="/")
+  assert differences.unexpected == ()
+  assert set(differences.missing) == found.keys() - theirs.keys() != set()
+  drawn = traverse_util.flatten_dict(
+    build.init_params(I2VGenUNet(**SIZES), KEY), sep="/"
+  )
+  for name in differences.missing:
+    np.testing.assert_allclose(found[name], drawn[name], rtol=1e-6)
+  kernel = found.pop("conv_in/kernel")
+  np.testing.assert_array_equal(kernel[:, :, :4], theirs["conv_in/kernel"])
+  np.testing.assert_array_equal(kernel[:, :, 4:], 0)
