@@ -132,6 +132,23 @@ class Denoising(task.Task):
   def loss(
     self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
   ) -> task.Loss:
+    return self._loss(params, frozen, batch, rng, deterministic=False), {}
+
+  def held_out_loss(
+    self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
+  ) -> Float[Array, ""]:
+    whole = dataclasses.replace(self, text_dropout=0.0, image_dropout=0.0)
+    return whole._loss(params, frozen, batch, rng, deterministic=True)
+
+  def _loss(
+    self,
+    params: Params,
+    frozen: task.Networks,
+    batch: Batch,
+    rng: task.Rng,
+    *,
+    deterministic: bool,
+  ) -> Float[Array, ""]:
     rng_encode, rng_drop, rng_loss, rng_net = jax.random.split(rng, 4)
     posterior = self.posterior(frozen, batch)
     noise = task.row_noise(rng_encode, batch.index, posterior.mean.shape[1:])
@@ -140,7 +157,7 @@ class Denoising(task.Task):
     cond = self._drop(rng_drop, frozen, batch, latents)
     network = self.stage.denoiser(
       {"unet": params},
-      deterministic=False,
+      deterministic=deterministic,
       rngs={"dropout": jax.random.fold_in(rng_net, batch.index[0])},
     )
     weights = None
@@ -164,7 +181,7 @@ class Denoising(task.Task):
       weights=weights,
       start=start,
     )
-    return loss, {}
+    return loss
 
   def posterior(self, frozen: task.Networks, batch: Batch) -> Posterior:
     """The autoencoder's posterior of each clip."""

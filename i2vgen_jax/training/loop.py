@@ -121,7 +121,7 @@ def train(
   train_step = make_train_step(
     shardings, loss_fn=task.loss, tx=tx, ema_decay=c.ema_decay, seed=c.seed
   )
-  loss_fn = jax.jit(lambda *args: task.loss(*args)[0])
+  loss_fn = jax.jit(task.held_out_loss)
   draw = jax.jit(task.sample_picture, out_shardings=replicated(mesh))
   shown = jax.tree.map(lambda x: x[:PICTURE_ROWS], to_show)
   frozen = place(task.frozen, param_shardings(task.frozen, mesh))

@@ -72,6 +72,12 @@ class Task:
     """The loss of a batch, and other values to report; traceable."""
     raise NotImplementedError
 
+  def held_out_loss(
+    self, params: Params, frozen: Networks, batch: Batch, rng: Rng
+  ) -> Float[Array, ""]:
+    """The loss of held-out clips, without dropout of any kind; traceable."""
+    return self.loss(params, frozen, batch, rng)[0]
+
   def sample_picture(
     self, params: Params, frozen: Networks, batch: Batch
   ) -> Picture | None:

@@ -25,8 +25,7 @@ MANY = 320
 class Recorder(UNet):
   """A U-Net that records its inputs and predicts zero."""
 
-  def apply(self, variables, latents, timesteps, **inputs):
-    del inputs["rngs"]
+  def apply(self, variables, latents, timesteps, *, rngs, **inputs):
     self.seen.append({"latents": latents, "timesteps": timesteps, **inputs})
     return 0 * latents
 
@@ -182,6 +181,22 @@ def test_dropped_rows_get_the_null_text_and_a_zero_vector():
   ]:
     assert abs(share - expected) < 5 * np.sqrt(expected / MANY)
   np.testing.assert_array_equal(seen["image_latents"], kept["image_latents"])
+
+
+def test_the_held_out_loss_drops_nothing():
+  batch = make_batch(0)
+  seen = []
+  unet = Recorder()
+  object.__setattr__(unet, "seen", seen)
+  task = make_denoising(unet=unet, text_dropout=1.0, image_dropout=1.0)
+  task.held_out_loss({}, task.frozen, batch, RNG)
+  task.loss({}, task.frozen, batch, RNG)
+  whole, dropped = seen
+  kept, _ = record(batch)
+  for name in ("latents", "text_context", "image_embeds"):
+    np.testing.assert_array_equal(whole[name], kept[name])
+  assert whole["deterministic"] and not dropped["deterministic"]
+  assert np.abs(dropped["image_embeds"]).max() == 0
 
 
 def test_loss_falls_on_one_batch():
