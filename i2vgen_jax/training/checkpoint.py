@@ -11,6 +11,7 @@ the one before is used.
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       except DamagedError as e:
         damaged.append(step)
         say(f"{e}; it is set aside as {step}.damaged")
-        self._set_aside(step)
+        self._set_aside(step, "damaged")
     if damaged:
       raise InputError(
         f"all checkpoints in {self._folder} are damaged, of steps {damaged}; "
@@ -143,11 +144,20 @@ class Checkpoints(contextlib.AbstractContextManager):
     if from_first(bool(problem)):
       raise DamagedError(problem or f"checkpoint {step} is damaged")
 
-  def _set_aside(self, step: int) -> None:
+  def set_aside_after(self, step: int) -> None:
+    """Renames the checkpoints of later steps to STEP.diverged."""
+    self._manager.wait_until_finished()
+    for late in self._manager.all_steps():
+      if late > step:
+        self._set_aside(late, "diverged")
+
+  def _set_aside(self, step: int, why: str) -> None:
     if is_first():
       folder = self._folder / str(step)
+      aside = folder.with_name(f"{step}.{why}")
       with writing(folder):
-        folder.rename(folder.with_name(f"{step}.damaged"))
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
     wait_for_all(f"checkpoint {step} set aside")
     self._manager.reload()
 

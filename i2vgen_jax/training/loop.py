@@ -18,14 +18,20 @@ from i2vgen_jax.sharding import param_shardings, place, replicated, to_global
 from i2vgen_jax.training import record
 from i2vgen_jax.training import state as states
 from i2vgen_jax.training.checkpoint import Checkpoints
-from i2vgen_jax.training.metrics import MetricWriter, Window, progress_line, say
+from i2vgen_jax.training.metrics import (
+  MAX_RISE,
+  MetricWriter,
+  Window,
+  progress_line,
+  say,
+)
 from i2vgen_jax.training.optimizer import make_optimizer
 from i2vgen_jax.training.step import make_train_step
 from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch, Params
 
-# A run stops after this many steps in a row without a finite gradient.
-MAX_SKIPPED = 10
+# A run stops after this many bad steps in a row; see `Window`.
+MAX_BAD = 10
 # Number of examples in a sample picture.
 PICTURE_ROWS = 4
 
@@ -107,8 +113,9 @@ def train(
 
   Raises:
     InputError: a count is not positive, workdir cannot be written or has the
-      checkpoints of another model, the data end early, or the loss or gradient
-      is not finite for `MAX_SKIPPED` steps in a row.
+      checkpoints of another model, the data end early, or the run diverges:
+      `MAX_BAD` steps in a row are bad, after which checkpoints of that time are
+      set aside.
   """
   c = config.train
   check_counts(c)
@@ -148,7 +155,7 @@ def train(
     say(f"training from step {start} to {c.num_steps} in {workdir}")
 
     # ---- Train ----
-    done, pending, window = start, None, Window()
+    done, pending, window = start, None, Window(start)
     missing = max(c.num_steps - start, 0)
     to_do = itertools.islice(batches(start), missing)
     for step, batch in _placed_ahead(to_do, mesh):
@@ -169,15 +176,19 @@ def train(
         values = window.report()
         writer.scalars(done, values)
         say(progress_line(done, c.num_steps, values))
-      if window.skipped_in_a_row >= MAX_SKIPPED:
+      if window.bad_in_a_row >= MAX_BAD:
+        checkpoints.set_aside_after(window.sound)
         raise InputError(
-          f"no finite loss and gradient for {MAX_SKIPPED} steps, at step "
-          f"{done} of {workdir}; lower train.learning_rate or set "
-          "train.grad_clip"
+          f"the run diverged: {MAX_BAD} steps without a finite gradient, or "
+          f"with a loss above {MAX_RISE} times its median, at step {done} of "
+          f"{workdir}; lower train.learning_rate or set train.grad_clip, and "
+          f"the same command resumes from step {checkpoints.latest_step() or 0}"
         )
 
       # ---- Save, and evaluate ----
-      if last or done % c.checkpoint_every == 0:
+      # A good checkpoint never gives way to one of weights that diverge.
+      due = done % c.checkpoint_every == 0 and not window.bad_in_a_row
+      if last or due:
         checkpoints.save(done, state)
       # 0 is never.
       due = c.sample_every and (last or done % c.sample_every == 0)

@@ -1,7 +1,10 @@
 """What a run logs: TensorBoard files, and one console line per report."""
 
+import collections
 import contextlib
 import datetime
+import math
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -14,6 +17,11 @@ from PIL import Image
 from i2vgen_jax.errors import InputError, writing
 from i2vgen_jax.files import replacing
 from i2vgen_jax.processes import is_first
+
+# A loss above this multiple of its median is a sign of divergence.
+MAX_RISE = 10
+# Number of losses that have a median to compare with.
+_FEW_LOSSES = 20
 
 
 def _summary_writer(workdir: Path) -> Any:
@@ -60,10 +68,20 @@ class MetricWriter(contextlib.AbstractContextManager):
 
 
 class Window:
-  """Means of the metrics since the last report, and the speed of its steps."""
+  """Means of the metrics since the last report, and the speed of its steps.
 
-  def __init__(self):
-    self.skipped_in_a_row = 0
+  Attributes:
+    bad_in_a_row: number of steps up to the last one whose gradient was not
+      finite, or whose loss was above `MAX_RISE` times its median.
+    sound: number of steps after which the weights are known to be good, since
+      the loss of the step that follows is.
+  """
+
+  def __init__(self, start: int = 0):
+    """A run that has done `start` steps."""
+    self.bad_in_a_row = 0
+    self.sound = self._step = start
+    self._losses = collections.deque[float](maxlen=100)
     # The clock starts after the first step of a run, which compiles.
     self._clock: float | None = None
     self._start()
@@ -73,19 +91,32 @@ class Window:
     self._timed = self._applied = self._skipped = 0
 
   def add(self, metrics: dict[str, Any]) -> None:
-    """Adds the metrics of one step; a skipped step is only counted."""
+    """Adds the metrics of the next step; a skipped one is only counted."""
     if self._clock is None:
       self._clock = time.monotonic()
     else:
       self._timed += 1
-    if metrics["skipped"]:
+    loss, skipped = float(metrics["loss"]), bool(metrics["skipped"])
+    if skipped or loss > MAX_RISE * self.usual_loss:
+      self.bad_in_a_row += 1
+    else:
+      self.bad_in_a_row = 0
+      self.sound = self._step
+      self._losses.append(loss)
+    self._step += 1
+    if skipped:
       self._skipped += 1
-      self.skipped_in_a_row += 1
       return
     self._applied += 1
-    self.skipped_in_a_row = 0
     for name, value in metrics.items():
       self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+  @property
+  def usual_loss(self) -> float:
+    """Median of the last losses that were not bad; infinite for few."""
+    if len(self._losses) < _FEW_LOSSES:
+      return math.inf
+    return statistics.median(self._losses)
 
   def report(self) -> dict[str, float]:
     """Means since the last report; starts the next window."""

@@ -204,6 +204,20 @@ print("went on")
     with pytest.raises(InputError, match=r"10 steps.* step 14 of"):
       run(tmp_path, loss=broken, num_steps=100, log_every=5)
 
+  def test_good_checkpoints_survive_a_run_that_diverges(
+    self, tmp_path, log, capfd
+  ):
+    whole = run(tmp_path / "whole", num_steps=8)
+    run(tmp_path / "run", num_steps=4, checkpoint_every=1)
+    with pytest.raises(InputError, match=r"diverged: .* resumes from step 4"):
+      run(
+        tmp_path / "run", num_steps=99, checkpoint_every=1, learning_rate=1e30
+      )
+    names = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert "4" in names
+    assert all(name.endswith(".diverged") for name in names - {"3", "4"})
+    assert_same(run(tmp_path / "run", num_steps=8), whole)
+
   def test_a_single_bad_step_is_skipped(self, tmp_path, log):
     def hiccup(params, frozen, batch, rng):
       bad = jnp.where(batch.index[0] == 8, jnp.nan, 1.0)

@@ -35,8 +35,19 @@ class TestWindow:
     for skipped in (1, 1, 0, 1):
       window.add(one_step(1, skipped))
       window.report()
-      rows.append(window.skipped_in_a_row)
+      rows.append(window.bad_in_a_row)
     assert rows == [1, 2, 0, 1]
+
+  def test_a_loss_far_above_its_median_is_bad(self):
+    window = Window(start=100)
+    for loss in (*[1] * 19, 900, *[1.5] * 5, 9):
+      window.add(one_step(loss))
+    assert (window.bad_in_a_row, window.sound) == (0, 125)
+    for count in (1, 2, 3):
+      window.add(one_step(11))
+      assert (window.bad_in_a_row, window.sound) == (count, 125)
+    window.add(one_step(1))
+    assert (window.bad_in_a_row, window.sound) == (0, 129)
 
   def test_speed_excludes_the_compiling_step(self, monkeypatch):
     now = [100.0]

@@ -236,6 +236,9 @@ class SmallTask(Task):
   def loss(self, params, frozen, batch, rng):
     return self.loss_fn(params, frozen, batch, rng)
 
+  def held_out_loss(self, params, frozen, batch, rng):
+    return self.loss(params, frozen, batch, rng)[0]
+
   def sample_picture(self, params, frozen, batch):
     return self.picture_fn and self.picture_fn(params)
 
