@@ -49,6 +49,8 @@ def common() -> ConfigDict:
         # (directory, weight) pairs, drawn from in proportion to the weights.
         "video_dirs": ("data/text_video/1.0.0",),
         "image_dirs": ("data/text_image/1.0.0",),
+        # Largest share of damaged records; others are read in their place.
+        "max_damaged": 0.01,
         # Held-out clips, whose loss is logged as unseen_loss.
         "unseen_dirs": (),
         # Encodes each clip once and keeps its latents in host memory; for

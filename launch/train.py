@@ -227,6 +227,7 @@ def run(
     clip_size=task.clip_size,
     tokenizer=task.tokenizer,
     seed=config.train.seed,
+    max_damaged=data.max_damaged,
   )
   reader = make_reader(data.video_dirs, data.image_dirs, augmentation=augment)
   for line in reader.report:
@@ -254,7 +255,7 @@ def run(
       held_out=held_out,
       to_show=to_show,
     )
-    _report_cut(reader)
+    _report(reader)
     done = int(state.step)
     if done == config.train.num_steps and processes.is_first():
       _export(config.export_dtype, workdir, task, to_show)
@@ -306,13 +307,20 @@ def _batches(
   batches = reader.iterate(start, rows)
   if config.data.keep_latents and isinstance(task, Denoising):
     batches = map(LatentsMemory(task), batches)
+  known = 0
   for step, batch in enumerate(batches, start):
     yield step, batch
     if (step + 1) % config.train.log_every == 0:
-      _report_cut(reader)
+      _report(reader, known)
+      known = len(reader.damaged)
 
 
-def _report_cut(reader: Reader) -> None:
+def _report(reader: Reader, known: int = 0) -> None:
+  """Says which captions were cut, and which records are damaged."""
+  for problem in [*reader.damaged.values()][known:]:
+    say(f"another example is read in place of a damaged one: {problem}")
+  if reader.damaged:
+    say(f"damaged records that were read so far: {len(reader.damaged)}")
   if reader.captions_cut:
     say(
       f"{reader.captions_cut} of {reader.captions_read} captions read so far"

@@ -9,6 +9,7 @@ restarts. A record becomes an example, and examples are stacked to a batch.
 
 import dataclasses
 import functools
+import itertools
 import os
 import sys
 import threading
@@ -22,7 +23,12 @@ from jaxtyping import Int
 from data_pipelines.loading.augmentation import Augmentation, View
 from data_pipelines.loading.buckets import Bucket, Window, make_buckets
 from data_pipelines.loading.cache import Arrays, Cache
-from data_pipelines.loading.mixing import Directories, Mixture, assign
+from data_pipelines.loading.mixing import (
+  Directories,
+  Mixture,
+  Place,
+  assign,
+)
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import load_frames, load_to_cover
 from i2vgen_jax import preprocessing
@@ -31,6 +37,8 @@ from i2vgen_jax.types import Batch
 
 # Memory for decoded examples: all of a small dataset, some of a large one.
 CACHE_BYTES = 1 << 30
+# Distance in the order to the example that is read in place of a damaged one.
+_SUBSTITUTE = 1 << 40
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,6 +60,10 @@ class Reader:
       number of tokens that were `.cut`. None leaves the captions out.
     seed: seed of the order and of every draw.
     augmentation: random crops and mirror images; None for none.
+    max_damaged: largest share of a mixture's records that may be damaged.
+      Another example is read in place of a damaged one, the same in every run.
+    damaged: what is wrong with each damaged record that was read, by its
+      dataset, shard and row.
     captions_read: number of captions that this process has tokenized.
     captions_cut: number of those that were too long for the text tower.
     report: lines that say how many clips each bucket draws from, and how many
@@ -72,11 +84,13 @@ class Reader:
   tokenizer: Callable[[list[str]], Any] | None
   seed: int
   augmentation: Augmentation | None = None
+  max_damaged: float | int = 0.01
 
   def __post_init__(self):
     self._buckets = make_buckets(self.buckets, self.size)
-    self._cache, self._token_lock = Cache(CACHE_BYTES), threading.Lock()
+    self._cache, self._lock = Cache(CACHE_BYTES), threading.Lock()
     self.captions_read = self.captions_cut = 0
+    self.damaged: dict[tuple[str, int, int], str] = {}
     self.report: list[str] = []
     self._mixtures: dict[Bucket, Mixture] = {}
     stills = [b for b in self._buckets if b.num_frames == 1 and self.image_dirs]
@@ -110,7 +124,8 @@ class Reader:
         for all.
 
     Raises:
-      InputError: A record is damaged or cannot be decoded.
+      InputError: More records than `max_damaged` are damaged, or hold latents
+        of another size.
     """
     rows = range(self.batch_size) if rows is None else rows
     return _batch([self._row(step, int(row)) for row in rows])
@@ -141,9 +156,29 @@ class Reader:
     return self._example(step * self.batch_size + row, self.bucket(step))
 
   def _example(self, number: int, bucket: Bucket) -> Arrays:
+    index = {"index": np.int64(number).astype(np.int32)}
     mixture = self._mixtures[bucket]
-    place = mixture.place(number)
-    record = mixture.read(place)
+    for substitute in itertools.count(number, _SUBSTITUTE):
+      dataset, shard, row = place = mixture.place(substitute)
+      name = mixture.datasets[dataset].name
+      if (name, shard, row) not in self.damaged:
+        try:
+          return self._read(place, substitute, bucket) | index
+        except InputError as e:
+          self.damaged[name, shard, row] = str(e)
+          self._check_damaged(mixture, e)
+
+  def _check_damaged(self, mixture: Mixture, error: InputError) -> None:
+    count = len(self.damaged)
+    if count > self.max_damaged * len(mixture):
+      raise InputError(
+        f"{error}; {count} of {len(mixture)} records are damaged, more than "
+        f"data.max_damaged, {self.max_damaged:g} of them: build the dataset "
+        "again, or allow more"
+      ) from error
+
+  def _read(self, place: Place, number: int, bucket: Bucket) -> Arrays:
+    record = self._mixtures[bucket].read(place)
     rng = np.random.default_rng((self.seed, 1, number))
     # A picture is a clip of one frame at any rate.
     length, fps = record.get("num_frames", 1), record.get("fps", 1.0)
@@ -157,7 +192,6 @@ class Reader:
     return item | {
       "token_ids": self._token_ids(caption),
       "fps": np.float32(window.fps),
-      "index": np.int64(number).astype(np.int32),
     }
 
   def _load_pixels(
@@ -201,7 +235,7 @@ class Reader:
   def _token_ids(self, caption: str) -> Int[np.ndarray, "n"] | None:
     if self.tokenizer is None:
       return None
-    with self._token_lock:  # the tokenizer is not thread-safe
+    with self._lock:  # the tokenizer is not thread-safe
       ids, (cut,) = self.tokenizer([caption])
       self.captions_read += 1
       self.captions_cut += cut > 0

@@ -193,16 +193,45 @@ def test_a_bucket_of_clips_needs_a_dataset(opened):
     opened(videos=False)
 
 
-def test_a_damaged_record_stops_the_run(procedural_dir, tmp_path, tokenizer):
+@pytest.fixture
+def damaged(procedural_dir, tmp_path, tokenizer):
+  """Opens a copy of the clips in which the last record of each shard is cut."""
   directory = tmp_path / "copy"
   shutil.copytree(dataset_dir(procedural_dir, "text_video"), directory)
   for shard in directory.glob("*-of-00003"):
     shard.write_bytes(shard.read_bytes()[:-40])
-  clips = reader.Reader(
-    [directory], batch_size=24, size=(16, 16), buckets=CLIPS_ONLY,
-    clip_size=16, tokenizer=tokenizer, seed=0,
-  )  # fmt: skip
-  with pytest.raises(InputError, match="damaged record"):
-    clips.batch(0)
-  with pytest.raises(InputError, match="damaged record"):
-    next(clips.iterate())
+
+  def opened(share):
+    return reader.Reader(
+      [directory], batch_size=24, size=(16, 16), buckets=CLIPS_ONLY,
+      clip_size=16, tokenizer=tokenizer, seed=0, max_damaged=share,
+    )  # fmt: skip
+
+  return opened
+
+
+def test_too_many_damaged_records_stop_the_run(damaged):
+  for share in (0, 2 / 24):
+    with pytest.raises(InputError, match=r"damaged record.* of 24 records"):
+      damaged(share).batch(0)
+    with pytest.raises(InputError, match=r"damaged record.* of 24 records"):
+      next(damaged(share).iterate())
+
+
+def test_others_are_read_in_place_of_damaged_records(damaged, opened):
+  whole = opened(
+    images=False, batch_size=24, buckets=CLIPS_ONLY, size=(16, 16),
+    clip_size=16, seed=0,
+  ).batch(0)  # fmt: skip
+  clips = damaged(3 / 24)
+  batch = clips.batch(0)
+  assert len(clips.damaged) == 3
+  assert all("damaged record" in problem for problem in clips.damaged.values())
+  same = (batch.frames == whole.frames).all(axis=(1, 2, 3, 4))
+  assert same.sum() == 21
+  # The same in any run, and beside other rows.
+  again = damaged(3 / 24)
+  jax.tree.map(np.testing.assert_array_equal, next(again.iterate()), batch)
+  row = damaged(3 / 24).batch(0, [int(np.argmin(same))])
+  np.testing.assert_array_equal(row.frames[0], batch.frames[np.argmin(same)])
+  np.testing.assert_array_equal(batch.index, np.arange(24))
