@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from i2vgen_jax.evaluation import camera, motion, spectra
 from i2vgen_jax.evaluation.quality import psnr
 from i2vgen_jax.files import replacing, write_json
 from i2vgen_jax.stage import STAGES
+from i2vgen_jax.tokenizer import PromptWarning
 from launch import arguments, outputs
 from launch.arguments import Count, Seed, Weights
 from launch.progress import ProgressBar
@@ -145,7 +147,9 @@ def generate(
   base, refine = (cascade.stage(name) for name in STAGES)
   held = draw(refine.sampling.size)
   count, batches = len(held), []
-  with ProgressBar() as progress:
+  with ProgressBar() as progress, warnings.catch_warnings():
+    # One caption of the camera world in five has a subject that is not a word.
+    warnings.simplefilter("ignore", PromptWarning)
     for start in range(0, count, BATCH):
       # A smaller last batch would be compiled again.
       batch = [held[n % count] for n in range(start, start + BATCH)]

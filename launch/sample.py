@@ -83,7 +83,7 @@ class Arguments(Settings):
   """Makes a video from a picture and a sentence.
 
       i2vgen sample --image photo.jpg --output video.mp4 \\
-          --prompt "a red arrow moves up slowly over gray stripes"
+          --prompt "the camera zooms in slowly"
 
   Beside video.mp4 it writes video.png, which shows the input and the frames of
   each stage, and video.json, which holds every setting.
