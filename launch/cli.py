@@ -3,6 +3,7 @@
     i2vgen sample    make a video from a picture and a sentence
     i2vgen warm      compile what sample runs before it is asked for
     i2vgen train     train one network of a cascade
+    i2vgen export    weights of a run that is not finished
     i2vgen plan      memory and time of a run on TPUs that are not here
     i2vgen data      build, encode, inspect and benchmark datasets
     i2vgen evaluate  measure a cascade on held-out clips
@@ -30,6 +31,7 @@ _COMMANDS = (
   "sample",
   "warm",
   "train",
+  "export",
   "plan",
   "data",
   "evaluate",

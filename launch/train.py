@@ -43,6 +43,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.loading.augmentation import Augmentation
+from data_pipelines.loading.mixing import Directories
 from data_pipelines.loading.reader import Reader
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import kind_of
@@ -209,7 +210,7 @@ def run(
     InputError: config, data, frozen networks or workdir are unusable, or
       another training uses the workdir.
   """
-  data, batch_size = config.data, config.train.batch_size
+  data = config.data
   augment = Augmentation(**data.augmentation)
   if data.keep_latents and augment != Augmentation():
     raise InputError(
@@ -217,30 +218,29 @@ def run(
       "turn it off, or leave config.data.augmentation at 1.0 and 0.0"
     )
   mesh = sharding.make_mesh(**config.mesh)
-  rows = sharding.process_rows(mesh, batch_size)
+  rows = sharding.process_rows(mesh, config.train.batch_size)
   task = make_task(config, mesh)
-  make_reader = functools.partial(
-    Reader,
-    batch_size=batch_size,
-    size=tuple(data.size),
-    buckets=data.buckets,
-    clip_size=task.clip_size,
-    tokenizer=task.tokenizer,
-    seed=config.train.seed,
-    max_damaged=data.max_damaged,
+  reader = make_reader(
+    config, task, data.video_dirs, data.image_dirs, augmentation=augment
   )
-  reader = make_reader(data.video_dirs, data.image_dirs, augmentation=augment)
   for line in reader.report:
     say(line)
   _check_latents(config, task)
-  to_show = _moving_batch(reader, min(batch_size, SHOWN_ROWS))
-  initial_params = None
+  to_show = _shown_batch(reader)
+  initial_params, scale = None, config.train.spatial_grad_scale
+  if config.init_from is None and scale != 1:
+    say(
+      "without config.init_from, the layers that an image model would give "
+      f"are random, and are trained at {scale:g} of the rate; give weights, or "
+      "set config.train.spatial_grad_scale=1"
+    )
   if config.init_from is not None:
     rng = jax.random.key(config.train.seed)
     initial_params = functools.partial(task.load_params, config.init_from, rng)
   held_out = None
   if data.unseen_dirs:
-    batch = functools.partial(make_reader(data.unseen_dirs).batch, rows=rows)
+    unseen = make_reader(config, task, data.unseen_dirs)
+    batch = functools.partial(unseen.batch, rows=rows)
     held_out = functools.partial(map, batch, range(_HELD_OUT_BATCHES))
   make_workdir(workdir)
   with locked(workdir) if processes.is_first() else contextlib.nullcontext():
@@ -258,9 +258,31 @@ def run(
     _report(reader)
     done = int(state.step)
     if done == config.train.num_steps and processes.is_first():
-      _export(config.export_dtype, workdir, task, to_show)
+      export(config, workdir, task, reader)
     processes.wait_for_all("the export")
   return done
+
+
+def make_reader(
+  config: ConfigDict,
+  task: Task,
+  video_dirs: Directories,
+  image_dirs: Directories = (),
+  augmentation: Augmentation | None = None,
+) -> Reader:
+  """Batches of a run from given datasets; see `Reader`."""
+  return Reader(
+    video_dirs,
+    image_dirs,
+    batch_size=config.train.batch_size,
+    size=tuple(config.data.size),
+    buckets=config.data.buckets,
+    clip_size=task.clip_size,
+    tokenizer=task.tokenizer,
+    seed=config.train.seed,
+    augmentation=augmentation,
+    max_damaged=config.data.max_damaged,
+  )
 
 
 def make_task(config: ConfigDict, mesh: Mesh) -> Task:
@@ -328,16 +350,41 @@ def _report(reader: Reader, known: int = 0) -> None:
     )
 
 
-def _moving_batch(reader: Reader, num_rows: int) -> Batch:
+def _shown_batch(reader: Reader) -> Batch:
   """Rows of the first batch of clips, or of still images without clips."""
   moving = (n for n in range(100) if reader.bucket(n).num_frames > 1)
-  return reader.batch(next(moving, 0), range(num_rows))
+  rows = range(min(reader.batch_size, SHOWN_ROWS))
+  return reader.batch(next(moving, 0), rows)
 
 
-def _export(dtype: str, workdir: Path, task: Task, batch: Batch) -> None:
+def export(
+  config: ConfigDict,
+  workdir: Path,
+  task: Task,
+  reader: Reader,
+  step: int | None = None,
+) -> Path:
+  """Writes the averaged weights of a checkpoint to workdir/export.
+
+  Args:
+    config: of the run.
+    workdir: folder of the run.
+    task: what it trains.
+    reader: its data, on which scales are measured.
+    step: number of steps done; None is the newest checkpoint.
+
+  Returns:
+    The folder, which has a folder for each network, as a cascade has.
+
+  Raises:
+    InputError: there is no such checkpoint, or it is damaged.
+  """
   # From the files, as no process has the whole of a sharded state.
-  params = jax.tree.map(lambda x: x.astype(dtype), load_params(workdir))
+  params = load_params(workdir, step)
+  params = jax.tree.map(lambda x: x.astype(config.export_dtype), params)
   folder = workdir / "export"
+  networks = task.exports(params, _shown_batch(reader))
   shutil.rmtree(folder, ignore_errors=True)
-  for name, (fields, tree) in task.exports(params, batch).items():
+  for name, (fields, tree) in networks.items():
     native.save(folder / name, fields, tree)
+  return folder

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import cascade_standin
+import jax
 import numpy as np
 import pytest
 
@@ -105,7 +107,9 @@ def exported(workdir: Path):
   return stored.load().params
 
 
-def test_a_job_of_two_processes_equals_one_process(start, tmp_path):
+def test_a_job_of_two_processes_equals_one_process(
+  start, run, refused, tmp_path
+):
   finish([start("one")])
   mesh = "--config.mesh.fsdp=2"
   first, second = finish(start_job(start, "two", 2, mesh))
@@ -116,6 +120,15 @@ def test_a_job_of_two_processes_equals_one_process(start, tmp_path):
   one, two = exported(tmp_path / "one"), exported(tmp_path / "two")
   np.testing.assert_allclose(
     two["conv_in"]["kernel"], one["conv_in"]["kernel"], atol=2e-3
+  )
+  # The same weights can be exported at any time.
+  shutil.rmtree(tmp_path / "one" / "export")
+  status, lines = run("export", tmp_path / "one")
+  assert status == 0
+  assert any("wrote base to" in line for line in lines)
+  jax.tree.map(np.testing.assert_array_equal, exported(tmp_path / "one"), one)
+  assert "no checkpoint of step 7" in refused(
+    "export", tmp_path / "one", "--step", 7
   )
 
 
