@@ -44,8 +44,20 @@ def test_the_processes_of_a_job_are_joined(run, trained, no_job):
 def trained(monkeypatch):
   """Arguments of the calls of the trainer."""
   runs = []
-  monkeypatch.setattr(train, "run", lambda *args, **_: runs.append(args))
+
+  def run(config, *args, **_):
+    runs.append((config, *args))
+    return config.train.num_steps
+
+  monkeypatch.setattr(train, "run", run)
   return runs
+
+
+def test_a_stopped_run_prints_the_command_that_resumes_it(monkeypatch, capsys):
+  monkeypatch.setattr(train, "run", lambda *_, **__: 3)
+  train.main([CONFIG, "--workdir=a run"])
+  expected = f"resume with: i2vgen train {CONFIG} '--workdir=a run'"
+  assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,7 @@ def test_help_of_a_config_has_its_keys(capsys, trained):
   train.main([CONFIG, "--help"])
   lines = capsys.readouterr().out.splitlines()
   assert "    --config.unet.block_channels=(96, 128)" in lines
-  assert "    --config.train.num_steps=12000" in lines
+  assert "    --config.train.num_steps=7000" in lines
 
 
 @pytest.mark.parametrize("text", ["", "def get_config():\n  return 3\n"])

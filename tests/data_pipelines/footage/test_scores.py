@@ -81,7 +81,7 @@ def test_encoder_noise_is_not_motion(number):
   scene = world.numbered_scene(0, number, "train")
   frame = world.render(scene, (96, 64), 1)
   frames = video.encode_mp4(np.repeat(frame, 12, axis=0), 12)
-  assert scores.score(*video.decode_mp4(frames)).motion == 0
+  assert scores.score(*video.decode_mp4(frames)).motion < 1e-4
 
 
 @pytest.mark.parametrize("name", PHOTOS)
