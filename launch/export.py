@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
   task = train.make_task(config, sharding.make_mesh())
   data = config.data
   reader = train.make_reader(config, task, data.video_dirs, data.image_dirs)
-  folder = train.export(config, args.workdir, task, reader, args.step)
-  note(
-    f"wrote {', '.join(sorted(p.name for p in folder.iterdir()))} to {folder}"
-  )
+  batch = train.shown_batch(reader)
+  folder = train.export(config, args.workdir, task, batch, args.step)
+  names = sorted(path.name for path in folder.iterdir())
+  note(f"wrote {', '.join(names)} to {folder}")

@@ -226,17 +226,17 @@ def run(
   for line in reader.report:
     say(line)
   _check_latents(config, task)
-  to_show = _shown_batch(reader)
+  to_show = shown_batch(reader)
   initial_params, scale = None, config.train.spatial_grad_scale
-  if config.init_from is None and scale != 1:
+  if config.init_from is not None:
+    rng = jax.random.key(config.train.seed)
+    initial_params = functools.partial(task.load_params, config.init_from, rng)
+  elif scale != 1:
     say(
       "without config.init_from, the layers that an image model would give "
       f"are random, and are trained at {scale:g} of the rate; give weights, or "
       "set config.train.spatial_grad_scale=1"
     )
-  if config.init_from is not None:
-    rng = jax.random.key(config.train.seed)
-    initial_params = functools.partial(task.load_params, config.init_from, rng)
   held_out = None
   if data.unseen_dirs:
     unseen = make_reader(config, task, data.unseen_dirs)
@@ -258,7 +258,7 @@ def run(
     _report(reader)
     done = int(state.step)
     if done == config.train.num_steps and processes.is_first():
-      export(config, workdir, task, reader)
+      export(config, workdir, task, to_show)
     processes.wait_for_all("the export")
   return done
 
@@ -350,7 +350,7 @@ def _report(reader: Reader, known: int = 0) -> None:
     )
 
 
-def _shown_batch(reader: Reader) -> Batch:
+def shown_batch(reader: Reader) -> Batch:
   """Rows of the first batch of clips, or of still images without clips."""
   moving = (n for n in range(100) if reader.bucket(n).num_frames > 1)
   rows = range(min(reader.batch_size, SHOWN_ROWS))
@@ -361,7 +361,7 @@ def export(
   config: ConfigDict,
   workdir: Path,
   task: Task,
-  reader: Reader,
+  batch: Batch,
   step: int | None = None,
 ) -> Path:
   """Writes the averaged weights of a checkpoint to workdir/export.
@@ -370,7 +370,7 @@ def export(
     config: of the run.
     workdir: folder of the run.
     task: what it trains.
-    reader: its data, on which scales are measured.
+    batch: of its data, on which scales are measured.
     step: number of steps done; None is the newest checkpoint.
 
   Returns:
@@ -383,7 +383,7 @@ def export(
   params = load_params(workdir, step)
   params = jax.tree.map(lambda x: x.astype(config.export_dtype), params)
   folder = workdir / "export"
-  networks = task.exports(params, _shown_batch(reader))
+  networks = task.exports(params, batch)
   shutil.rmtree(folder, ignore_errors=True)
   for name, (fields, tree) in networks.items():
     native.save(folder / name, fields, tree)

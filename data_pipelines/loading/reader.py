@@ -23,12 +23,7 @@ from jaxtyping import Int
 from data_pipelines.loading.augmentation import Augmentation, View
 from data_pipelines.loading.buckets import Bucket, Window, make_buckets
 from data_pipelines.loading.cache import Arrays, Cache
-from data_pipelines.loading.mixing import (
-  Directories,
-  Mixture,
-  Place,
-  assign,
-)
+from data_pipelines.loading.mixing import Directories, Mixture, Place, assign
 from data_pipelines.shards import latents
 from data_pipelines.shards.dataset import load_frames, load_to_cover
 from i2vgen_jax import preprocessing
@@ -88,7 +83,7 @@ class Reader:
 
   def __post_init__(self):
     self._buckets = make_buckets(self.buckets, self.size)
-    self._cache, self._lock = Cache(CACHE_BYTES), threading.Lock()
+    self._cache, self._token_lock = Cache(CACHE_BYTES), threading.Lock()
     self.captions_read = self.captions_cut = 0
     self.damaged: dict[tuple[str, int, int], str] = {}
     self.report: list[str] = []
@@ -235,7 +230,7 @@ class Reader:
   def _token_ids(self, caption: str) -> Int[np.ndarray, "n"] | None:
     if self.tokenizer is None:
       return None
-    with self._lock:  # the tokenizer is not thread-safe
+    with self._token_lock:  # the tokenizer is not thread-safe
       ids, (cut,) = self.tokenizer([caption])
       self.captions_read += 1
       self.captions_cut += cut > 0

@@ -225,14 +225,7 @@ class Denoising(task.Task):
     sides = (side // base.shrink for side in reversed(base.sampling.size))
     shape = (*sides, base.vae.latent_channels)
     picture = base.encode(networks, first, jnp.zeros((b, 1, *shape)))
-    cond = base.condition(
-      networks,
-      token_ids=batch.token_ids,
-      clip_images=batch.clip_images,
-      image_embeds=batch.image_embeds,
-      image_latents=picture[:, 0],
-      fps=batch.fps,
-    )
+    cond = _condition(base, networks, batch, picture)
     rngs = per_row_rngs(rng, batch.index)
     made = base.sample(networks, cond, None, rngs, (b, f, *shape))
     frames = autoencoding.to_unit_range(base.decode(networks, made))
@@ -274,14 +267,7 @@ class Denoising(task.Task):
     self, networks: task.Networks, batch: Batch, latents: Array
   ) -> Conditioning:
     """What the U-Net takes of a batch beside the noisy latents."""
-    return self.stage.condition(
-      networks,
-      token_ids=batch.token_ids,
-      clip_images=batch.clip_images,
-      image_embeds=batch.image_embeds,
-      image_latents=latents[:, 0],
-      fps=batch.fps,
-    )
+    return _condition(self.stage, networks, batch, latents)
 
   def _drop(
     self, rng: task.Rng, frozen: task.Networks, batch: Batch, latents: Array
@@ -304,6 +290,20 @@ class Denoising(task.Task):
       rng_image, batch.index, self.image_dropout, cond.image_embeds, 0.0
     )
     return dataclasses.replace(cond, image_embeds=embeds)
+
+
+def _condition(
+  stage: Stage, networks: task.Networks, batch: Batch, latents: Array
+) -> Conditioning:
+  """What the U-Net of a stage takes of a batch; the picture is frame 0."""
+  return stage.condition(
+    networks,
+    token_ids=batch.token_ids,
+    clip_images=batch.clip_images,
+    image_embeds=batch.image_embeds,
+    image_latents=latents[:, 0],
+    fps=batch.fps,
+  )
 
 
 def loss_settings(diffusion: Mapping[str, Any]) -> dict[str, Any]:

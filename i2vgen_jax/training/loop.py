@@ -187,8 +187,8 @@ def train(
 
       # ---- Save, and evaluate ----
       # A good checkpoint never gives way to one of weights that diverge.
-      due = done % c.checkpoint_every == 0 and not window.bad_in_a_row
-      if last or due:
+      sound = not window.bad_in_a_row
+      if last or (sound and done % c.checkpoint_every == 0):
         checkpoints.save(done, state)
       # 0 is never.
       due = c.sample_every and (last or done % c.sample_every == 0)
