@@ -13,7 +13,7 @@ import shutil
 import stat
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,12 @@ def locked(folder: Path) -> Iterator[None]:
     yield
 
 
-def write_checksums(folder: Path) -> None:
+def write_checksums(folder: Path, left_out: Collection[str] = ()) -> None:
   """Writes the CRC-32 of every file below a folder into a file beside them.
+
+  Args:
+    folder: with the files.
+    left_out: names of files that may change later.
 
   Raises:
     InputError: a file cannot be read, or the folder cannot be written.
@@ -106,7 +110,7 @@ def write_checksums(folder: Path) -> None:
   names = sorted(
     path.relative_to(folder).as_posix()
     for path in folder.rglob("*")
-    if path.is_file() and path.name != CHECKSUMS
+    if path.is_file() and path.name not in (CHECKSUMS, *left_out)
   )
   with reading(folder, "check the disk"), ThreadPoolExecutor() as pool:
     sums = pool.map(_crc32, [folder / name for name in names])

@@ -1,6 +1,9 @@
 """States on disk: complete, on any mesh, and damage is reported."""
 
+import json
+import resource
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,8 @@ import pytest
 
 from i2vgen_jax import sharding
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.files import CHECKSUMS
+from i2vgen_jax.files import CHECKSUMS, check_checksums
+from i2vgen_jax.training import checkpoint
 from i2vgen_jax.training.checkpoint import Checkpoints, load_params
 from i2vgen_jax.training.state import TrainState, abstract_state
 
@@ -47,6 +51,20 @@ def saved(tmp_path):
   with Checkpoints(tmp_path, keep=2) as checkpoints:
     checkpoints.save(3, state)
   return tmp_path, state
+
+
+def sealed(folder):
+  """Files of a step with a checksum and content; all that hold the state."""
+  files = [
+    folder / name for name in json.loads((folder / CHECKSUMS).read_text())
+  ]
+  others = {p for p in folder.rglob("*") if p.is_file()} - {*files}
+  assert {p.name for p in others} <= {
+    CHECKSUMS,
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+  }
+  return [path for path in files if path.stat().st_size]
 
 
 def restore(workdir, abstract, step=3):
@@ -118,6 +136,15 @@ def test_the_newest_are_kept(tmp_path):
   assert names == ["2", "3"]
 
 
+def test_the_best_and_those_at_a_multiple_are_kept(tmp_path):
+  state = make_state(sharding.make_mesh())
+  with Checkpoints(tmp_path, keep=1, keep_every=4) as checkpoints:
+    for step, loss in enumerate((3.0, 1.0, None, 2.0, 4.0, 1.5, 5.0), 1):
+      checkpoints.save(step, state, loss)
+  names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+  assert names == {"2", "4", "7"}
+
+
 def test_an_unfinished_save_is_not_a_checkpoint(saved):
   workdir, _ = saved
   folder = workdir / "checkpoints"
@@ -159,11 +186,7 @@ class TestDamage:
   def test_every_flipped_bit_is_found(self, two, capfd):
     workdir, state = two
     folder = workdir / "checkpoints"
-    files = sorted(
-      path
-      for path in (folder / "4").rglob("*")
-      if path.is_file() and path.stat().st_size
-    )
+    files = sealed(folder / "4")
     rng = np.random.default_rng(0)
     for _ in range(40):
       path = files[rng.integers(len(files))]
@@ -189,10 +212,14 @@ class TestDamage:
   @pytest.mark.parametrize("which", ["largest", "smallest"])
   def test_other_damage_is_found(self, two, capfd, damage, which):
     workdir, state = two
-    files = [p for p in (workdir / "checkpoints/4").rglob("*") if p.is_file()]
-    files = [p for p in files if p.name != CHECKSUMS and p.stat().st_size]
+    files = sealed(workdir / "checkpoints/4")
     files.sort(key=lambda path: path.stat().st_size)
     damage(files[-1 if which == "largest" else 0])
+    self.assert_third(workdir, state, capfd)
+
+  def test_a_missing_commit_mark_is_found(self, two, capfd):
+    workdir, state = two
+    (workdir / "checkpoints/4/commit_success.txt").unlink()
     self.assert_third(workdir, state, capfd)
 
   def test_a_folder_without_its_files_is_found(self, two, capfd):
@@ -274,3 +301,55 @@ class TestErrors:
       restore(workdir, abstract)
     with pytest.raises(InputError, match="damaged, its CRC-32"):
       load_params(workdir)
+
+
+class TestFullDisk:
+  """Files larger than a limit cannot be written, as on a full disk."""
+
+  @pytest.fixture
+  def limit(self):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python then raises OSError; by default the signal ends the process.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(size=before[0]):
+      resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    limit()
+    signal.signal(signal.SIGXFSZ, handler)
+
+  def test_the_run_goes_on(self, saved, limit, monkeypatch):
+    workdir, state = saved
+    said = []
+    monkeypatch.setattr(checkpoint, "say", said.append)
+    with Checkpoints(workdir, keep=3) as checkpoints:
+      limit(100)
+      checkpoints.save(4, state)
+      checkpoints.save(5, state)
+      assert checkpoints.latest_step() == 3
+      limit()
+      checkpoints.save(6, state)
+    assert_only(workdir, "3", "6")
+    assert len(said) == 2
+    assert all("a checkpoint was not written" in line for line in said)
+
+  def test_the_last_one_is_tried_again(self, saved, limit, monkeypatch):
+    workdir, state = saved
+    monkeypatch.setattr(checkpoint, "_RETRIES", (0, 0))
+    monkeypatch.setattr(checkpoint, "say", lambda _: None)
+    with Checkpoints(workdir, keep=3) as checkpoints:
+      limit(100)
+      with pytest.raises(InputError, match=r"of step 7, .* from step 3"):
+        checkpoints.save_last(7, state)
+      monkeypatch.setattr(checkpoint.time, "sleep", lambda _: limit())
+      checkpoints.save_last(8, state)
+    assert_only(workdir, "3", "8")
+
+
+def assert_only(workdir, *names):
+  """The folder has these checkpoints, which are intact, and nothing else."""
+  folder = workdir / "checkpoints"
+  assert {p.name for p in folder.iterdir()} == {*names}
+  for name in names:
+    check_checksums(folder / name)
