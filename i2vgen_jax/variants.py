@@ -38,7 +38,8 @@ _REFINE_SUFFIX = (
 # Fields that config.json lacks: those of training and of every flax module, and
 # the settings that imitate one sampler of the public code.
 _NOT_STORED = (
-  *("dropout", "remat", "dtype", "param_dtype", "parent", "name"),
+  *("dropout", "remat", "remat_policy"),
+  *("dtype", "param_dtype", "parent", "name"),
   *("to_clean", "reference_start", "black_edge"),
 )
 

@@ -21,7 +21,14 @@ from i2vgen_jax.types import Params
 
 # Fields that may differ: those that the weights do not depend on or, like the
 # gain, to which they can be rescaled, and those that add or remove layers.
-_FREE = {"dropout", "remat", "dtype", "param_dtype", "concat_gain"}
+_FREE = {
+  "dropout",
+  "remat",
+  "remat_policy",
+  "dtype",
+  "param_dtype",
+  "concat_gain",
+}
 _FREE |= {"use_text", "use_image_embeds", "use_fps", "local_image"}
 _FREE |= {"parent", "name"}  # Fields of every Flax module.
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +43,18 @@ def make_module(name: str, fields: Mapping[str, Any], where: str | Path) -> Any:
     where: the file or config group, for messages.
 
   Raises:
-    InputError: a field that the module does not have.
+    InputError: a field that the module does not have, or an unknown choice.
   """
   module_type = TYPES[name]
-  known = module_type.__dataclass_fields__
-  for field in fields:
-    if field not in known:
+  known = typing.get_type_hints(module_type)
+  for field, value in fields.items():
+    choices = typing.get_args(known.get(field))
+    if typing.get_origin(known.get(field)) is Literal and value not in choices:
+      raise InputError(
+        f"unknown {field} {value!r}, in {where}; use one of "
+        f"{', '.join(choices)}"
+      )
+    if field not in module_type.__dataclass_fields__:
       raise InputError(
         f"unknown field {field!r} for {module_type.__name__}, in {where}; the "
         "weights are of another variant or a newer version"

@@ -12,7 +12,7 @@ from model_testing import draw, equations, operand_dtypes
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
-from i2vgen_jax.models.unet import I2VGenUNet
+from i2vgen_jax.models.unet import REMAT_POLICIES, I2VGenUNet
 
 # One level has every kind of block; parity is where all four are.
 SMALL = {
@@ -287,28 +287,31 @@ def content_gradients(base):
   """Output and gradients of the content path, below all blocks."""
   params, feed = base
 
-  def gradients(remat):
+  def gradients(**changes):
     def loss(content):
       variables = {"params": {**params, "content_encoder": content}}
-      out = unet("base", remat=remat).apply(variables, **feed)
+      out = unet("base", **changes).apply(variables, **feed)
       return (out**2).mean(), out
 
     content = params["content_encoder"]
     (_, out), grads = jit(jax.value_and_grad(loss, has_aux=True))(content)
     return out, traverse_util.flatten_dict(grads, sep="/")
 
-  return gradients(remat=False), gradients(remat=True)
+  policies = [{"remat_policy": name} for name in REMAT_POLICIES]
+  return [gradients(), *(gradients(remat=True, **p) for p in policies)]
 
 
 def test_gradients_reach_the_content_path(content_gradients):
-  (_, grads), _ = content_gradients
+  _, grads = content_gradients[0]
   parts = {path.split("/")[0] for path in grads}
   assert parts == {"detail_encoder", "global_encoder"}
   assert not [path for path, g in grads.items() if np.abs(g).max() < 1e-6]
 
 
-def test_remat_gives_the_same_gradients(content_gradients):
-  (out, grads), (again, recomputed) = content_gradients
+@pytest.mark.parametrize("number", range(len(REMAT_POLICIES)))
+def test_remat_gives_the_same_gradients(content_gradients, number):
+  (out, grads), *others = content_gradients
+  again, recomputed = others[number]
   np.testing.assert_allclose(again, out, atol=1e-5)
   for path, g in grads.items():
     atol = 1e-4 * np.abs(g).max()
@@ -423,3 +426,10 @@ def test_dropout_reaches_the_blocks(base):
   apply(False, dropout=jax.random.key(0))
   with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
     apply(False)
+
+
+def test_an_unknown_choice_is_refused():
+  with pytest.raises(
+    InputError, match=r"unknown remat_policy 'all', in here; use one of nothing"
+  ):
+    build.make_module("base", {"remat_policy": "all"}, "here")
