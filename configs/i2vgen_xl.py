@@ -77,6 +77,8 @@ def common() -> ConfigDict:
       "train": {
         "num_steps": 1_000_000,
         "batch_size": 256,
+        # Number of parts of a batch that are worked on one after another.
+        "accumulate": 1,
         "seed": 0,
         "optimizer": "adamw",
         "learning_rate": 8e-5,
@@ -93,7 +95,16 @@ def common() -> ConfigDict:
         "checkpoint_every": 1000,
         # Sample picture and held-out loss; 0 is never.
         "sample_every": 1000,
+        # The newest ones, beside the one with the lowest held-out loss.
         "keep_checkpoints": 2,
+        # Checkpoints at multiples of it are kept as well; 0 is none.
+        "keep_every": 0,
+        # Number of times that a run which diverges goes on from the checkpoint
+        # before, with other data; then it stops.
+        "max_rollbacks": 3,
+        # Seconds without a step after which the process ends, so that its
+        # supervisor starts it again; 0 is never.
+        "stall_timeout": 1800,
       },
     }
   )
@@ -114,6 +125,9 @@ def denoiser(variant: str) -> ConfigDict:
   config.unet = public["module"] | {
     "dropout": 0.1,
     "remat": True,
+    # What remat keeps: nothing, products (those of projections, not of
+    # attention), or offload (products, in the memory of the host).
+    "remat_policy": "nothing",
     "dtype": "bfloat16",
   }
   config.diffusion = public["diffusion"] | {
@@ -319,12 +333,12 @@ def tiny_refine() -> ConfigDict:
     local_image="none",
   )
   config.diffusion.schedule = "cosine"
-  # Hardly any noise, as it would hide detail of the small base stage, whose
-  # errors are learned from what it makes. Sampling takes one step, so that the
-  # noisiest levels matter most.
+  # Hardly any noise: what is left of it after sampling must be less than what
+  # the stage corrects in the clips of the base stage, from which it learns.
+  # Sampling takes one step from the noisiest level, so that one is trained.
   config.diffusion.update(
-    timestep_shift=4.0,
-    max_timestep=40,
+    timestep_shift=100.0,
+    max_timestep=8,
     noise_offset=0.0,
     motion_weight=0.5,
     base_steps=2,
@@ -334,7 +348,7 @@ def tiny_refine() -> ConfigDict:
     solver="dpmpp_2m",
     num_steps=1,
     guidance_scale=1.0,
-    start_timestep=39,
+    start_timestep=7,
   )
-  config.train.update(num_steps=1500, batch_size=2)
+  config.train.update(num_steps=3600, batch_size=2, learning_rate=1e-3)
   return config

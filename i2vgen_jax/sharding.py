@@ -225,6 +225,16 @@ def check_rows(mesh: Mesh, batch_size: int) -> None:
     )
 
 
+def check_parts(mesh: Mesh, batch_size: int, parts: int) -> None:
+  """Raises InputError unless equal parts of a batch divide over the devices."""
+  if batch_size % parts:
+    raise InputError(
+      f"a batch of {batch_size} has no {parts} equal parts; choose another "
+      "train.batch_size or train.accumulate"
+    )
+  check_rows(mesh, batch_size // parts)
+
+
 def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
   """Sorted rows of a global batch that the devices of this process hold.
 
@@ -265,6 +275,17 @@ def to_global(batch: Batch, mesh: Mesh) -> Batch:
 
   shardings = batch_shardings(mesh, batch)
   return jax.tree.map(place, batch, shardings)
+
+
+def global_shapes(batch: Batch, mesh: Mesh, batch_size: int) -> Batch:
+  """Abstract shapes of the global batch that has rows like those of a batch."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      (batch_size, *x.shape[1:]), x.dtype, sharding=sharding
+    ),
+    batch,
+    batch_shardings(mesh, batch),
+  )
 
 
 def _row_shards(mesh: Mesh) -> int:

@@ -4,6 +4,7 @@
     i2vgen warm      compile what sample runs before it is asked for
     i2vgen train     train one network of a cascade
     i2vgen export    weights of a run that is not finished
+    i2vgen report    where the time of a run went, and its losses
     i2vgen plan      memory and time of a run on TPUs that are not here
     i2vgen data      build, encode, inspect and benchmark datasets
     i2vgen evaluate  measure a cascade on held-out clips
@@ -17,13 +18,14 @@ import contextlib
 import difflib
 import hashlib
 import importlib
+import logging
 import os
 import platform
 import re
 import sys
 from pathlib import Path
 
-from absl import logging
+from absl import logging as absl_logging
 
 from i2vgen_jax.errors import InputError
 
@@ -32,6 +34,7 @@ _COMMANDS = (
   "warm",
   "train",
   "export",
+  "report",
   "plan",
   "data",
   "evaluate",
@@ -95,7 +98,9 @@ def _run(argv: list[str]) -> None:
 def _quiet() -> None:
   """Keeps stderr for our own lines."""
   # Orbax logs what our own error already says about damaged weights.
-  logging.set_verbosity(logging.FATAL)
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  # Of a failed write, each task that waited for it.
+  logging.getLogger("asyncio").setLevel("CRITICAL")
   # Start-up messages of TensorFlow, and of transformers without torch.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -33,7 +33,7 @@ import runpy
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -61,6 +61,7 @@ from i2vgen_jax.training.metrics import say
 from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch
 from launch import arguments
+from launch.planning import chips
 
 # The kinds of training, by the name in `config.objective`.
 TASKS = {
@@ -218,7 +219,13 @@ def run(
       "turn it off, or leave config.data.augmentation at 1.0 and 0.0"
     )
   mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_parts(mesh, config.train.batch_size, config.train.accumulate)
   rows = sharding.process_rows(mesh, config.train.batch_size)
+  if config.objective == "contrastive" and config.train.accumulate > 1:
+    raise InputError(
+      "the contrastive loss compares all rows of a batch; set "
+      "config.train.accumulate=1"
+    )
   task = make_task(config, mesh)
   reader = make_reader(
     config, task, data.video_dirs, data.image_dirs, augmentation=augment
@@ -240,8 +247,7 @@ def run(
   held_out = None
   if data.unseen_dirs:
     unseen = make_reader(config, task, data.unseen_dirs)
-    batch = functools.partial(unseen.batch, rows=rows)
-    held_out = functools.partial(map, batch, range(_HELD_OUT_BATCHES))
+    held_out = functools.partial(_held_out, unseen, rows)
   make_workdir(workdir)
   with locked(workdir) if processes.is_first() else contextlib.nullcontext():
     record.check_same(workdir, config.to_dict(), allowed)
@@ -254,6 +260,8 @@ def run(
       initial_params=initial_params,
       held_out=held_out,
       to_show=to_show,
+      examples=[*_transformed(reader.examples(), config, task)],
+      peak=chips.peak_of(mesh.devices.flat),
     )
     _report(reader)
     done = int(state.step)
@@ -326,15 +334,28 @@ def _check_latents(config: ConfigDict, task: Task) -> None:
 def _batches(
   reader: Reader, start: int, rows: list[int], config: ConfigDict, task: Task
 ) -> Iterator[tuple[int, Batch]]:
-  batches = reader.iterate(start, rows)
-  if config.data.keep_latents and isinstance(task, Denoising):
-    batches = map(LatentsMemory(task), batches)
+  batches = _transformed(reader.iterate(start, rows), config, task)
   known = 0
   for step, batch in enumerate(batches, start):
     yield step, batch
     if (step + 1) % config.train.log_every == 0:
       _report(reader, known)
       known = len(reader.damaged)
+
+
+def _transformed(
+  batches: Iterable[Batch], config: ConfigDict, task: Task
+) -> Iterable[Batch]:
+  """Latents in place of frames, if the config keeps them."""
+  if config.data.keep_latents and isinstance(task, Denoising):
+    return map(LatentsMemory(task), batches)
+  return batches
+
+
+def _held_out(reader: Reader, rows: list[int]) -> Iterator[tuple[str, Batch]]:
+  """The same batches each time, each with the name of its bucket."""
+  for step in range(_HELD_OUT_BATCHES):
+    yield str(reader.bucket(step)), reader.batch(step, rows)
 
 
 def _report(reader: Reader, known: int = 0) -> None:

@@ -125,6 +125,10 @@ class Reader:
     rows = range(self.batch_size) if rows is None else rows
     return _batch([self._row(step, int(row)) for row in rows])
 
+  def examples(self) -> list[Batch]:
+    """One row of each bucket, which shows the shapes of its batches."""
+    return [_batch([self._example(0, bucket)]) for bucket in self._buckets]
+
   def iterate(
     self, start_step: int = 0, rows: Iterable[int] | None = None
   ) -> Iterator[Batch]:

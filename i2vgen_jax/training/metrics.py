@@ -89,6 +89,7 @@ class Window:
   def _start(self) -> None:
     self._sums: dict[str, float] = {}
     self._timed = self._applied = self._skipped = 0
+    self._examples = self._frames = self._flops = 0
 
   def add(self, metrics: dict[str, Any]) -> None:
     """Adds the metrics of the next step; a skipped one is only counted."""
@@ -111,6 +112,20 @@ class Window:
     for name, value in metrics.items():
       self._sums[name] = self._sums.get(name, 0.0) + float(value)
 
+  def count(self, examples: int, frames: int, flops: int) -> None:
+    """Adds the work of a step, all devices together.
+
+    Args:
+      examples: number of rows of the batch.
+      frames: number of frames of all rows.
+      flops: operations that the step needs.
+    """
+    if self._clock is None:  # it compiles
+      return
+    self._examples += examples
+    self._frames += frames
+    self._flops += flops
+
   @property
   def usual_loss(self) -> float:
     """Median of the last losses that were not bad; infinite for few."""
@@ -118,13 +133,26 @@ class Window:
       return math.inf
     return statistics.median(self._losses)
 
-  def report(self) -> dict[str, float]:
-    """Means since the last report; starts the next window."""
+  def report(self, peak: float | None = None) -> dict[str, float]:
+    """Means since the last report; starts the next window.
+
+    Args:
+      peak: operations a second of all devices, of which the run's own are given
+        as `mfu` (model FLOPs utilisation, Chowdhery et al. 2022).
+    """
     values = {k: v / self._applied for k, v in self._sums.items()}
     values["skipped"] = float(self._skipped)
     now = time.monotonic()
     if self._timed:
-      values["steps_per_second"] = self._timed / max(now - self._clock, 1e-9)
+      seconds = max(now - self._clock, 1e-9)
+      values |= {
+        "steps_per_second": self._timed / seconds,
+        "examples_per_second": self._examples / seconds,
+        "frames_per_second": self._frames / seconds,
+        "tflops_per_second": self._flops / seconds / 1e12,
+      }
+      if peak:
+        values["mfu"] = self._flops / seconds / peak
     self._clock = now
     self._start()
     return values

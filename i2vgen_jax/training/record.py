@@ -8,7 +8,7 @@ that resumes drops the lines of steps that it will repeat.
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from i2vgen_jax.files import (
   replacing,
   write_json_lines,
 )
+from i2vgen_jax.training.laps import spent
 from i2vgen_jax.training.metrics import say
 
 METRICS, CURVE = "metrics.jsonl", "curve.png"
@@ -126,7 +127,7 @@ def _report(line: str) -> dict[str, Any] | None:
 
 
 def draw(workdir: Path) -> None:
-  """Draws the loss on training and on held-out clips over the steps.
+  """Draws losses, gradient norm, speed and the use of time over the steps.
 
   Draws nothing if no loss has been logged.
 
@@ -140,21 +141,45 @@ def draw(workdir: Path) -> None:
       "cannot draw the loss: matplotlib is missing; install i2vgen-jax[data]"
     ) from e
   rows = read(workdir)
-  figure = Figure(figsize=(7, 4), layout="constrained")
-  axes = figure.subplots()
-  for name, label, marker in (
-    ("loss", "training", ""),
-    ("unseen_loss", "held-out clips", "o"),
-  ):
-    points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
-    if points:
-      axes.plot(*zip(*points, strict=True), marker=marker, label=label)
-  if not axes.lines:
+  held_out = sorted({k for row in rows for k in row if "unseen_loss" in k})
+  if not any(row.get(name) for row in rows for name in ("loss", *held_out)):
     return
-  axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
-  axes.grid(alpha=0.3)
-  axes.legend()
+  figure = Figure(figsize=(11, 7), layout="constrained")
+  panels = figure.subplots(2, 2).flat
+  for title, names in (
+    ("loss", ("loss", *held_out)),
+    ("gradient norm", ("grad_norm",)),
+    ("examples a second", ("examples_per_second",)),
+  ):
+    axes = next(panels)
+    for name in names:
+      points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+      if points:
+        label = name.replace("unseen_loss", "held-out clips")
+        label = label.replace("loss", "training")
+        marker = "o" if name in held_out else ""
+        axes.plot(*zip(*points, strict=True), marker=marker, label=label)
+    axes.set(title=title, xlabel="step", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    if len(axes.lines) > 1:
+      axes.legend()
+  _draw_time(next(panels), rows)
   with replacing(workdir / CURVE) as temporary:
     figure.savefig(
-      temporary, format="png", dpi=120, metadata={"Software": None}
+      temporary, format="png", dpi=100, metadata={"Software": None}
     )
+
+
+def _draw_time(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Bars of the shares of time; reports of earlier versions have none."""
+  timed = [row for row in rows if "time" in row]
+  if not timed:
+    axes.set_axis_off()
+    return
+  seconds = spent(timed)
+  shares = [100 * s / sum(seconds.values()) for s in seconds.values()]
+  bars = axes.barh([*seconds], shares)
+  axes.bar_label(bars, [f"{share:.1f} %" for share in shares], padding=2)
+  axes.invert_yaxis()
+  axes.margins(x=0.15)
+  axes.set(title="time since the first start", xlabel="per cent")

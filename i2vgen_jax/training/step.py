@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from i2vgen_jax.flops import needed_flops
 from i2vgen_jax.training.state import TrainState, step_key
 from i2vgen_jax.types import Batch, Params
 
@@ -34,16 +35,24 @@ def train_step(
   tx: optax.GradientTransformation,
   ema_decay: float,
   seed: int,
+  accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
   """One training step; a pure function.
+
+  With `accumulate` above 1 the batch is worked on in that many parts, one after
+  another, and their gradients are averaged: the same update with less memory,
+  if the loss is a mean over rows.
 
   A step whose loss or gradient is not finite changes only the step count;
   metric `skipped` is then 1. The rng is the same at every step, since draws
   derive from `batch.index`.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-  rng = step_key(seed)
-  (loss, metrics), grads = grad_fn(state.params, frozen, batch, rng)
+
+  def part(rows: Batch) -> Any:
+    return grad_fn(state.params, frozen, rows, step_key(seed))
+
+  (loss, metrics), grads = _mean_over_parts(part, batch, accumulate)
   grad_norm = optax.global_norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -65,6 +74,69 @@ def train_step(
     "skipped": 1.0 - finite,
   }
   return TrainState(state.step + 1, *new), metrics
+
+
+def _mean_over_parts(
+  fn: Callable[[Batch], Any], batch: Batch, parts: int
+) -> Any:
+  """Mean of a function's results over parts of a batch.
+
+  Every part has rows of each device: row i belongs to part i modulo `parts`.
+  """
+  if parts == 1:
+    return fn(batch)
+  split = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch
+  )
+  first = jax.tree.map(lambda x: x[0], split)
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(fn, first))
+
+  def add(total: Any, rows: Batch) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, fn(rows)), None
+
+  total, _ = jax.lax.scan(add, zeros, split)
+  return jax.tree.map(lambda x: x / parts, total)
+
+
+class PerShape:
+  """A training step, compiled once for each shape of a batch."""
+
+  def __init__(self, step: Callable):
+    """
+    Args:
+      step: jitted function of (state, frozen, batch).
+    """
+    self._step = step
+    self._compiled: dict[Any, tuple[Callable, int]] = {}
+
+  def compile(self, state: TrainState, frozen: Any, batch: Batch) -> Callable:
+    """The program for the shapes of a batch.
+
+    Args:
+      state: arrays or their abstract shapes, as is `batch`.
+      frozen: weights of the frozen networks.
+      batch: of the whole job.
+    """
+    key = _shapes(batch)
+    if key not in self._compiled:
+      traced = self._step.trace(state, frozen, batch)
+      program = traced.lower().compile()
+      self._compiled[key] = program, needed_flops(traced.jaxpr.jaxpr)
+    return self._compiled[key][0]
+
+  def __call__(
+    self, state: TrainState, frozen: Any, batch: Batch
+  ) -> tuple[TrainState, Metrics]:
+    return self.compile(state, frozen, batch)(state, frozen, batch)
+
+  def flops(self, batch: Batch) -> int:
+    """Operations of a step; see `flops.needed_flops`."""
+    return self._compiled[_shapes(batch)][1]
+
+
+def _shapes(batch: Batch) -> tuple[Any, ...]:
+  leaves, structure = jax.tree.flatten(batch)
+  return structure, *(leaf.shape for leaf in leaves)
 
 
 def make_train_step(shardings: TrainState, **settings: Any) -> Callable:

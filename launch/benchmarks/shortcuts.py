@@ -24,13 +24,13 @@ from i2vgen_jax.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from i2vgen_jax.diffusion.shortcuts import Shortcuts
 from i2vgen_jax.diffusion.timesteps import ddim_timesteps
 from i2vgen_jax.evaluation.quality import psnr
+from i2vgen_jax.flops import flops
 from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 from i2vgen_jax.stage import Sampling, Stage
 from i2vgen_jax.variants import VARIANTS
 from launch import arguments, evaluate
 from launch.arguments import Count, Seed, Weights
-from launch.flops import flops
 from launch.progress import note
 
 TOKENS = 77

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 from jax.experimental import topologies
@@ -24,6 +24,7 @@ class Chip:
 
   Attributes:
     name: prefix of the names of its topologies.
+    kind: `jax.Device.device_kind` of its devices.
     peak: operations a second in bfloat16.
     memory: bytes of HBM.
     bandwidth: bytes of HBM a second.
@@ -34,6 +35,7 @@ class Chip:
   """
 
   name: str
+  kind: str
   peak: float
   memory: int
   bandwidth: float
@@ -47,11 +49,13 @@ CHIPS = {
   chip.name: chip
   for chip in (
     # A chip of v4 is two devices, as is one of v7x.
-    Chip("v4", 137.5e12, 16 * _GB, 614e9, 1.05e9, 1, 45e9, "2x2x1"),
-    Chip("v5e", 197e12, 16 * _GB, 819e9, 1.5e9, 1, 45e9, "2x2"),
-    Chip("v5p", 459e12, 95 * _GB, 2765e9, 1.75e9, 2, 90e9, "2x2x1"),
-    Chip("v6e", 918e12, 32 * _GB, 1640e9, 1.75e9, 1, 90e9, "2x2"),
-    Chip("tpu7x", 1153e12, 96 * _GB, 3690e9, 2.0e9, 1, 90e9, "2x2x1"),
+    Chip("v4", "TPU v4", 137.5e12, 16 * _GB, 614e9, 1.05e9, 1, 45e9, "2x2x1"),
+    Chip("v5e", "TPU v5 lite", 197e12, 16 * _GB, 819e9, 1.5e9, 1, 45e9, "2x2"),
+    Chip("v5p", "TPU v5", 459e12, 95 * _GB, 2765e9, 1.75e9, 2, 90e9, "2x2x1"),
+    Chip(
+      "v6e", "TPU v6 lite", 918e12, 32 * _GB, 1640e9, 1.75e9, 1, 90e9, "2x2"
+    ),
+    Chip("tpu7x", "TPU7x", 1153e12, 96 * _GB, 3690e9, 2.0e9, 1, 90e9, "2x2x1"),
   )
 }
 # Without these, libtpu asks the metadata server of a cloud machine.
@@ -102,6 +106,13 @@ def devices(topology: str) -> list[jax.Device]:
         f"{chip.name}:{chip.smallest}, and larger ones double its sides"
       ) from e
   return list(found.devices)
+
+
+def peak_of(devices: Iterable[jax.Device]) -> float | None:
+  """Operations a second of devices together; None if a chip is not known."""
+  peaks = {chip.kind: chip.peak for chip in CHIPS.values()}
+  found = [peaks.get(device.device_kind) for device in devices]
+  return None if None in found else sum(found)
 
 
 @contextlib.contextmanager

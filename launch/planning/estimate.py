@@ -15,7 +15,7 @@ import jax
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import write_json
-from launch.flops import equations, flops_of
+from i2vgen_jax.flops import equations, flops_of
 from launch.planning import hlo, kernels
 from launch.planning.chips import Chip, chip_of
 from launch.planning.parts import size_in_bytes

@@ -172,10 +172,15 @@ def train_programs(
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   batch = _batch(stage, tuple(config.data.size), num_frames, c.batch_size)
   places = sharding.batch_shardings(mesh, batch)
-  sharding.check_rows(mesh, c.batch_size)
+  sharding.check_parts(mesh, c.batch_size, c.accumulate)
   batch = jax.tree.map(lambda x, s: x.update(sharding=s), batch, places)
   step = make_train_step(
-    shardings, loss_fn=task.loss, tx=tx, ema_decay=c.ema_decay, seed=c.seed
+    shardings,
+    loss_fn=task.loss,
+    tx=tx,
+    ema_decay=c.ema_decay,
+    seed=c.seed,
+    accumulate=c.accumulate,
   )
 
   def encode(frozen: Any, batch: Batch) -> Any:

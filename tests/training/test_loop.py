@@ -1,5 +1,6 @@
 """Whole short runs: resumed, stopped, logged, and refused."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -18,7 +19,7 @@ from training_standins import SmallTask, make_batch, make_config
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.sharding import make_mesh
-from i2vgen_jax.training import loop, record
+from i2vgen_jax.training import laps, loop, record
 from i2vgen_jax.training.checkpoint import Checkpoints, load_params
 from i2vgen_jax.training.loop import train
 from i2vgen_jax.training.state import step_key
@@ -77,8 +78,8 @@ def log(monkeypatch):
 
 
 def run(workdir, batches=batches, loss=loss, **changes):
-  names = ("held_out", "initial_params", "to_show")
-  options = {name: changes.pop(name, None) for name in names}
+  names = ("held_out", "initial_params", "to_show", "examples", "peak")
+  options = {name: changes.pop(name) for name in names if name in changes}
   task = SmallTask(
     init=changes.pop("init", init),
     loss_fn=loss,
@@ -178,8 +179,8 @@ class TestStop:
   def test_a_second_interrupt_ends_the_process(self):
     script = """
 import os, signal
-from i2vgen_jax.training.loop import _StopSignal
-with _StopSignal() as stop:
+from i2vgen_jax.training.supervision import StopSignal
+with StopSignal() as stop:
   os.kill(os.getpid(), signal.SIGINT)
   assert stop.caught
   print("caught", flush=True)
@@ -218,6 +219,46 @@ print("went on")
     assert all(name.endswith(".diverged") for name in names - {"3", "4"})
     assert_same(run(tmp_path / "run", num_steps=8), whole)
 
+  def test_a_run_that_diverges_goes_on_with_other_data(
+    self, tmp_path, log, capfd
+  ):
+    def bad(start):
+      """Batches 5 to 14 spoil the weights."""
+      for step, batch in batches(start):
+        if 5 <= step < 15:
+          batch = dataclasses.replace(batch, fps=np.full(8, np.nan, np.float32))
+        yield step, batch
+
+    def without(start):
+      for step in itertools.count(start):
+        yield step, make_batch(8 * (step if step < 4 else step + 11))
+
+    options = {"num_steps": 16, "log_every": 1, "checkpoint_every": 4}
+    state = run(tmp_path / "run", bad, max_rollbacks=1, **options)
+    # The checkpoint of step 4 has seen batches 0 to 3; batches 4 to 14 are
+    # left out, and the reports of their steps with them.
+    assert_same(state, run(tmp_path / "whole", without, **options))
+    assert "goes on from step 4 with the next data" in capfd.readouterr().err
+    rows = record.read(tmp_path / "run")
+    assert [row["step"] for row in rows] == [*range(1, 17)]
+    assert rows[-1]["rollbacks"] == 1
+    # A run that resumes goes on in the data where it was.
+    options["num_steps"] = 20
+    state = run(tmp_path / "run", bad, max_rollbacks=1, **options)
+    assert_same(state, run(tmp_path / "whole", without, **options))
+
+  def test_rollbacks_are_limited(self, tmp_path, log, capfd):
+    def broken(params, frozen, batch, rng):
+      late = batch.index[0] >= 8 * 3
+      return jnp.where(late, jnp.nan, 1.0) * params["kernel"].sum(), {}
+
+    with pytest.raises(InputError, match=r"diverged: .* resumes from step 2"):
+      run(
+        tmp_path, loss=broken, num_steps=100, checkpoint_every=1,
+        max_rollbacks=2,
+      )  # fmt: skip
+    assert "rollback 2 of 2" in capfd.readouterr().err
+
   def test_a_single_bad_step_is_skipped(self, tmp_path, log):
     def hiccup(params, frozen, batch, rng):
       bad = jnp.where(batch.index[0] == 8, jnp.nan, 1.0)
@@ -235,6 +276,82 @@ print("went on")
 
     with pytest.raises(InputError, match="ended after step 3 of 5"):
       run(tmp_path, three, num_steps=5)
+
+
+class TestStall:
+  """A process that makes no step ends, so that it is started again."""
+
+  SCRIPT = """
+import sys, time
+sys.path[:0] = {paths!r}
+import test_loop
+from pathlib import Path
+def hanging(start):
+  for step, batch in test_loop.batches(start):
+    if step == 3:
+      time.sleep(1000)
+    yield step, batch
+test_loop.run(Path({workdir!r}), hanging, num_steps=9, checkpoint_every=1,
+              stall_timeout={timeout})
+"""
+
+  def test_data_that_hang_end_the_process(self, tmp_path, log):
+    paths = [str(Path(__file__).parent)]
+    script = self.SCRIPT.format(
+      paths=paths, workdir=str(tmp_path / "run"), timeout=15
+    )
+    ended = subprocess.run(
+      [sys.executable, "-c", script],
+      capture_output=True,
+      text=True,
+      timeout=200,
+    )
+    assert ended.returncode == os.EX_TEMPFAIL
+    assert "process 0 made no progress for 15 s" in ended.stderr
+    assert "in hanging" in ended.stderr  # from the stack
+    state = run(tmp_path / "run", num_steps=5)
+    assert_same(state, run(tmp_path / "whole", num_steps=5))
+
+
+class TestPrograms:
+  """Every shape of batch is compiled before the first step."""
+
+  def sizes(self, start):
+    for step in itertools.count(start):
+      yield step, make_batch(8 * step, num_frames=(4, 2)[step % 2])
+
+  @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+  def test_each_shape_is_compiled_once(self, tmp_path, log, known, monkeypatch):
+    traced = []
+
+    def counting(params, frozen, batch, rng):
+      traced.append(batch.num_frames)
+      return loss(params, frozen, batch, rng)
+
+    def telling(start):
+      for step, batch in self.sizes(start):
+        traced.append(f"read {step}")
+        yield step, batch
+
+    examples = [make_batch(0, 1, num_frames=n) for n in (4, 2)]
+    run(
+      tmp_path, telling, counting, num_steps=4, sample_every=0,
+      examples=examples if known else (),
+    )  # fmt: skip
+    assert [n for n in traced if isinstance(n, int)] == [4, 2]
+    assert (traced[:2] == [4, 2]) == known
+
+  def test_the_work_of_a_step_is_counted(self, tmp_path, log):
+    def product(params, frozen, batch, rng):
+      return (params["kernel"] @ params["kernel"]).mean(), {}
+
+    run(tmp_path, loss=product, num_steps=3, log_every=1, peak=1e12)
+    _, values = log[-1]
+    # One product of 4x4 forward, two backward.
+    flops = 3 * 2 * 4**3 * values["steps_per_second"]
+    assert values["tflops_per_second"] * 1e12 == pytest.approx(flops)
+    assert values["mfu"] == pytest.approx(flops / 1e12)
+    assert values["frames_per_second"] == 4 * values["examples_per_second"]
 
 
 class TestReports:
@@ -271,7 +388,7 @@ class TestReports:
   def test_a_period_of_zero_shows_nothing(self, tmp_path, log):
     run(
       tmp_path, num_steps=4, sample_every=0, log_every=2, to_show=make_batch(0),
-      held_out=lambda: iter([make_batch(1000)]),
+      held_out=lambda: iter([("clips", make_batch(1000))]),
     )  # fmt: skip
     assert [step for step, _ in log] == [2, 4]
     assert all("unseen_loss" not in values for _, values in log)
@@ -280,7 +397,7 @@ class TestReports:
     """On the same batches with the same noise each time."""
 
     def held_out():
-      return iter([make_batch(1000), make_batch(2000)])
+      return iter([("8", make_batch(1000)), ("16", make_batch(2000))])
 
     state = run(
       tmp_path, num_steps=5, sample_every=2, log_every=100, held_out=held_out
@@ -293,8 +410,12 @@ class TestReports:
     assert sorted(logged) == [2, 4, 5]
     frozen, key = {"scale": np.float32(0.1)}, step_key(make_config().train.seed)
     expected = [
-      loss(state.ema_params, frozen, batch, key)[0] for batch in held_out()
+      float(loss(state.ema_params, frozen, batch, key)[0])
+      for _, batch in held_out()
     ]
+    by_kind = {name: value for _, v in log for name, value in v.items()}
+    for kind, value in zip(("8", "16"), expected, strict=True):
+      assert by_kind[f"unseen_loss/{kind}"] == pytest.approx(value, rel=1e-5)
     assert logged[5] == pytest.approx(np.mean(expected), rel=1e-5)
     line = f"step 5/5  loss on held-out clips {logged[5]:.4f}"
     assert line in capfd.readouterr().err
@@ -302,7 +423,7 @@ class TestReports:
   def test_the_record_has_a_line_for_each_report(self, tmp_path, log):
     run(
       tmp_path, num_steps=7, log_every=2, sample_every=3,
-      held_out=lambda: iter([make_batch(1000)]),
+      held_out=lambda: iter([("clips", make_batch(1000))]),
     )  # fmt: skip
     lines = record.read(tmp_path)
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 7]
@@ -340,6 +461,33 @@ class TestReports:
 
     run(tmp_path, stopped, num_steps=9, log_every=100)
     assert [line["step"] for line in record.read(tmp_path)] == [3]
+
+  def test_the_time_of_a_run_is_divided(self, tmp_path, log):
+    run(
+      tmp_path, num_steps=6, log_every=2, to_show=make_batch(0),
+      examples=[make_batch(0, 1)],
+    )  # fmt: skip
+    rows = record.read(tmp_path)
+    spent = [
+      {k: v for k, v in row.items() if k.startswith("seconds/")} for row in rows
+    ]
+    kinds = {kind.removeprefix("seconds/") for row in spent for kind in row}
+    assert kinds == {*laps.KINDS}
+    # They add up to the time between two reports.
+    for before, after, seconds in zip(rows, rows[1:], spent[1:], strict=False):
+      between = after["time"] - before["time"]
+      assert sum(seconds.values()) == pytest.approx(between, abs=0.05)
+
+  def test_a_full_disk_does_not_end_a_run(
+    self, tmp_path, log, monkeypatch, capfd
+  ):
+    def full(*_):
+      raise InputError("cannot write metrics.jsonl: No space left on device")
+
+    monkeypatch.setattr(record, "append", full)
+    state = run(tmp_path, num_steps=4)
+    assert int(state.step) == 4
+    assert "No space left on device; the run goes on" in capfd.readouterr().err
 
   def test_the_resolved_config_is_written(self, tmp_path, log):
     run(tmp_path, num_steps=2, seed=5)

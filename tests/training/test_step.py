@@ -7,6 +7,7 @@ import optax
 import pytest
 from training_standins import (
   SmallTask,
+  UNet,
   compiled_step,
   make_batch,
   make_denoising,
@@ -104,11 +105,11 @@ class TestGuard:
 # ---- Every mesh layout ----
 
 
-def run_on(mesh, num_frames):
+def run_on(mesh, num_frames, unet=None, **settings):
   """Two steps of a stand-in denoiser; losses and the last state."""
-  task = make_denoising(mesh)
+  task = make_denoising(mesh, unet)
   tx = make_tx(learning_rate=1e-2, num_steps=2, weight_decay=0.1)
-  step, shardings = compiled_step(task, tx, mesh)
+  step, shardings = compiled_step(task, tx, mesh, **settings)
   frozen = place(task.frozen, mesh)
   state = init_state(task.init_params, tx, 0, shardings)
   losses = []
@@ -159,6 +160,21 @@ def test_every_layout_matches_one_device(
   ]
   # Params, average and both moments of the kernels.
   assert sum(split) >= 4 * 3 if mesh.shape["fsdp"] > 1 else not any(split)
+
+
+@pytest.mark.parametrize(("parts", "devices"), [(2, 1), (8, 1), (4, 2)])
+def test_gradients_of_parts_add_up_to_those_of_the_batch(parts, devices):
+  # The masks of dropout are those of a whole batch.
+  unet = UNet(dropout=0.0)
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  losses, state = run_on(mesh, 4, unet, accumulate=parts)
+  expected, one = run_on(one_device(), 4, unet)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
+    (state.params, state.ema_params),
+    (one.params, one.ema_params),
+  )
 
 
 def test_the_buffers_of_the_old_state_are_donated():

@@ -34,6 +34,7 @@ class UNet(nn.Module):
   use_fps: bool = True
   local_image: str = "concat"
   hidden: int = 16
+  dropout: float = 0.1
   latent_channels: int = 4
   context_dim: int = WIDTH
 
@@ -68,7 +69,7 @@ class UNet(nn.Module):
     x = x + nn.Dense(self.hidden, name="temporal_in")(
       x - x.mean(axis=1, keepdims=True)
     )
-    x = nn.Dropout(0.1, deterministic=deterministic)(x)
+    x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
     return nn.Conv(latents.shape[-1], (3, 3), name="conv_out")(x)
 
   def nearest_size(self, width, height):
@@ -212,12 +213,12 @@ def place(tree, mesh):
   return jax.device_put(tree, sharding.param_shardings(tree, mesh))
 
 
-def compiled_step(task, tx, mesh):
+def compiled_step(task, tx, mesh, **settings):
   """The compiled training step of a task, and the shardings of its state."""
   abstract = abstract_state(task.init_params, tx, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   step = make_train_step(
-    shardings, loss_fn=task.loss, tx=tx, ema_decay=0.9, seed=0
+    shardings, loss_fn=task.loss, tx=tx, ema_decay=0.9, seed=0, **settings
   )
   return step, shardings
 
@@ -248,6 +249,7 @@ def make_config(**changes) -> ml_collections.ConfigDict:
   train = {
     "num_steps": 4,
     "batch_size": 8,
+    "accumulate": 1,
     "seed": 0,
     "optimizer": "adamw",
     "learning_rate": 1e-2,
@@ -262,6 +264,9 @@ def make_config(**changes) -> ml_collections.ConfigDict:
     "checkpoint_every": 2,
     "sample_every": 2,
     "keep_checkpoints": 3,
+    "keep_every": 0,
+    "max_rollbacks": 0,
+    "stall_timeout": 0,
   }
   return ml_collections.ConfigDict({"train": train | changes})
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from launch.flops import equations
+from i2vgen_jax.flops import equations
 from launch.planning import chips, kernels
 from launch.planning.kernels import Kernel
 

@@ -24,6 +24,15 @@ def flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
   return _total(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
+def needed_flops(jaxpr: Jaxpr) -> int:
+  """Like `flops`, without what `jax.checkpoint` computes a second time."""
+  return sum(
+    times * flops_of(equation)
+    for equation, times, path in equations(jaxpr)
+    if "rematted_computation" not in path
+  )
+
+
 def equations(
   jaxpr: Jaxpr, *, kernels: bool = False, times: int = 1, path: str = ""
 ) -> Iterator[tuple[JaxprEqn, int, str]]:

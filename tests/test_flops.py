@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from launch.flops import equations, flops
+from i2vgen_jax.flops import equations, flops
 
 A, B = jnp.ones((4, 5, 6)), jnp.ones((4, 6, 7))
 
