@@ -64,6 +64,8 @@ class Cascade:
     mesh: Mesh | None = None,
     size: tuple[int, int] | None = None,
     choices: Mapping[str, Any] | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float | int = 1.0,
   ) -> "Cascade":
     """Weights in any form, ready to make videos.
 
@@ -78,6 +80,8 @@ class Cascade:
       mesh: splits large weights over its devices; see `sharding.make_mesh`.
       size: (width, height) of the videos; None is that of the weights.
       choices: see `interop.choices.Choices`.
+      lora: file or folder of a LoRA, which is added to its stage.
+      lora_scale: factor on the change that the LoRA makes.
 
     Raises:
       InputError: no weights there, or they are damaged, of another model, or
@@ -88,6 +92,11 @@ class Cascade:
       half = dtype is not None and dtype.itemsize == 2
       path = interop.open_weights(path, choices=choices, half=half)
     names = _stage_names(path, stages)
+    if lora is not None:
+      unused = {*STAGES} - {*names}
+      kept = {n: x for n, x in path.networks.items() if n not in unused}
+      path = dataclasses.replace(path, networks=kept)
+      path = path.with_lora(lora, lora_scale)
     made = {
       name: make_stage(
         name, path.networks[name], path, path.folder / name / "config.json"

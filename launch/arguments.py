@@ -103,6 +103,19 @@ def _parse_pair(text: str) -> tuple[str, str]:
   return name, value
 
 
+def _parse_lora(text: str) -> tuple[str, float]:
+  path, colon, scale = text.rpartition(":")
+  try:
+    factor = float(scale)
+  except ValueError:
+    return check_path(text), 1.0
+  if not colon:
+    return check_path(text), 1.0
+  if not math.isfinite(factor):
+    raise ValueError(f"{scale} is not a finite factor")
+  return check_path(path), factor
+
+
 def _parsed_by(
   parse: Callable[[str], Any], metavar: str
 ) -> PrimitiveConstructorSpec:
@@ -156,6 +169,7 @@ Interval = Annotated[tuple[int, int], _parsed_by(_parse_interval, "LOW-HIGH")]
 Layout = Annotated[dict[str, int], _parsed_by(_parse_layout, "AXIS=N,...")]
 Text = Annotated[str, _parsed_by(_parse_text, "TEXT")]
 Pair = Annotated[tuple[str, str], _parsed_by(_parse_pair, "NAME=VALUE")]
+Lora = Annotated[tuple[str, float], _parsed_by(_parse_lora, "PATH[:FACTOR]")]
 Weights = Annotated[str, _parsed_by(check_path, "PATH")]
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()

@@ -27,6 +27,8 @@ class Arguments:
       i2vgen convert i2vgen_xl_00854500.pth cascade --to orbax --dtype bfloat16
       i2vgen convert runs/released/export/base unet.pth --to vgen
 
+      i2vgen convert cascade merged --to orbax --lora runs/lora/export/lora
+
   The keys of a file decide what it is. What happens to each key is printed
   before anything is written; a file that does not fit completely is refused.
 
@@ -36,6 +38,8 @@ class Arguments:
     to: Form of the target: orbax is the native one; vgen and modelscope hold
       one U-Net.
     dtype: Type of the weights; by default as stored.
+    lora: File or folder of a LoRA, which is added to the weights; PATH:0.8 adds
+      it times 0.8.
     choose: Value of a choice where the forms differ: concat_gain,
       scaling_factor, pad_token_id, to_clean, reference_start or black_edge;
       by default that of the source's form.
@@ -45,6 +49,7 @@ class Arguments:
   target: tyro.conf.Positional[Path]
   to: Literal["orbax", "diffusers", "vgen", "modelscope"]
   dtype: Literal["float32", "bfloat16", "float16"] | None = None
+  lora: arguments.Lora | None = None
   choose: tyro.conf.UseAppendAction[tuple[arguments.Pair, ...]] = ()
 
 
@@ -58,6 +63,8 @@ def main(argv: list[str]) -> None:
   half = args.dtype in ("bfloat16", "float16")
   choices = dict(args.choose)
   weights = interop.open_weights(args.source, choices=choices, half=half)
+  if args.lora is not None:
+    weights = weights.with_lora(*args.lora)
   if args.to in ("vgen", "modelscope"):
     weights = _only_unets(weights, args.to)
   _report(weights)

@@ -27,6 +27,7 @@ from launch.arguments import (
   Fps,
   Interval,
   Layout,
+  Lora,
   Number,
   Seed,
   Size,
@@ -49,6 +50,8 @@ class Settings:
   Attributes:
     weights: A cascade folder, a folder or file of public weights, or owner/name
       on the Hub. The small cascade of this package by default.
+    lora: File or folder of a LoRA, which is added to the weights of its stage;
+      PATH:0.8 adds it times 0.8.
     stage: Stages to run; all that the weights have by default.
     size: Size of the result in pixels. The base stage of a cascade is smaller
       by its usual factor.
@@ -67,6 +70,7 @@ class Settings:
   """
 
   weights: Weights | None = None
+  lora: Lora | None = None
   stage: Literal["base", "refine", "cascade"] | None = None
   size: Size | None = None
   num_frames: Count | None = None
@@ -152,7 +156,14 @@ def main(argv: list[str]) -> None:
 def open_cascade(weights: interop.StoredWeights, settings: Settings) -> Cascade:
   """The stages that the settings ask for, on their mesh."""
   mesh = settings.mesh and make_mesh(**settings.mesh)
-  return Cascade.load(weights, stages=_STAGES.get(settings.stage), mesh=mesh)
+  lora, scale = settings.lora or (None, 1.0)
+  return Cascade.load(
+    weights,
+    stages=_STAGES.get(settings.stage),
+    mesh=mesh,
+    lora=lora,
+    lora_scale=scale,
+  )
 
 
 def plan_stages(cascade: Cascade, settings: Settings, **more: Any) -> Plan:
@@ -210,6 +221,7 @@ def _report(
     "weights": {
       "folder": str(cascade.folder.absolute()),
       "bundled": args.weights is None,
+      "lora": args.lora,
       "choices": Choices.of(configs),
       "config": configs,
     },

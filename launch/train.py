@@ -57,6 +57,7 @@ from i2vgen_jax.training.checkpoint import load_params
 from i2vgen_jax.training.contrastive import Contrastive
 from i2vgen_jax.training.denoising import Denoising, LatentsMemory
 from i2vgen_jax.training.loop import make_workdir, train
+from i2vgen_jax.training.lora import LoraDenoising
 from i2vgen_jax.training.metrics import say
 from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch
@@ -66,6 +67,7 @@ from launch.planning import chips
 # The kinds of training, by the name in `config.objective`.
 TASKS = {
   "diffusion": Denoising,
+  "lora": LoraDenoising,
   "autoencoder": Autoencoder,
   "contrastive": Contrastive,
 }
@@ -395,7 +397,8 @@ def export(
     step: number of steps done; None is the newest checkpoint.
 
   Returns:
-    The folder, which has a folder for each network, as a cascade has.
+    The folder, which has a folder for each network, as a cascade has, or
+    `lora` alone.
 
   Raises:
     InputError: there is no such checkpoint, or it is damaged.
@@ -404,8 +407,6 @@ def export(
   params = load_params(workdir, step)
   params = jax.tree.map(lambda x: x.astype(config.export_dtype), params)
   folder = workdir / "export"
-  networks = task.exports(params, batch)
   shutil.rmtree(folder, ignore_errors=True)
-  for name, (fields, tree) in networks.items():
-    native.save(folder / name, fields, tree)
+  task.export(folder, params, batch)
   return folder

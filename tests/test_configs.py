@@ -14,8 +14,10 @@ DENOISERS = (
   "refine",
   "released",
   "image_to_video",
+  "released_lora",
   "tiny",
   "tiny_refine",
+  "tiny_lora",
 )
 OTHERS = ("tiny_vae", "tiny_clip")
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from i2vgen_jax import tokenizer
 from i2vgen_jax.errors import InputError, reading
 from i2vgen_jax.files import read_json
-from i2vgen_jax.interop import hub
+from i2vgen_jax.interop import hub, lora_files
 from i2vgen_jax.interop.formats import diffusers_folder, weight_files
 from i2vgen_jax.interop.formats.diffusers_folder import PARTS
 from i2vgen_jax.interop.formats.tensors import weight_dtype
@@ -64,6 +64,28 @@ class StoredWeights:
         f"holds {', '.join(self.networks)}; give a file or folder that has one"
       )
     return found[0]
+
+  def with_lora(
+    self, path: str | Path, scale: float | int = 1.0
+  ) -> "StoredWeights":
+    """The same weights with a LoRA added to one of the U-Nets.
+
+    Args:
+      path: a file, or a folder with it; see `interop.lora_files`.
+      scale: factor on the change that it makes.
+
+    Raises:
+      InputError: it is not one, or of a U-Net that is not here.
+    """
+    stored = lora_files.open_lora(path)
+    if stored.stage not in self.networks:
+      raise InputError(
+        f"{path} is a LoRA of a {stored.stage} stage, and none is used of "
+        f"{self.folder}; use it with one"
+      )
+    changed = self.networks[stored.stage].with_lora(stored, scale)
+    networks = {**self.networks, stored.stage: changed}
+    return dataclasses.replace(self, networks=networks)
 
 
 def open_weights(

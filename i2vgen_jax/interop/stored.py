@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from i2vgen_jax import trees
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.interop import mapping
+from i2vgen_jax.interop import lora_files, mapping
 from i2vgen_jax.interop.choices import DEFAULTS, Choices, put
 from i2vgen_jax.interop.formats import native
 from i2vgen_jax.interop.formats.diffusers_folder import read_fields
@@ -41,6 +41,7 @@ class StoredNetwork:
     config: content of its `config.json` in a cascade folder.
     tensors: content of the file; in our own form, parameters by path.
     rest: keys of the file that belong to no network of ours.
+    lora: is added to the weights when they are read.
   """
 
   name: str
@@ -49,6 +50,7 @@ class StoredNetwork:
   config: dict[str, Any]
   tensors: Tensors
   rest: tuple[str, ...] = ()
+  lora: lora_files.Lora = dataclasses.field(default_factory=dict)
 
   @property
   def variant(self) -> str | None:
@@ -84,6 +86,7 @@ class StoredNetwork:
     module, tensors = self.module, self.tensors.checked(weight_dtype(dtype))
     table = table_of(module, self.form)
     leaves = mapping.to_flax(tensors, table, self.abstract_params)
+    leaves = lora_files.merged(leaves, self.lora)
     if concat_gain is None or getattr(module, "local_image", "") != "concat":
       return leaves
 
@@ -96,6 +99,19 @@ class StoredNetwork:
       return array
 
     return dataclasses.replace(leaves, read=read)
+
+  def with_lora(
+    self, stored: lora_files.StoredLora, scale: float | int = 1.0
+  ) -> "StoredNetwork":
+    """This U-Net with a LoRA of it, times a factor.
+
+    Raises:
+      InputError: the LoRA is of another U-Net.
+    """
+    shapes = trees.shapes_of(self.abstract_params)
+    pairs = stored.load(table_of(self.module, "diffusers"), shapes)
+    scaled = {k: (a, np.float32(scale) * b) for k, (a, b) in pairs.items()}
+    return dataclasses.replace(self, lora=scaled)
 
   def load(self, dtype: Any = None, mesh: Mesh | None = None) -> build.Network:
     """Reads the weights, each one directly onto its devices.

@@ -32,6 +32,8 @@ _ORDER = (
   r"component|objective|train\.(seed|batch_size)"
   r"|data\.(video_dirs|image_dirs|size|buckets|augmentation\..*)"
 )
+# And, for a LoRA, those that decide what it is added to, and how much.
+_ADDED = r"init_from|lora\..*"
 
 
 def check_same(
@@ -39,13 +41,16 @@ def check_same(
 ) -> None:
   """Refuses to resume a run with other data, as their order would jump.
 
+  A LoRA is not continued on other weights either.
+
   Args:
     workdir: of the run, which may be new.
     config: the values now, in groups.
     allowed: keys that may differ.
 
   Raises:
-    InputError: a key that decides the order of examples differs.
+    InputError: a key that decides the order of examples differs, or one that
+      decides what a LoRA is added to.
   """
   path = workdir / CONFIG
   if not path.exists():
@@ -53,8 +58,11 @@ def check_same(
   before = flatten_dict(read_json(path), sep=".")
   # As JSON has it: tuples are lists.
   after = flatten_dict(json.loads(json.dumps(config)), sep=".")
+  fixed = _ORDER
+  if config.get("objective") == "lora":
+    fixed += "|" + _ADDED
   for key in sorted(before.keys() & after.keys()):
-    if not re.fullmatch(_ORDER, key) or before[key] == after[key]:
+    if not re.fullmatch(fixed, key) or before[key] == after[key]:
       continue
     if key not in allowed:
       raise InputError(

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Key, UInt8
 
 from i2vgen_jax.diffusion.losses import per_row_rngs
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.interop.formats import native
 from i2vgen_jax.tokenizer import Tokenizer
 from i2vgen_jax.training.step import Metrics
 from i2vgen_jax.types import Array, Batch, Params
@@ -92,6 +93,20 @@ class Task:
       batch: one batch of the training data, to measure scales on.
     """
     raise NotImplementedError
+
+  def export(self, folder: Path, params: Params, batch: Batch) -> None:
+    """Writes what a finished run leaves, as a cascade folder has it.
+
+    Args:
+      folder: does not exist yet.
+      params: the trained weights.
+      batch: see `exports`.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
+    for name, (config, weights) in self.exports(params, batch).items():
+      native.save(folder / name, config, weights)
 
 
 def row_noise(

@@ -14,6 +14,7 @@ from launch.arguments import (
   Fps,
   Interval,
   Layout,
+  Lora,
   Number,
   Pair,
   Seconds,
@@ -47,6 +48,10 @@ def read(kind, text):
     (Text, "été", "été"),
     (Pair, "a=b=c", ("a", "b=c")),
     (Weights, "owner/name", "owner/name"),
+    (Lora, "a/lora", ("a/lora", 1.0)),
+    (Lora, "a/lora:0.5", ("a/lora", 0.5)),
+    (Lora, "a:b/lora", ("a:b/lora", 1.0)),
+    (Lora, "2", ("2", 1.0)),
   ],
 )
 def test_accepted(kind, text, value):

@@ -58,6 +58,16 @@ def read(path: Path) -> Tensors:
   )
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+  """The texts that are stored beside the tensors of one file.
+
+  Raises:
+    InputError: as `read`.
+  """
+  with _reading(path):
+    return safe_open(path, framework="numpy").metadata() or {}
+
+
 def write(
   path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None
 ) -> None:
