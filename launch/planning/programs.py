@@ -17,6 +17,7 @@ from i2vgen_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from i2vgen_jax.models.vae import AutoencoderKL
 from i2vgen_jax.stage import Stage, read_settings
 from i2vgen_jax.training.denoising import Denoising, loss_settings
+from i2vgen_jax.training.lora import PRETRAINED, LoraDenoising
 from i2vgen_jax.training.optimizer import make_optimizer
 from i2vgen_jax.training.state import abstract_state
 from i2vgen_jax.training.step import make_train_step
@@ -156,17 +157,25 @@ def train_programs(
     InputError: the batch or the frames do not divide over the mesh.
   """
   c = config.train
-  task = Denoising(
+  networks = networks_of(stage)
+  unet = networks.pop("unet")
+  frozen = {
+    name: _weights(module, jnp.float32, mesh)
+    for name, module in networks.items()
+  }
+  kind, settings = Denoising, loss_settings(config.diffusion.to_dict())
+  if config.objective == "lora":
+    kind = LoraDenoising
+    settings |= {"rank": config.lora.rank, "alpha": config.lora.alpha}
+    dtype = jnp.dtype(config.lora.pretrained_dtype)
+    frozen[PRETRAINED] = _weights(unet, dtype, mesh)
+  task = kind(
     stage=stage,
     mesh=mesh,
     negative_ids=np.zeros((1, _num_tokens(stage)), np.int32),
-    **loss_settings(config.diffusion.to_dict()),
+    frozen=frozen,
+    **settings,
   )
-  frozen = {
-    name: _weights(module, jnp.float32, mesh)
-    for name, module in networks_of(stage).items()
-    if name != "unet"
-  }
   tx = make_optimizer(c)
   state = abstract_state(task.init_params, tx, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -194,9 +203,11 @@ def train_programs(
     "parameters": state.params,
     "average": state.ema_params,
     "optimizer": state.opt_state,
-    "towers": frozen,
+    "towers": {name: frozen[name] for name in networks},
     "batch": batch,
   }
+  if PRETRAINED in frozen:
+    holds["U-Net"] = frozen[PRETRAINED]
   return Program("train", traced, holds, 1), encoder
 
 

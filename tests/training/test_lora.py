@@ -28,10 +28,10 @@ from i2vgen_jax.training.loop import train
 from i2vgen_jax.training.lora import PRETRAINED, LoraDenoising
 
 UNET = I2VGenUNet(
-  block_channels=(8, 16),
+  block_channels=(16,),
   layers_per_block=1,
   head_dim=8,
-  input_heads=1,
+  input_heads=2,
   context_dim=WIDTH,
   norm_groups=4,
   image_grid=2,
