@@ -65,7 +65,7 @@ class StoredLora:
       if not {*a.keys, *b.keys} & there.keys():
         continue
       key = a.key_in(there)
-      rank = there.get(key, (1,))[0]
+      rank = max([*there.get(key, ()), 1][0], 1)
       width, features = shapes[kernel]
       used += [a, b]
       abstract |= {
@@ -90,7 +90,9 @@ class StoredLora:
     rank, alpha = len(b), self.alpha
     if alpha_key in self.tensors.shapes:
       alpha = float(self.tensors.read(alpha_key))
-    return a, b if alpha is None else b * np.float32(alpha / rank)
+    if alpha is not None:
+      b = b * np.float32(alpha / rank)
+    return a, b
 
 
 def open_lora(path: str | Path) -> StoredLora:
@@ -104,7 +106,7 @@ def open_lora(path: str | Path) -> StoredLora:
   tensors = safetensors_files.read(path)
   metadata = safetensors_files.read_metadata(path)
   with reading(path, "download it again"):
-    settings = json.loads(metadata.get(_SETTINGS, "{}"))
+    settings = dict(json.loads(metadata.get(_SETTINGS, "{}")))
     settings = {k.removeprefix("unet."): v for k, v in settings.items()}
     if (alpha := settings.get("lora_alpha")) is not None:
       alpha = float(alpha)

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import public_standin
 import pytest
@@ -14,8 +16,11 @@ import torch
 from public_standin import draw, file_shapes, unet
 from weight_helpers import arrays_of, save_torch, tensors_of
 
-from i2vgen_jax.interop import open_weights
+from i2vgen_jax import lora
+from i2vgen_jax.interop import lora_files, open_weights
 from i2vgen_jax.interop.formats import safetensors_files
+from i2vgen_jax.interop.stored import table_of
+from i2vgen_jax.models import build
 from launch import cli
 
 UNET = "diffusion_pytorch_model.safetensors"
@@ -102,6 +107,29 @@ def test_report(convert, repository, tmp_path):
   (taken,) = [line for line in lines if line.startswith("i2vgen: choices: ")]
   assert "scaling_factor 0.18125" in taken and "to_clean True" in taken
   assert lines[-1] == f"i2vgen: wrote {tmp_path / 'o'}"
+
+
+def test_a_lora_is_added(convert, repository, tmp_path):
+  shapes = build.abstract_params(unet())
+  tree = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes, 2))
+  tree = jax.tree.map(lambda x: np.full(x.shape, 0.1, "f"), tree)
+  table = table_of(unet(), "diffusers")
+  lora_files.save(tmp_path / "lora", tree, 1.0, table, {})
+  options = ["--to", "diffusers", "--lora", f"{tmp_path / 'lora'}:0.5"]
+  status, _, lines = convert(repository, tmp_path / "o", *options)
+  assert status == 0, lines
+  before, after = (
+    safetensors_files.read(folder / "unet" / UNET)
+    for folder in (repository, tmp_path / "o")
+  )
+  for key in before.shapes:
+    # A·B is 0.1 · 0.1 · 2 everywhere, and half of it is added.
+    change = 0.01 if re.search(r"attn[12]\.to_(q|k|v|out\.0)\.w", key) else 0.0
+    if "temporal_encoder" in key:
+      change = 0.0
+    np.testing.assert_allclose(
+      after.read(key), before.read(key) + change, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_all_problems_are_reported(convert, damaged, tmp_path):

@@ -379,6 +379,12 @@ def test_weights_that_are_not_a_cascade(refuses, photos, tmp_path):
   assert "holds no weights" in refuses(weights=photos["square"])
 
 
+def test_a_lora_that_is_not_one(refuses, photos, tmp_path):
+  assert "pytorch_lora_weights.safetensors" in refuses(lora=tmp_path)
+  line = refuses(lora=photos["square"])
+  assert "not a safetensors file" in line
+
+
 def test_weights_of_another_variant(refuses, weights, tmp_path):
   damaged = shutil.copytree(weights, tmp_path / "weights")
   shutil.rmtree(damaged / "base" / "params")

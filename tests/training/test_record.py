@@ -133,3 +133,22 @@ def test_what_decides_the_order_is_kept(workdir, changed, key):
   with pytest.raises(InputError, match=f"with {key}=.*--allow={key}"):
     record.check_same(workdir, CONFIG | changed, ("other",))
   record.check_same(workdir, CONFIG | changed, (key,))
+
+
+@pytest.mark.parametrize(
+  ("changed", "key"),
+  [
+    ({"init_from": "other"}, "init_from"),
+    ({"lora": {"alpha": 2}}, "lora.alpha"),
+  ],
+)
+def test_a_lora_is_continued_on_the_same_weights_alone(tmp_path, changed, key):
+  config = {"objective": "lora", "init_from": "base", "lora": {"alpha": 1}}
+  files.write_json(tmp_path / record.CONFIG, config)
+  record.check_same(tmp_path, config, ())
+  with pytest.raises(InputError, match=f"with {key}=.*--allow={key}"):
+    record.check_same(tmp_path, config | changed, ())
+  # Other trainings only start from them.
+  config |= {"objective": "diffusion"}
+  files.write_json(tmp_path / record.CONFIG, config)
+  record.check_same(tmp_path, config | changed, ())
