@@ -5,6 +5,8 @@
 The run resumes from what is in DIR. At its end the averaged weights are in
 DIR/export/NETWORK, as a cascade folder has them.
 
+A run that was stopped before its last step ends with status 75.
+
 Example, on the frozen networks of the bundled cascade:
 
     i2vgen data build procedural --output data --num-clips 200
@@ -28,6 +30,7 @@ import contextlib
 import difflib
 import functools
 import itertools
+import os
 import re
 import runpy
 import shlex
@@ -127,6 +130,8 @@ def main(argv: list[str]) -> None:
   done = run(CONFIG.value, Path(WORKDIR.value), allowed=ALLOW.value)
   if done < CONFIG.value.train.num_steps:
     say(f"resume with: i2vgen train {shlex.join(argv)}")
+    # Schedulers start a job again by its status.
+    raise SystemExit(os.EX_TEMPFAIL)
 
 
 # ---- The command line ----

@@ -53,9 +53,11 @@ def trained(monkeypatch):
   return runs
 
 
-def test_a_stopped_run_prints_the_command_that_resumes_it(monkeypatch, capsys):
+def test_a_stopped_run_says_how_it_is_resumed(monkeypatch, capsys):
   monkeypatch.setattr(train, "run", lambda *_, **__: 3)
-  train.main([CONFIG, "--workdir=a run"])
+  with pytest.raises(SystemExit) as stopped:
+    train.main([CONFIG, "--workdir=a run"])
+  assert stopped.value.code == 75
   expected = f"resume with: i2vgen train {CONFIG} '--workdir=a run'"
   assert expected in capsys.readouterr().err
 
