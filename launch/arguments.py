@@ -96,6 +96,12 @@ def _parse_text(text: str) -> str:
   return text
 
 
+def _parse_word(text: str) -> str:
+  if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", text, re.ASCII):
+    raise ValueError(f"{text!r} is not a name of letters, digits, . _ and -")
+  return text
+
+
 def _parse_pair(text: str) -> tuple[str, str]:
   name, equals, value = text.partition("=")
   if not (name and equals and value):
@@ -159,6 +165,7 @@ def _spec(annotated: Any) -> PrimitiveConstructorSpec:
 
 
 Count = _number(int, "N", 1, math.inf)
+Times = _number(int, "N", 0, math.inf)
 # jax.random.key would drop higher bits.
 Seed = _number(int, "SEED", 0, 2**32 - 1)
 Number = _number(float, "NUMBER", -math.inf, math.inf)
@@ -168,6 +175,7 @@ Size = Annotated[tuple[int, int], _parsed_by(_parse_size, "WxH")]
 Interval = Annotated[tuple[int, int], _parsed_by(_parse_interval, "LOW-HIGH")]
 Layout = Annotated[dict[str, int], _parsed_by(_parse_layout, "AXIS=N,...")]
 Text = Annotated[str, _parsed_by(_parse_text, "TEXT")]
+Word = Annotated[str, _parsed_by(_parse_word, "NAME")]
 Pair = Annotated[tuple[str, str], _parsed_by(_parse_pair, "NAME=VALUE")]
 Lora = Annotated[tuple[str, float], _parsed_by(_parse_lora, "PATH[:FACTOR]")]
 Weights = Annotated[str, _parsed_by(check_path, "PATH")]

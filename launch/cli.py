@@ -6,6 +6,7 @@
     i2vgen export    weights of a run that is not finished
     i2vgen report    where the time of a run went, and its losses
     i2vgen plan      memory and time of a run on TPUs that are not here
+    i2vgen launch    train on TPUs that are not here
     i2vgen data      build, encode, inspect and benchmark datasets
     i2vgen evaluate  measure a cascade on held-out clips
     i2vgen convert   convert weights from and to the public formats
@@ -36,6 +37,7 @@ _COMMANDS = (
   "export",
   "report",
   "plan",
+  "launch",
   "data",
   "evaluate",
   "convert",

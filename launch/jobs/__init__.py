@@ -1,0 +1,1 @@
+"""Trainings on machines that are not here: `i2vgen launch`."""
