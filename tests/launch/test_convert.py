@@ -152,9 +152,12 @@ def test_all_problems_are_reported(convert, damaged, tmp_path):
     assert part in lines[-1]
 
 
-def test_orbax(convert, repository, tmp_path):
+@pytest.mark.parametrize("relative", [False, True])
+def test_orbax(convert, repository, tmp_path, monkeypatch, relative):
   target = tmp_path / "deep" / "ours"
-  status, *_ = convert(repository, target, "--to=orbax", "--dtype=bfloat16")
+  monkeypatch.chdir(tmp_path)
+  given = target.relative_to(tmp_path) if relative else target
+  status, *_ = convert(repository, given, "--to=orbax", "--dtype=bfloat16")
   assert status == 0
   assert sorted(path.name for path in target.iterdir()) == [
     "base",

@@ -48,7 +48,6 @@ def save(folder: Path, config: dict[str, Any], params: Params) -> None:
   Raises:
     InputError: the folder exists, or cannot be written.
   """
-  folder = folder.absolute()
   files.check_absent(folder)
   with writing(folder):
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -64,18 +63,19 @@ def write(folder: Path, config: dict[str, Any], params: Params) -> None:
   """
   text = json.dumps(config, indent=2, sort_keys=True)
   (folder / "config.json").write_text(text + "\n")
+  # Orbax takes no relative path.
+  place = (folder / "params").absolute()
   try:
     options = alone()
     handler = _handler(params, options)
     with ocp.Checkpointer(handler, multiprocessing_options=options) as writer:
-      writer.save(folder / "params", args=ocp.args.PyTreeSave(params))
+      writer.save(place, args=ocp.args.PyTreeSave(params))
   except ValueError as e:
     # This is how Orbax reports a full disk.
     if reason := re.search(r": ([^:]+) \[os_error_code=", str(e)):
       raise OSError(reason[1]) from e
     raise
   # It names the path at which the files were written.
-  place = folder / "params"
   (place / "commit_success.txt").unlink(missing_ok=True)
   files.write_checksums(place)
 
