@@ -234,8 +234,8 @@ def _describe_weights(weights: dict) -> None:
   """Logs which weights are used, and the choices for those of a public form."""
   if weights["bundled"]:
     note(
-      "no --weights: using the small cascade of this package, trained on "
-      "drawn shapes that move; it has not seen photographs"
+      "no --weights: using the small cascade of this package, which moves the "
+      "camera over a photograph, and drawn objects"
     )
   if "source" in weights["config"]["vae"]:
     taken = ", ".join(f"{n} {v}" for n, v in weights["choices"].items())
