@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from weight_helpers import arrays_of, leaves_of, load, tensors_of
 
-from i2vgen_jax.interop import mapping
+from i2vgen_jax import lora
+from i2vgen_jax.interop import lora_files, mapping
 from i2vgen_jax.interop.keys import unet
 from i2vgen_jax.interop.mapping import to_torch
 from i2vgen_jax.models import build
@@ -175,3 +177,35 @@ def test_full_size_has_the_same_tensors(meta_arrays):
   assert len(tensors) == len(table(FULL).rows) == 1511
   assert sum(x.size for x in tensors.values()) == 1_420_469_224
   mapping.compare(tensors_of(tensors), table(FULL), abstract(FULL)).check()
+
+
+def test_a_lora_changes_the_output_as_in_diffusers(
+  randomised, state_arrays, relative_error, tmp_path
+):
+  theirs, inputs = randomised(reference(**TWO_LEVELS)), draw_inputs(1, 3, 8, 8)
+  shapes = abstract(TWO_LEVELS)
+  params = load(tensors_of(state_arrays(theirs)), table(TWO_LEVELS), shapes)
+  rng = np.random.default_rng(0)
+  tree = jax.tree.map(
+    lambda x: (0.4 * rng.normal(size=x.shape)).astype("f"),
+    jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes, 4)),
+  )
+  scale = 1.5
+  lora_files.save(tmp_path / "lora", tree, scale, table(TWO_LEVELS), {})
+  before = their_output(theirs, **inputs)
+
+  tensors = load_file(tmp_path / "lora" / lora_files.FILE)
+  for key, b in tensors.items():
+    if ".lora_B." in key:
+      layer = key.removeprefix("unet.").removesuffix(".lora_B.weight")
+      a = tensors[key.replace("lora_B", "lora_A")]
+      theirs.get_submodule(layer).weight.data += b @ a
+  after = their_output(theirs, **inputs)
+
+  unet = I2VGenUNet(**TWO_LEVELS)
+  merged = lora.merge(params, tree, scale)
+  ours = jax.jit(
+    unet.apply, compiler_options={"xla_backend_optimization_level": 0}
+  )({"params": merged}, **inputs)
+  assert relative_error(ours, after) <= TOLERANCE
+  assert torch.abs(after - before).max() > 0.05 * torch.abs(before).max()
