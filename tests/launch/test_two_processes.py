@@ -157,3 +157,28 @@ def test_a_run_is_not_resumed_with_other_data(start, tmp_path):
   assert "--allow=train.seed" in text
   finish([start("run", longer, "--config.train.seed=1", "--allow=train.seed")])
   assert losses(tmp_path / "run").keys() == {1, 2, 3}
+
+
+@pytest.mark.slow
+def test_a_job_that_loses_a_process_ends_and_resumes_exactly(start, tmp_path):
+  options = (
+    "--config.train.num_steps=30",
+    "--config.train.checkpoint_every=2",
+    "--config.train.stall_timeout=60",
+  )
+  finish(start_job(start, "whole", 2, *options))
+  first, second = start_job(start, "killed", 2, *options)
+  for line in first.stdout:
+    if line.startswith("step 5/"):
+      break
+  second.kill()
+  text = first.communicate(timeout=300)[0]
+  assert first.returncode == os.EX_TEMPFAIL, text
+  assert "i2vgen: error: process 0" in text and "resumes the run" in text
+  finish(start_job(start, "killed", 2, *options))
+  assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    exported(tmp_path / "killed"),
+    exported(tmp_path / "whole"),
+  )

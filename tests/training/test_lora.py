@@ -90,7 +90,7 @@ def run(task, workdir, num_steps):
     config,
     workdir,
     one_device(),
-    held_out=lambda: iter([moving_clips(100), moving_clips(108)]),
+    held_out=lambda: (("clips", moving_clips(n)) for n in (100, 108)),
   )
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
