@@ -348,9 +348,9 @@ def tiny() -> ConfigDict:
     fps=8.0,
     negative_prompt="",
     spacing="trailing",
-    # More steps and more guidance add grain, and do not improve the motion.
-    num_steps=4,
-    guidance_scale=1.3,
+    # More steps and guidance add grain, and do not improve the motion.
+    num_steps=2,
+    guidance_scale=1.0,
     decode_chunk=8,
   )
   config.train.update(num_steps=7000, batch_size=8, learning_rate=2e-3)

@@ -130,10 +130,9 @@ def test_the_first_loss_is_that_of_the_weights_alone(task):
 
 def test_checkpoints_hold_the_lora_alone(task, trained):
   whole = sum(x.size for x in jax.tree.leaves(task.frozen[PRETRAINED]))
-  for name in ("params", "ema_params", "optimizer"):
+  for name in ("params", "ema_params"):
     shapes = jax.tree.leaves(load_params(trained[0], name=name))
-    # The optimizer has two moments.
-    assert sum(x.size for x in shapes) < 2 * 0.05 * whole + 10
+    assert sum(x.size for x in shapes) < 0.05 * whole
   assert trees.shapes_of(load_params(trained[0])) == trees.shapes_of(
     jax.eval_shape(task.init_params, RNG)
   )
