@@ -41,7 +41,7 @@ train() {
   [ -d "$cascade/$1" ] && return
   i2vgen train --config="configs/i2vgen_xl.py:$name" --workdir="$work/$name" \
     --config.frozen="$cascade" --config.data.video_dirs="$dirs" \
-    ${steps:+--config.train.num_steps="$steps"}
+    ${steps:+--config.train.num_steps="$steps" --config.train.warmup_steps=0}
   for network in "$@"; do
     cp -r "$work/$name/export/$network" "$cascade/.$network"
     mv "$cascade/.$network" "$cascade/$network"

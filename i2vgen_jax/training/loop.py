@@ -30,6 +30,7 @@ from i2vgen_jax.training.metrics import (
   MAX_RISE,
   MetricWriter,
   Window,
+  Work,
   progress_line,
   say,
 )
@@ -173,19 +174,19 @@ def train(
       laps.end("train" if _is_busy(pending) else "data")
       state, metrics = train_step(state, frozen, batch)
       rows = len(batch.index)
-      window.count(rows, rows * batch.num_frames, train_step.flops(batch))
+      work = Work(rows, rows * batch.num_frames, train_step.flops(batch))
       done += 1
       # The device works on this step while the host reads the one before.
       if pending is not None:
-        window.add(jax.device_get(pending))
-      pending = metrics
+        window.add(*jax.device_get(pending))
+      pending = metrics, work
       stopping = stop.caught or checkpoints.reached_preemption(done)
       last = stopping or done == c.num_steps
 
       # ---- Log ----
       values = {}
       if last or done % c.log_every == 0:
-        window.add(jax.device_get(pending))
+        window.add(*jax.device_get(pending))
         pending = None
         laps.end("train")
         values = window.report(peak) | laps.report()
@@ -279,9 +280,9 @@ def _mean_losses(
   return {name: float(value) for name, value in values.items()}
 
 
-def _is_busy(metrics: Metrics | None) -> bool:
-  """Whether the devices still compute the step with these metrics."""
-  return metrics is not None and not metrics["loss"].is_ready()
+def _is_busy(pending: tuple[Metrics, Work] | None) -> bool:
+  """Whether the devices still compute a step."""
+  return pending is not None and not pending[0]["loss"].is_ready()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -67,6 +67,20 @@ class MetricWriter(contextlib.AbstractContextManager):
       self._writer.close()
 
 
+class Work(NamedTuple):
+  """What a step, or several, work on, all devices together.
+
+  Attributes:
+    examples: number of rows of the batch.
+    frames: number of frames of all rows.
+    flops: operations that are needed; see `flops.needed_flops`.
+  """
+
+  examples: int = 0
+  frames: int = 0
+  flops: int = 0
+
+
 class Window:
   """Means of the metrics since the last report, and the speed of its steps.
 
@@ -89,14 +103,15 @@ class Window:
   def _start(self) -> None:
     self._sums: dict[str, float] = {}
     self._timed = self._applied = self._skipped = 0
-    self._examples = self._frames = self._flops = 0
+    self._work = Work()
 
-  def add(self, metrics: dict[str, Any]) -> None:
+  def add(self, metrics: dict[str, Any], work: Work) -> None:
     """Adds the metrics of the next step; a skipped one is only counted."""
     if self._clock is None:
       self._clock = time.monotonic()
     else:
       self._timed += 1
+      self._work = Work(*map(sum, zip(self._work, work, strict=True)))
     loss, skipped = float(metrics["loss"]), bool(metrics["skipped"])
     if skipped or loss > MAX_RISE * self.usual_loss:
       self.bad_in_a_row += 1
@@ -111,20 +126,6 @@ class Window:
     self._applied += 1
     for name, value in metrics.items():
       self._sums[name] = self._sums.get(name, 0.0) + float(value)
-
-  def count(self, examples: int, frames: int, flops: int) -> None:
-    """Adds the work of a step, all devices together.
-
-    Args:
-      examples: number of rows of the batch.
-      frames: number of frames of all rows.
-      flops: operations that the step needs.
-    """
-    if self._clock is None:  # it compiles
-      return
-    self._examples += examples
-    self._frames += frames
-    self._flops += flops
 
   @property
   def usual_loss(self) -> float:
@@ -147,12 +148,12 @@ class Window:
       seconds = max(now - self._clock, 1e-9)
       values |= {
         "steps_per_second": self._timed / seconds,
-        "examples_per_second": self._examples / seconds,
-        "frames_per_second": self._frames / seconds,
-        "tflops_per_second": self._flops / seconds / 1e12,
+        "examples_per_second": self._work.examples / seconds,
+        "frames_per_second": self._work.frames / seconds,
+        "tflops_per_second": self._work.flops / seconds / 1e12,
       }
       if peak:
-        values["mfu"] = self._flops / seconds / peak
+        values["mfu"] = self._work.flops / seconds / peak
     self._clock = now
     self._start()
     return values

@@ -6,7 +6,14 @@ from PIL import Image
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.training import metrics
-from i2vgen_jax.training.metrics import MetricWriter, Window, progress_line
+from i2vgen_jax.training.metrics import (
+  MetricWriter,
+  Window,
+  Work,
+  progress_line,
+)
+
+WORK = Work(examples=3, frames=12, flops=10**12)
 
 
 def one_step(loss, skipped=0.0):
@@ -17,23 +24,23 @@ class TestWindow:
   def test_means_exclude_skipped_steps(self):
     window = Window()
     for step in (one_step(1), one_step(np.nan, 1), one_step(4)):
-      window.add(step)
+      window.add(step, WORK)
     values = window.report()
     assert values["loss"] == 2.5
     assert values["skipped"] == 1
 
   def test_windows_do_not_mix(self):
     window = Window()
-    window.add(one_step(1))
+    window.add(one_step(1), WORK)
     window.report()
-    window.add(one_step(3))
+    window.add(one_step(3), WORK)
     assert window.report()["loss"] == 3
 
   def test_consecutive_skipped_steps_are_counted_across_windows(self):
     window = Window()
     rows = []
     for skipped in (1, 1, 0, 1):
-      window.add(one_step(1, skipped))
+      window.add(one_step(1, skipped), WORK)
       window.report()
       rows.append(window.bad_in_a_row)
     assert rows == [1, 2, 0, 1]
@@ -41,12 +48,12 @@ class TestWindow:
   def test_a_loss_far_above_its_median_is_bad(self):
     window = Window(start=100)
     for loss in (*[1] * 19, 900, *[1.5] * 5, 9):
-      window.add(one_step(loss))
+      window.add(one_step(loss), WORK)
     assert (window.bad_in_a_row, window.sound) == (0, 125)
     for count in (1, 2, 3):
-      window.add(one_step(11))
+      window.add(one_step(11), WORK)
       assert (window.bad_in_a_row, window.sound) == (count, 125)
-    window.add(one_step(1))
+    window.add(one_step(1), WORK)
     assert (window.bad_in_a_row, window.sound) == (0, 129)
 
   def test_speed_excludes_the_compiling_step(self, monkeypatch):
@@ -54,12 +61,17 @@ class TestWindow:
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     window = Window()
     now[0] += 60
-    window.add(one_step(1))
+    window.add(one_step(1), WORK)
     assert "steps_per_second" not in window.report()
     for _ in range(4):
       now[0] += 0.5
-      window.add(one_step(1))
-    assert window.report()["steps_per_second"] == 2
+      window.add(one_step(1), WORK)
+    values = window.report(peak=10e12)
+    assert values["steps_per_second"] == 2
+    assert values["examples_per_second"] == 6
+    assert values["frames_per_second"] == 24
+    assert values["tflops_per_second"] == 2
+    assert values["mfu"] == 0.2
 
 
 def test_progress_line():
