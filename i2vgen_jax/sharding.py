@@ -227,7 +227,7 @@ def check_rows(mesh: Mesh, batch_size: int) -> None:
 
 def check_parts(mesh: Mesh, batch_size: int, parts: int) -> None:
   """Raises InputError unless equal parts of a batch divide over the devices."""
-  if batch_size % parts:
+  if parts < 1 or batch_size % parts:
     raise InputError(
       f"a batch of {batch_size} has no {parts} equal parts; choose another "
       "train.batch_size or train.accumulate"

@@ -171,3 +171,9 @@ class TestSplitClips:
     with jax.set_mesh(sharding.make_mesh(**layout)):
       x = jax.jit(sharding.split_clips)(np.ones((rows, frames, 3)))
     assert x.sharding.shard_shape(x.shape) == shard
+
+
+@pytest.mark.parametrize("parts", [0, 3])
+def test_unequal_parts_of_a_batch_are_refused(parts):
+  with pytest.raises(InputError, match=f"8 has no {parts} equal parts"):
+    sharding.check_parts(sharding.make_mesh(), 8, parts)

@@ -54,7 +54,7 @@ _MIN_SLICE_BYTES = 2**20
 # Seconds to wait before the last checkpoint of a run is written once more.
 _RETRIES = (1, 10, 60)
 # What a failed write raises, from Python, Orbax and TensorStore.
-_WRITE_ERRORS = (OSError, ValueError, RuntimeError, InputError)
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 class DamagedError(InputError):

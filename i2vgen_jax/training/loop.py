@@ -35,7 +35,12 @@ from i2vgen_jax.training.metrics import (
   say,
 )
 from i2vgen_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from i2vgen_jax.training.step import Metrics, PerShape, make_train_step
+from i2vgen_jax.training.step import (
+  Metrics,
+  PerShape,
+  make_train_step,
+  step_settings,
+)
 from i2vgen_jax.training.supervision import StopSignal, Watchdog
 from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch, Params
@@ -111,14 +116,7 @@ def train(
   abstract = states.abstract_state(task.init_params, tx, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   train_step = PerShape(
-    make_train_step(
-      shardings,
-      loss_fn=task.loss,
-      tx=tx,
-      ema_decay=c.ema_decay,
-      seed=c.seed,
-      accumulate=c.accumulate,
-    )
+    make_train_step(shardings, loss_fn=task.loss, tx=tx, **step_settings(c))
   )
   loss_fn = jax.jit(task.held_out_loss)
   draw = jax.jit(task.sample_picture, out_shardings=replicated(mesh))
@@ -203,11 +201,13 @@ def train(
         rollbacks += 1
         position = done + checkpoints.skipped
         state = checkpoints.restore_newest(abstract)
+        # An older one than `good` if that is damaged.
+        bad, done = done, int(state.step)
         say(
-          f"the run diverged at step {done}; it goes on from step {good} with "
+          f"the run diverged at step {bad}; it goes on from step {done} with "
           f"the next data, rollback {rollbacks} of {c.max_rollbacks}"
         )
-        done, pending, window = good, None, Window(good)
+        pending, window = None, Window(done)
         checkpoints.skipped = position - done
         data = read(done)
         if is_first:

@@ -139,6 +139,11 @@ def _shapes(batch: Batch) -> tuple[Any, ...]:
   return structure, *(leaf.shape for leaf in leaves)
 
 
+def step_settings(config: Any) -> dict[str, Any]:
+  """Settings of `train_step` in the group `train` of a config."""
+  return {k: config[k] for k in ("ema_decay", "seed", "accumulate")}
+
+
 def make_train_step(shardings: TrainState, **settings: Any) -> Callable:
   """The compiled (state, frozen, batch) -> (state, metrics).
 

@@ -20,7 +20,7 @@ from i2vgen_jax.training.denoising import Denoising, loss_settings
 from i2vgen_jax.training.lora import PRETRAINED, LoraDenoising
 from i2vgen_jax.training.optimizer import make_optimizer
 from i2vgen_jax.training.state import abstract_state
-from i2vgen_jax.training.step import make_train_step
+from i2vgen_jax.training.step import make_train_step, step_settings
 from i2vgen_jax.types import Batch
 
 # The networks beside the U-Nets of all public weights.
@@ -184,12 +184,7 @@ def train_programs(
   sharding.check_parts(mesh, c.batch_size, c.accumulate)
   batch = jax.tree.map(lambda x, s: x.update(sharding=s), batch, places)
   step = make_train_step(
-    shardings,
-    loss_fn=task.loss,
-    tx=tx,
-    ema_decay=c.ema_decay,
-    seed=c.seed,
-    accumulate=c.accumulate,
+    shardings, loss_fn=task.loss, tx=tx, **step_settings(c)
   )
 
   def encode(frozen: Any, batch: Batch) -> Any:

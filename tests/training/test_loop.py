@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -245,6 +246,29 @@ print("went on")
     # A run that resumes goes on in the data where it was.
     options["num_steps"] = 20
     state = run(tmp_path / "run", bad, max_rollbacks=1, **options)
+    assert_same(state, run(tmp_path / "whole", without, **options))
+
+  def test_a_rollback_goes_past_a_damaged_checkpoint(
+    self, tmp_path, log, capfd
+  ):
+    def bad(start):
+      for step, batch in batches(start):
+        if step >= 5:
+          batch = dataclasses.replace(batch, fps=np.full(8, np.nan, np.float32))
+        if step == 14:
+          stored = tmp_path / "run/checkpoints/4/params/_METADATA"
+          while not stored.exists():  # it is written in the background
+            time.sleep(0.01)
+          stored.unlink()
+        yield step, (batch if step < 15 else make_batch(8 * step))
+
+    def without(start):
+      for step in itertools.count(start):
+        yield step, make_batch(8 * (step if step < 2 else step + 13))
+
+    options = {"num_steps": 16, "log_every": 1, "checkpoint_every": 2}
+    state = run(tmp_path / "run", bad, max_rollbacks=1, **options)
+    assert "goes on from step 2 with the next data" in capfd.readouterr().err
     assert_same(state, run(tmp_path / "whole", without, **options))
 
   def test_rollbacks_are_limited(self, tmp_path, log, capfd):
