@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
@@ -190,6 +191,21 @@ def split_clips(x: Float[Array, "b f ..."]) -> Float[Array, "b f ..."]:
   if mesh.empty:
     return x
   spec = _dividing(mesh, (ROWS, "frames"), x.shape)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def split_pixels(x: Float[Array, "b f n c"]) -> Float[Array, "b f m c"]:
+  """Splits rows and pixels over the mesh, for layers over the frames.
+
+  Zeros pad the pixels to equal parts. The compiler exchanges the parts of the
+  devices along `frames`, where it would otherwise gather all frames on each.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape["frames"] == 1 or x.shape[1] == 1:
+    return x
+  rest = -x.shape[2] % mesh.shape["frames"]
+  x = jnp.pad(x, ((0, 0), (0, 0), (0, rest), (0, 0)))
+  spec = _dividing(mesh, (ROWS, None, "frames"), x.shape)
   return jax.lax.with_sharding_constraint(x, spec)
 
 

@@ -11,6 +11,7 @@ module uses
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,13 +35,17 @@ from i2vgen_jax.types import Array
 MAX_SCORES = 2**27
 # Queries x keys of a head from which on the splash kernel is used.
 MIN_SPLASH_PAIRS = 2**17
-# Most queries, keys, and keys at a time in a block of the splash kernel, for
-# sequences up to so many keys. From the tables of tokamax 0.0.17 for v6e and
-# v5p at head_dim 64.
-SPLASH_BLOCKS = {4096: (1024, 1024, 512), 2**31: (2048, 2048, 512)}
+# Most queries and most keys in a block of the splash kernel at head_dim 64, and
+# keys that it computes at a time: the fastest that fit in the memory of a core,
+# by `python -m launch.benchmarks.splash` for v5e, v5p, v6e and v7x. Fewer keys
+# at a time, as some block sizes would need, take up to 40 % longer.
+SPLASH_QUERIES = 1536
+SPLASH_KEYS = 2048
+SPLASH_STEP = 256
+# Starting a block takes as long as so many more of its rows.
+SPLASH_START = 512
 # Wider heads need smaller blocks to fit in the memory of a core.
 SPLASH_BLOCK_ELEMENTS = 2**17
-LANES = 128
 
 
 def dot_product_attention(
@@ -161,30 +166,7 @@ def _splash_on_device(q: Array, k: Array, v: Array) -> Array:
   shape, dim = q.shape, q.shape[-1]
   q = _fold(q, k)
   n, m, heads = q.shape[-3], k.shape[-3], q.shape[-2]
-  most_q, most_kv, most_step = next(
-    largest for most, largest in SPLASH_BLOCKS.items() if m <= most
-  )
-  limit = max(LANES, SPLASH_BLOCK_ELEMENTS // dim)
-  block_q = _block(n, min(most_q, limit))
-  block_kv = _block(m, min(most_kv, limit))
-  step = max(
-    size
-    for size in range(LANES, min(most_step, block_kv) + 1, LANES)
-    if block_kv % size == 0
-  )
-  padded = [-(-n // block_q) * block_q, -(-m // block_kv) * block_kv]
-  kernel = splash.make_splash_mha_single_device(
-    mask=masks.MultiHeadMask([_ValidKeys(tuple(padded), m)] * heads),
-    block_sizes=splash.BlockSizes(
-      block_q=block_q,
-      block_kv=block_kv,
-      block_kv_compute=step,
-      block_q_dkv=block_q,
-      block_kv_dkv=block_kv,
-      block_kv_dkv_compute=step,
-      use_fused_bwd_kernel=True,
-    ),
-  )
+  kernel, padded = splash_kernel(n, m, heads, *splash_blocks(n, m, dim))
 
   def heads_first(x: Array, length: int) -> Array:
     x = x.reshape(-1, *x.shape[-3:])
@@ -197,8 +179,47 @@ def _splash_on_device(q: Array, k: Array, v: Array) -> Array:
   return y.reshape(shape)
 
 
-def _block(length: int, most: int) -> int:
-  """The block of `most` / 2 to `most` that pads `length` least."""
-  most = min(most, -(-length // LANES) * LANES)
-  sizes = range(-(-most // 2 // LANES) * LANES, most + 1, LANES)
-  return min(sizes, key=lambda size: (-(-length // size) * size, -size))
+def splash_kernel(
+  n: int, m: int, heads: int, block_q: int, block_kv: int, step: int
+) -> tuple[Callable[..., Array], tuple[int, int]]:
+  """Splash attention of n queries and m keys, and both in whole blocks.
+
+  Args:
+    n: number of queries.
+    m: number of keys.
+    heads: number of heads.
+    block_q: queries in a block.
+    block_kv: keys in a block.
+    step: keys that are computed at a time.
+  """
+  padded = -(-n // block_q) * block_q, -(-m // block_kv) * block_kv
+  kernel = splash.make_splash_mha_single_device(
+    mask=masks.MultiHeadMask([_ValidKeys(padded, m)] * heads),
+    block_sizes=splash.BlockSizes(
+      block_q=block_q,
+      block_kv=block_kv,
+      block_kv_compute=step,
+      block_q_dkv=block_q,
+      block_kv_dkv=block_kv,
+      block_kv_dkv_compute=step,
+      use_fused_bwd_kernel=True,
+    ),
+  )
+  return kernel, padded
+
+
+def splash_blocks(n: int, m: int, dim: int) -> tuple[int, int, int]:
+  """Queries, keys, and keys at a time of a block, for heads of `dim`."""
+  most = max(blocks.LANES, SPLASH_BLOCK_ELEMENTS // dim)
+  step = min(SPLASH_STEP, most, -(-m // blocks.LANES) * blocks.LANES)
+  return (
+    _block(n, min(most, SPLASH_QUERIES), blocks.LANES),
+    _block(m, min(most, SPLASH_KEYS), step),
+    step,
+  )
+
+
+def _block(length: int, most: int, unit: int) -> int:
+  """The fastest block of up to `most` rows, a multiple of `unit`."""
+  sizes = range(unit, most + 1, unit)
+  return min(sizes, key=lambda size: -(-length // size) * (size + SPLASH_START))

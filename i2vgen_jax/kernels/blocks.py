@@ -19,11 +19,12 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
 from i2vgen_jax.kernels.platform import for_platform, with_backward_of
-from i2vgen_jax.sharding import ROWS, on_each_device
+from i2vgen_jax.sharding import ROWS, on_each_device, split_pixels
 from i2vgen_jax.types import Array, Params
 
-# Rows of the tiles of memory, and so of the blocks.
-SUBLANES = 8
+# Rows and columns of the tiles of memory. Blocks are whole rows of tiles, and
+# fewer channels take as much memory as LANES.
+SUBLANES, LANES = 8, 128
 # Frames x pixels x channels of a block.
 BLOCK_ELEMENTS = 2**17 + 2**15
 # Functions with larger weights are left to the compiler, which is good at wide
@@ -79,13 +80,19 @@ def on_blocks(
   def plain(leaves: Any, clips: Any, shared: Any) -> Any:
     return call(leaves, *clips, *shared)
 
+  if in_kernel():
+    return plain(leaves, clips, shared)
+  n = clips[0].shape[2]
+  if mixes_frames:
+    clips = [split_pixels(x) for x in clips]
   args = (leaves, tuple(clips), tuple(shared))
-  weight_bytes = sum(x.size * x.dtype.itemsize for x in leaves)
-  if in_kernel() or weight_bytes > MAX_WEIGHT_BYTES:
-    return plain(*args)
-  kernel = functools.partial(_kernel, call, mixes_frames)
-  kernel = with_backward_of(plain, kernel)
-  return for_platform(*args, tpu=kernel, default=plain)
+  if sum(x.size * x.dtype.itemsize for x in leaves) > MAX_WEIGHT_BYTES:
+    results = plain(*args)
+  else:
+    kernel = functools.partial(_kernel, call, mixes_frames)
+    kernel = with_backward_of(plain, kernel)
+    results = for_platform(*args, tpu=kernel, default=plain)
+  return jax.tree.map(lambda y: y[:, :, :n], results)
 
 
 def _kernel(
@@ -119,7 +126,7 @@ def _on_device(
   leaves: Sequence[Array],
 ) -> Any:
   b, f, n, _ = clips[0].shape
-  widest = max(x.shape[-1] for x in clips)
+  widest = max(LANES, *(x.shape[-1] for x in clips))
   size, padded = split(n, BLOCK_ELEMENTS // (f * widest))
   clips = [pad_pixels(x, padded) for x in clips]
 

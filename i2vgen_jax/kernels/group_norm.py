@@ -4,6 +4,7 @@ Its moments need all pixels; the rest is a function of each pixel, which can be
 part of the next layer's kernel.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Float
 
 from i2vgen_jax.kernels import blocks
 from i2vgen_jax.kernels.platform import for_platform, with_backward_of
-from i2vgen_jax.sharding import ROWS, on_each_device
+from i2vgen_jax.sharding import ROWS, on_each_device, split_pixels
 from i2vgen_jax.types import Array
 
 
@@ -37,7 +38,8 @@ def group_norm_factors(
     per_frame: whether the moments are over the pixels of one frame, or over
       those of all frames.
   """
-  kernel = with_backward_of(_moments, _moments_on_tpu)
+  on_tpu = functools.partial(_moments_on_tpu, per_frame=per_frame)
+  kernel = with_backward_of(_moments, on_tpu)
   mean, variance = for_platform(x, tpu=kernel, default=_moments)
 
   def over(values: Array) -> Array:
@@ -73,14 +75,25 @@ def _moments(x: Float[Array, "b f n c"]) -> tuple[Array, Array]:
   return mean + pivot[:, :, 0], variance
 
 
-def _moments_on_tpu(x: Float[Array, "b f n c"]) -> tuple[Array, Array]:
-  sums = on_each_device(_sums, (x,), [(ROWS, "frames")]) / x.shape[2]
+def _moments_on_tpu(
+  x: Float[Array, "b f n c"], per_frame: bool
+) -> tuple[Array, Array]:
+  n = x.shape[2]
+  if per_frame:
+    axes = (ROWS, "frames")
+  else:
+    # As the layers over time that follow: each device has all frames.
+    x, axes = split_pixels(x), (ROWS, None, "frames")
+  sums = on_each_device(_sums, (x,), [axes]).sum(2) / n
   mean, square = sums[:, :, 0], sums[:, :, 1]
   return mean, jnp.maximum(square - mean**2, 0)
 
 
-def _sums(x: Float[Array, "b f n c"]) -> Float[Array, "b f 2 c"]:
-  """Sums of x and of x^2 over the pixels of each frame."""
+def _sums(x: Float[Array, "b f n c"]) -> Float[Array, "b f 1 2 c"]:
+  """Sums of x and of x^2 over the pixels of each frame.
+
+  Arrays of several devices are joined along the third axis.
+  """
   b, f, n, c = x.shape
   size, padded = blocks.split(n, blocks.BLOCK_ELEMENTS // (f * c))
   x = blocks.pad_pixels(x, padded)
@@ -101,4 +114,4 @@ def _sums(x: Float[Array, "b f n c"]) -> Float[Array, "b f 2 c"]:
     out_specs=pl.BlockSpec((1, f, 2, c), lambda i, j: (i, 0, 0, 0)),
     out_shape=jax.ShapeDtypeStruct((b, f, 2, c), jnp.float32),
     name="group_norm_sums",
-  )(x)
+  )(x)[:, :, None]

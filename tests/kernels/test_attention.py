@@ -50,8 +50,8 @@ LENGTHS = [1, 91, 127, 128, 129, 220, 880, 900, 920]
 @pytest.fixture
 def small_blocks(monkeypatch):
   monkeypatch.setattr(attention, "MIN_SPLASH_PAIRS", 0)
-  blocks = {256: (128, 256, 128), 2**31: (256, 512, 128)}
-  monkeypatch.setattr(attention, "SPLASH_BLOCKS", blocks)
+  for name, size in (("QUERIES", 256), ("KEYS", 256), ("STEP", 128)):
+    monkeypatch.setattr(attention, f"SPLASH_{name}", size)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -92,22 +92,24 @@ def test_splash_of_a_wide_head(tpu_kernels, small_blocks):
   np.testing.assert_allclose(y, expected(q, k, v, 1), atol=2e-5)
 
 
+@pytest.mark.parametrize("unit", [128, 256])
+@pytest.mark.parametrize("most", [512, 2048])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_block_of_splash_pads_little(length):
-  for most in (128, 512, 1024, 2048):
-    block = attention._block(length, most)
-    assert block % 128 == 0
-    assert block <= most
-    padded = -(-length // block) * block
-    assert padded - length < max(128, 0.17 * length)
+def test_a_block_of_splash_pads_little(length, most, unit):
+  block = attention._block(length, most, unit)
+  assert block % unit == 0
+  assert block <= most
+  padded = -(-length // block) * block
+  assert padded - length < max(unit, 0.2 * length)
 
 
-@pytest.mark.parametrize("length", [14080, 14400, 3520, 3600, 1792])
-def test_blocks_of_real_lengths(length):
+@pytest.mark.parametrize(
+  ("length", "block"),
+  [(14080, 2048), (14400, 1536), (3520, 1792), (1792, 1792), (880, 1024)],
+)
+def test_blocks_of_keys_at_real_lengths(length, block):
   """At most 7 % of the keys are padding at the levels that cost most."""
-  block = attention._block(length, 2048)
-  assert block >= 1024 or block == length
-  assert -(-length // block) * block <= 1.07 * length
+  assert attention._block(length, 2048, 256) == block
 
 
 @pytest.mark.parametrize("length", [1, 2, 91, 220])

@@ -1,5 +1,7 @@
 """Networks with the kernels of TPUs against the same networks without."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from i2vgen_jax import sharding
 from i2vgen_jax.kernels import blocks
 from i2vgen_jax.kernels.blocks import on_blocks
 from i2vgen_jax.kernels.group_norm import group_norm_factors
+from i2vgen_jax.models.resnet import TemporalConvBlock
 from i2vgen_jax.models.unet import SpaceTimeBlock
 from i2vgen_jax.models.vae import AutoencoderKL
 
@@ -60,6 +63,8 @@ def check(random_params, request):
 SHAPES = [
   *[(frames, 3, 5) for frames in (1, 2, 3, 5, 16, 17, 32)],
   *[(2, *size) for size in ((13, 7), (22, 40), (8, 8))],
+  # Level 0 at 1280x704 and 1280x720.
+  *[(1, *size) for size in ((88, 160), (90, 160))],
 ]
 
 
@@ -72,14 +77,35 @@ def test_gradients_of_a_block_of_the_unet(check):
   check(gradients, *feed(5, 3, 5))
 
 
+@pytest.mark.parametrize("size", [(4, 6), (3, 5)])
 @pytest.mark.parametrize("layout", [(2, 1, 4), (1, 2, 2)])
-def test_a_block_of_the_unet_on_a_mesh(check, layout):
+def test_a_block_of_the_unet_on_a_mesh(check, layout, size):
   devices = jax.devices()[: np.prod(layout)]
   mesh = sharding.make_mesh(*layout, devices=devices)
-  clips, *rest = feed(4, 4, 6, batch=4)
+  clips, *rest = feed(4, *size, batch=4)
   clips = jax.device_put(clips, sharding.frames_sharding(mesh, 4))
   with jax.set_mesh(mesh):
     check(forward, clips, *rest)
+
+
+def test_devices_exchange_parts_of_the_frames(random_params):
+  """Layers over time get all frames of some pixels, and gather no clips."""
+  block = TemporalConvBlock(norm_groups=4, dropout=0.0)
+  mesh = sharding.make_mesh(frames=4, devices=jax.devices()[:4])
+  clips = draw(1, 8, 3, 5, 16)
+  params = random_params(block, clips, deterministic=True)
+  clips = jax.device_put(clips, sharding.frames_sharding(mesh, 8))
+
+  def fn(params, x):
+    y = block.apply({"params": params}, x, deterministic=True)
+    return sharding.split_clips(y)
+
+  with jax.set_mesh(mesh):
+    program = jax.jit(fn).lower(params, clips).compile().as_text()
+  assert program.count(" all-to-all(") == 2
+  # Moments [b f c] are gathered.
+  gathered = re.findall(r"\[([\d,]+)\]\S* all-gather\(", program)
+  assert all(shape.count(",") == 2 for shape in gathered)
 
 
 def test_the_autoencoder(random_params, request):
