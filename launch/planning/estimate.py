@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,16 +140,16 @@ def _compile(
   flops = {k: v for k, v in work.items() if v}
   say("compiling")
   try:
-    compiled = lowered.compile()
+    compiled, text = _compiled(lowered)
   except jax.errors.JaxRuntimeError as e:
     used = _USED.search(str(e))
     if "RESOURCE_EXHAUSTED" not in str(e) or not used:
-      line = str(e).strip().splitlines()[0]
-      raise InputError(f"the compiler for {topology} failed: {line}") from e
+      lines = " ".join(str(e).strip().splitlines()[:2])
+      raise InputError(f"the compiler for {topology} failed: {lines}") from e
     size = int(float(used[1]) * _UNITS[used[2]])
     return Estimate({}, 0.0, flops, size, 0, fits=False)
   seconds, collectives = collections.Counter(), 0.0
-  for operation in hlo.operations(compiled.as_text(), chip):
+  for operation in hlo.operations(text, chip):
     seconds[layer_of(operation.path)] += operation.seconds
     collectives += operation.seconds if operation.is_collective else 0.0
   for path, time in _kernel_seconds(traced, topology, chip, say):
@@ -161,6 +162,20 @@ def _compile(
     temporaries=sizes.temp_size_in_bytes,
     results=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
   )
+
+
+def _compiled(
+  lowered: jax.stages.Lowered,
+) -> tuple[jax.stages.Compiled, str]:
+  """A compiled program, and its text as the compiler writes it.
+
+  `as_text` fails for programs of v6e with asynchronous operations.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    compiled = lowered.compile(compiler_options=options)
+    [path] = Path(folder).glob("*.after_codegen.txt")
+    return compiled, path.read_text()
 
 
 def _kernel_seconds(

@@ -52,7 +52,7 @@ def operations(text: str, chip: Chip) -> list[Operation]:
   """The operations of a compiled program.
 
   Args:
-    text: `as_text()` of the program.
+    text: of the program after code generation.
     chip: what it was compiled for.
   """
   found = []
