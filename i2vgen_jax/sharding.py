@@ -1,9 +1,14 @@
 """The device mesh, and the shardings of parameters and batches.
 
-The mesh has three axes. `data` and `fsdp` both split the rows of a batch;
+A layout has three axes. `data` and `fsdp` both split the rows of a batch;
 `fsdp` also splits large weights, their moments and their averages; `frames`
 splits the frames of a clip. Models contain no sharding: the training objective
 and the stage constrain the latents, and the compiler propagates the layout.
+
+No axis of a kernel of 320x320 divides by 128. The mesh therefore has `fsdp` as
+two axes, of which one splits at most `FSDP_WIDTH` times and the other the rest,
+so that both axes of the kernel can be split. All arrays of a program must have
+the same mesh, or the compiler does not propagate their layouts.
 """
 
 import dataclasses
@@ -22,7 +27,10 @@ from i2vgen_jax.errors import InputError
 from i2vgen_jax.types import Array, Batch
 
 AXES = ("data", "fsdp", "frames")
-ROWS = ("data", "fsdp")
+FSDP = ("fsdp", "fsdp_rest")
+ROWS = ("data", *FSDP)
+# Divides every channel width of the public networks: 128, 320, ..., 1280.
+FSDP_WIDTH = 64
 
 # Paths of the arrays that `fsdp` splits. The moments and averages of a weight
 # end in the same path.
@@ -51,9 +59,11 @@ def make_mesh(
       f"mesh data={data} fsdp={fsdp} frames={frames} does not fit {n} "
       f"devices; a near layout is {_near_layout(n, fsdp, frames)}"
     )
+  width = math.gcd(fsdp, FSDP_WIDTH)
+  sizes = (filled, width, fsdp // width, frames)
   # jax.make_mesh defaults to explicit axes, where constraints are refused.
-  auto = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh((filled, fsdp, frames), AXES, auto, devices=devices)
+  auto = (AxisType.Auto,) * len(sizes)
+  return jax.make_mesh(sizes, (*ROWS, "frames"), auto, devices=devices)
 
 
 def _near_layout(n: int, fsdp: int, frames: int) -> str:
@@ -76,21 +86,33 @@ def param_shardings(tree: Any, mesh: Mesh) -> Any:
 
   Returns:
     The same tree with a NamedSharding at each leaf. Large arrays at
-    `FSDP_PATHS` are split along their largest divisible axis; all others are
-    replicated.
+    `FSDP_PATHS` are split along their largest divisible axis, above
+    `FSDP_WIDTH` devices along two; all others are replicated. Twice as many
+    devices along `fsdp` never hold more each, for the widths of `FSDP_WIDTH`.
   """
-  size = mesh.shape["fsdp"]
 
   def place(path: Any, leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     large = math.prod(leaf.shape) >= MIN_SHARDED_SIZE
-    divisible = [i for i, n in enumerate(leaf.shape) if n % size == 0]
-    if not (large and divisible and re.search(FSDP_PATHS, name)):
+    if not (large and re.search(FSDP_PATHS, name)):
       return replicated(mesh)
-    largest = max(divisible, key=lambda i: leaf.shape[i])
-    return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+    return NamedSharding(mesh, _split_most(mesh, leaf.shape))
 
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _split_most(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+  """Splits by each axis of `FSDP` the largest part of a shape that it can."""
+  split: list[tuple[str, ...]] = [()] * len(shape)
+  parts = [*shape]
+  for name in FSDP:
+    size = mesh.shape[name]
+    divisible = [i for i, n in enumerate(parts) if n % size == 0]
+    if size > 1 and divisible:
+      largest = max(divisible, key=lambda i: parts[i])
+      split[largest] += (name,)
+      parts[largest] //= size
+  return PartitionSpec(*(names or None for names in split))
 
 
 def place(tree: Any, shardings: Any) -> Any:

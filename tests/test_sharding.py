@@ -1,16 +1,23 @@
 """The mesh, where arrays go on it, and who reads which rows."""
 
 import dataclasses
+import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from i2vgen_jax import sharding
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.models import build
+from i2vgen_jax.training.state import create_state
 from i2vgen_jax.types import Batch
+from i2vgen_jax.variants import VARIANTS
 
 
 def numbered_batch(size, num_frames):
@@ -31,7 +38,12 @@ def numbered_batch(size, num_frames):
 class TestMesh:
   def test_data_axis_uses_the_remaining_devices(self):
     mesh = sharding.make_mesh(fsdp=2, frames=2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "frames": 2}
+    assert dict(mesh.shape) == {
+      "data": 2,
+      "fsdp": 2,
+      "fsdp_rest": 1,
+      "frames": 2,
+    }
 
   def test_every_device_once(self):
     mesh = sharding.make_mesh(data=2, frames=4)
@@ -61,10 +73,10 @@ class TestMesh:
 
 
 class TestParamShardings:
-  def specs(self, tree, **layout):
+  def shards(self, tree, **layout):
     mesh = sharding.make_mesh(**layout)
     placed = sharding.param_shardings(tree, mesh)
-    return jax.tree.map(lambda s: s.spec, placed)
+    return jax.tree.map(lambda x, s: s.shard_shape(x.shape), tree, placed)
 
   def test_large_kernels_split_along_their_largest_divisible_axis(self):
     shape = jax.ShapeDtypeStruct
@@ -77,14 +89,55 @@ class TestParamShardings:
       "norm": {"scale": shape((2**17,), jnp.float32)},
       "small": {"kernel": shape((16, 16), jnp.float32)},
     }
-    assert self.specs(tree, data=2, fsdp=4) == {
-      "conv": {"kernel": P(None, None, None, "fsdp")},
-      "dense": {"kernel": P("fsdp")},
-      "odd": {"kernel": P()},
-      "tokens": {"embedding": P("fsdp")},
-      "norm": {"scale": P()},
-      "small": {"kernel": P()},
+    assert self.shards(tree, data=2, fsdp=4) == {
+      "conv": {"kernel": (3, 3, 320, 160)},
+      "dense": {"kernel": (128, 1001)},
+      "odd": {"kernel": (333, 333)},
+      "tokens": {"embedding": (12352, 64)},
+      "norm": {"scale": (2**17,)},
+      "small": {"kernel": (16, 16)},
     }
+
+  def test_two_axes_are_split_where_one_does_not_divide(self, monkeypatch):
+    monkeypatch.setattr(sharding, "FSDP_WIDTH", 4)
+    shape = jax.ShapeDtypeStruct
+    tree = {
+      "square": {"kernel": shape((260, 260), jnp.float32)},
+      "tall": {"kernel": shape((2048, 33), jnp.float32)},
+      "once": {"kernel": shape((260, 333), jnp.float32)},
+    }
+    assert self.shards(tree, fsdp=8) == {
+      "square": {"kernel": (65, 130)},
+      "tall": {"kernel": (256, 33)},
+      "once": {"kernel": (65, 333)},
+    }
+
+  def test_more_devices_never_hold_more_of_the_released_model(
+    self, monkeypatch
+  ):
+    def of_one_device(sizes, axes, types, devices):
+      return Mesh(np.array(devices).reshape(sizes), axes, types)
+
+    monkeypatch.setattr(jax, "make_mesh", of_one_device)
+    params = build.abstract_params(VARIANTS["released"].unet)
+    tx = optax.adamw(1e-4)
+    state = jax.eval_shape(functools.partial(create_state, tx=tx), params)
+
+    def held(fsdp):
+      mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:1] * fsdp)
+      placed = sharding.param_shardings(state, mesh)
+      parts = jax.tree.map(
+        lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize,
+        state,
+        placed,
+      )
+      return sum(jax.tree.leaves(parts)) / 2**30
+
+    gib = [held(2**n) for n in range(9)]
+    assert gib[0] == pytest.approx(21.17, abs=0.01)
+    # Without what is replicated, each would be half of the one before.
+    for fewer, more in itertools.pairwise(gib):
+      assert more < 0.56 * fewer
 
   def test_each_device_holds_only_its_part(self):
     mesh = sharding.make_mesh(fsdp=8)

@@ -126,6 +126,18 @@ def alone():
   return {n: run_on(one_device(), n) for n in (1, 4)}
 
 
+def check_same(run, expected):
+  """The state of a run, whose losses and weights are those of another."""
+  (losses, state), (expected_losses, one) = run, expected
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
+    (state.params, state.ema_params),
+    (one.params, one.ema_params),
+  )
+  return state
+
+
 LAYOUTS = [
   {"data": 8},
   {"fsdp": 8},
@@ -146,15 +158,7 @@ def test_every_layout_matches_one_device(
   # The stand-in's kernels are small; split all that can be split.
   monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 1)
   mesh = sharding.make_mesh(**layout)
-  losses, state = run_on(mesh, num_frames)
-
-  expected, one = alone[num_frames]
-  np.testing.assert_allclose(losses, expected, rtol=1e-5)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
-    (state.params, state.ema_params),
-    (one.params, one.ema_params),
-  )
+  state = check_same(run_on(mesh, num_frames), alone[num_frames])
   split = [
     not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state)
   ]
@@ -162,19 +166,23 @@ def test_every_layout_matches_one_device(
   assert sum(split) >= 4 * 3 if mesh.shape["fsdp"] > 1 else not any(split)
 
 
+def test_kernels_that_are_split_twice_match_one_device(alone, monkeypatch):
+  monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 1)
+  monkeypatch.setattr(sharding, "FSDP_WIDTH", 2)
+  mesh = sharding.make_mesh(fsdp=8)
+  state = check_same(run_on(mesh, 4), alone[4])
+  kernel = state.params["temporal_in"]["kernel"]
+  assert kernel.shape == (16, 16)
+  assert kernel.addressable_shards[0].data.shape == (8, 4)
+
+
 @pytest.mark.parametrize(("parts", "devices"), [(2, 1), (8, 1), (4, 2)])
 def test_gradients_of_parts_add_up_to_those_of_the_batch(parts, devices):
   # The masks of dropout are those of a whole batch.
   unet = UNet(dropout=0.0)
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-  losses, state = run_on(mesh, 4, unet, accumulate=parts)
-  expected, one = run_on(one_device(), 4, unet)
-  np.testing.assert_allclose(losses, expected, rtol=1e-5)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
-    (state.params, state.ema_params),
-    (one.params, one.ema_params),
-  )
+  whole = run_on(one_device(), 4, unet)
+  check_same(run_on(mesh, 4, unet, accumulate=parts), whole)
 
 
 def test_the_buffers_of_the_old_state_are_donated():
