@@ -144,9 +144,12 @@ def denoiser(variant: str) -> ConfigDict:
     # that a refine stage learns to restore; 0, as in the paper, trains on noise
     # alone.
     "base_steps": 0,
-    # Probabilities of the null text and of a zero CLIP vector, for guidance.
+    # Probabilities of the null text and of a zero CLIP vector, for guidance; of
+    # zero latents of the picture; and of all of them together.
     "text_dropout": 0.1,
     "image_dropout": 0.1,
+    "local_dropout": 0.0,
+    "joint_dropout": 0.0,
   }
   # For the objective `lora`, which trains two matrices beside each kernel of an
   # attention layer: the change is alpha / rank times their product.

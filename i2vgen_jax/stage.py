@@ -365,8 +365,9 @@ class Stage:
   ) -> Conditioning:
     """The unconditional branch of guidance, as in public variant (c).
 
-    The text becomes the negative prompt and the CLIP vector zero. The
-    picture's latents and fps stay, so that guidance cannot push off them.
+    The text becomes the negative prompt and the CLIP vector zero, and with it
+    that of G.Enc. The picture's latents, with D.Enc, and fps stay, so that
+    guidance cannot push off them.
     """
     context, embeds = cond.text_context, cond.image_embeds
     if context is not None:

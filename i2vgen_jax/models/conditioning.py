@@ -126,7 +126,9 @@ class ContentEncoder(Layer):
   The paper does not give the widths; these are our choice. D.Enc is the frozen
   VAE encoder followed by a learned projection in latent space; its features
   are added to the noise of the first frame only. G.Enc is the token pyramid of
-  variant (c), averaged to one vector, which is added to the CLIP embedding.
+  variant (c), averaged to one vector, which is added to the CLIP embedding. The
+  sum is the condition of cross-attention: the U-Net adds nothing to a zero CLIP
+  embedding, so that the unconditional image is that of variant (a).
   """
 
   embed_dim: int

@@ -152,7 +152,8 @@ class I2VGenUNet(Layer):
       timesteps: noise level, 0 to 999; may be fractional.
       fps: frames per second of the clip.
       image_latents: scaled latents of the first frame.
-      image_embeds: projected CLIP embedding of the first frame.
+      image_embeds: projected CLIP embedding of the first frame; zero for the
+        unconditional image.
       text_context: CLIP text tokens.
       deterministic: False enables dropout and needs a `dropout` rng.
       features: output of the inner layers at a near noise level. Only the
@@ -186,7 +187,9 @@ class I2VGenUNet(Layer):
       encode = self.part(ContentEncoder, "content_encoder", self.context_dim)
       details, content = encode(image_latents)
       x = x.at[:, 0].add(details.astype(x.dtype))
-      image_embeds = image_embeds + content
+      # Without the CLIP vector there is no picture; see `ContentEncoder`.
+      present = jnp.any(image_embeds != 0, axis=-1, keepdims=True)
+      image_embeds = image_embeds + present * content
     if self.use_image_embeds:
       shape = (self.context_dim, temb.shape[-1])
       to_tokens = self.part(ImageEmbedsTokens, "embeds_tokens", *shape)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from i2vgen_jax import autoencoding, cascade, interop, trees
@@ -39,9 +39,15 @@ class Denoising(task.Task):
     config: `config.json` of the exported U-Net.
     negative_ids: token ids of the text that dropped captions become; None if
       the U-Net takes no text.
-    text_dropout: probability of dropping a caption (0.1 in ModelScope).
-    image_dropout: probability of a zero CLIP vector. The picture's latents and
-      fps are never dropped, as in guidance of public variant (c).
+    text_dropout: probability of dropping a caption: `p_zero` of the public
+      code, 0.1 for (a) and (b), 0 for (c).
+    image_dropout: probability of a zero CLIP vector, with which the vector of
+      G.Enc is dropped. No text gives it; guidance of (a) and (c) needs it.
+    local_dropout: probability of zero latents of the picture. Guidance never
+      drops them; 0 is our choice, as no text or code of these models has it.
+    joint_dropout: probability of dropping all three together, beside the draws
+      of each alone. It is 0.1 in VideoComposer (Wang et al. 2023), from which
+      the design is; `p_all_zero` is unused in the public code of these models.
     noise_offset: see `diffusion_loss`, as for the rest.
     max_timestep: T_r of the refine stage; None trains all levels.
     timestep_shift: shift of the drawn noise levels.
@@ -57,6 +63,8 @@ class Denoising(task.Task):
   negative_ids: Int[np.ndarray, "1 n"] | None = None
   text_dropout: float = 0.1
   image_dropout: float = 0.1
+  local_dropout: float = 0.0
+  joint_dropout: float = 0.0
   noise_offset: float = 0.1
   max_timestep: int | None = None
   timestep_shift: float = 1.0
@@ -137,8 +145,7 @@ class Denoising(task.Task):
   def held_out_loss(
     self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
   ) -> Float[Array, ""]:
-    whole = dataclasses.replace(self, text_dropout=0.0, image_dropout=0.0)
-    return whole._loss(params, frozen, batch, rng, deterministic=True)
+    return self._loss(params, frozen, batch, rng, deterministic=True)
 
   def _loss(
     self,
@@ -154,7 +161,10 @@ class Denoising(task.Task):
     noise = task.row_noise(rng_encode, batch.index, posterior.mean.shape[1:])
     latents = self.stage.scaling_factor * posterior.sample(noise)
     latents = constrain_latents(latents, self.mesh)
-    cond = self._drop(rng_drop, frozen, batch, latents)
+    if deterministic:
+      cond = self.condition(frozen, batch, latents)
+    else:
+      cond = self._drop(rng_drop, frozen, batch, latents)
     network = self.stage.denoiser(
       {"unet": params},
       deterministic=deterministic,
@@ -272,24 +282,26 @@ class Denoising(task.Task):
   def _drop(
     self, rng: task.Rng, frozen: task.Networks, batch: Batch, latents: Array
   ) -> Conditioning:
-    """The conditioning, without the text and CLIP vector of some rows."""
-    rng_text, rng_image = jax.random.split(rng)
+    """The conditioning, without some of it in some rows; fps always stays."""
+    text, image, local, joint = jax.random.split(rng, 4)
+    together = drawn_rows(joint, batch.index, self.joint_dropout)
+
+    def drop(rng, probability, values, null):
+      alone = drawn_rows(rng, batch.index, probability)
+      return replace_rows(together | alone, values, null)
+
     if self.stage.unet.use_text:
-      token_ids = drop_rows(
-        rng_text,
-        batch.index,
-        self.text_dropout,
-        batch.token_ids,
-        self.negative_ids,
-      )
-      batch = dataclasses.replace(batch, token_ids=token_ids)
+      ids = drop(text, self.text_dropout, batch.token_ids, self.negative_ids)
+      batch = dataclasses.replace(batch, token_ids=ids)
     cond = self.condition(frozen, batch, latents)
-    if cond.image_embeds is None:
-      return cond
-    embeds = drop_rows(
-      rng_image, batch.index, self.image_dropout, cond.image_embeds, 0.0
-    )
-    return dataclasses.replace(cond, image_embeds=embeds)
+    nulls = {}
+    if cond.image_embeds is not None:
+      embeds = drop(image, self.image_dropout, cond.image_embeds, 0.0)
+      nulls["image_embeds"] = embeds
+    if cond.image_latents is not None:
+      picture = drop(local, self.local_dropout, cond.image_latents, 0.0)
+      nulls["image_latents"] = picture
+    return dataclasses.replace(cond, **nulls)
 
 
 def _condition(
@@ -338,17 +350,19 @@ def motion_weights(
   return 1 - share + share * change / (mean + _STILL)
 
 
-def drop_rows(
-  rng: task.Rng,
-  index: Int[Array, "b"],
-  probability: float,
-  values: Array,
-  null: Array | float,
-) -> Array:
-  """`values` with `null` in the rows that a draw from their index selects."""
+def drawn_rows(
+  rng: task.Rng, index: Int[Array, "b"], probability: float
+) -> Bool[Array, "b"]:
+  """Whether each row is among those that a draw from its index selects."""
   draw = jax.vmap(jax.random.uniform)(per_row_rngs(rng, index))
-  dropped = (draw < probability).reshape(-1, *(1,) * (values.ndim - 1))
-  return jnp.where(dropped, null, values)
+  return draw < probability
+
+
+def replace_rows(
+  rows: Bool[Array, "b"], values: Array, null: Array | float
+) -> Array:
+  """`values` with `null` in the selected rows."""
+  return jnp.where(rows.reshape(-1, *(1,) * (values.ndim - 1)), null, values)
 
 
 class LatentsMemory:

@@ -280,6 +280,14 @@ def test_content_feature_is_added_to_the_image_embedding(base):
   opposite = {**feed, "image_embeds": feed["image_embeds"] + step}
   np.testing.assert_allclose(tokens(opposite), plain, atol=1e-5)
   assert np.abs(tokens(feed) - plain).max() > 1e-2
+  # A row without a CLIP vector has none of the content either.
+  embeds = feed["image_embeds"] * np.array([[0.0], [1.0]], np.float32)
+  dropped = tokens({**feed, "image_embeds": embeds})
+  alone = params["embeds_tokens"]["mlp"]
+  bias = jax.nn.silu(alone["linear_1"]["bias"])
+  null = bias @ alone["linear_2"]["kernel"] + alone["linear_2"]["bias"]
+  np.testing.assert_allclose(dropped[0].ravel(), null, atol=1e-5)
+  np.testing.assert_allclose(dropped[1], tokens(feed)[1], atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from training_standins import VAE, UNet, make_batch, make_denoising, make_frozen
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.training.denoising import (
   LatentsMemory,
-  drop_rows,
+  drawn_rows,
   motion_weights,
 )
 from i2vgen_jax.training.task import row_noise
@@ -160,13 +160,19 @@ def test_noise_levels_stay_below_max_timestep():
   assert 950 < free.max() < 1000
 
 
+def dropped_in(seen):
+  """Rows without the text, the CLIP vector and the picture's latents."""
+  null = make_frozen()["text_encoder"]["token_embedding"]["embedding"][0]
+  text = (seen["text_context"] == null).all(axis=(1, 2))
+  image = (seen["image_embeds"] == 0).all(axis=1)
+  return text, image, (seen["image_latents"] == 0).all(axis=(1, 2, 3))
+
+
 def test_dropped_rows_get_the_null_text_and_a_zero_vector():
   batch = make_batch(0, size=MANY, num_frames=1)
   kept, _ = record(batch)
   seen, _ = record(batch, text_dropout=0.2, image_dropout=0.4)
-  null = make_frozen()["text_encoder"]["token_embedding"]["embedding"][0]
-  text = (seen["text_context"] == null).all(axis=(1, 2))
-  image = (seen["image_embeds"] == 0).all(axis=1)
+  text, image, _ = dropped_in(seen)
   np.testing.assert_array_equal(
     seen["text_context"][~text], kept["text_context"][~text]
   )
@@ -183,20 +189,43 @@ def test_dropped_rows_get_the_null_text_and_a_zero_vector():
   np.testing.assert_array_equal(seen["image_latents"], kept["image_latents"])
 
 
+def test_conditions_are_dropped_alone_and_together():
+  batch = make_batch(0, size=MANY, num_frames=1)
+  alone, _ = record(batch, text_dropout=0.2, local_dropout=0.3)
+  text, image, local = dropped_in(alone)
+  both, _ = record(
+    batch, text_dropout=0.2, local_dropout=0.3, joint_dropout=0.2
+  )
+  together = dropped_in(both)[1]
+  # The draws of each alone do not change.
+  np.testing.assert_array_equal(dropped_in(both)[0], text | together)
+  np.testing.assert_array_equal(dropped_in(both)[2], local | together)
+  np.testing.assert_array_equal(both["fps"], batch.fps)
+  assert not image.any()
+  for rows, share in [
+    (text, 0.2),
+    (local, 0.3),
+    (text & local, 0.06),
+    (together, 0.2),
+    (together & text, 0.04),
+  ]:
+    assert abs(rows.mean() - share) < 5 * np.sqrt(share / MANY)
+
+
 def test_the_held_out_loss_drops_nothing():
   batch = make_batch(0)
   seen = []
   unet = Recorder()
   object.__setattr__(unet, "seen", seen)
-  task = make_denoising(unet=unet, text_dropout=1.0, image_dropout=1.0)
+  task = make_denoising(unet=unet, joint_dropout=1.0)
   task.held_out_loss({}, task.frozen, batch, RNG)
   task.loss({}, task.frozen, batch, RNG)
   whole, dropped = seen
   kept, _ = record(batch)
-  for name in ("latents", "text_context", "image_embeds"):
+  for name in ("latents", "text_context", "image_embeds", "image_latents"):
     np.testing.assert_array_equal(whole[name], kept[name])
   assert whole["deterministic"] and not dropped["deterministic"]
-  assert np.abs(dropped["image_embeds"]).max() == 0
+  assert np.all(dropped_in(dropped))
 
 
 def test_loss_falls_on_one_batch():
@@ -312,12 +341,10 @@ def test_a_motion_weight_out_of_range_is_refused(share):
     motion_weights(jnp.zeros((1, 2, 2, 2, 3)), share)
 
 
-def test_drop_rows_with_probability_zero_and_one():
-  values, index = jnp.arange(1.0, 7.0).reshape(3, 2), np.arange(3)
-  never = drop_rows(RNG, index, 0.0, values, jnp.zeros(2))
-  always = drop_rows(RNG, index, 1.0, values, jnp.zeros(2))
-  np.testing.assert_array_equal(never, values)
-  np.testing.assert_array_equal(always, 0)
+def test_draws_with_probability_zero_and_one():
+  index = np.arange(3)
+  assert not drawn_rows(RNG, index, 0.0).any()
+  assert drawn_rows(RNG, index, 1.0).all()
 
 
 def test_kept_latents_are_encoded_once(monkeypatch):
