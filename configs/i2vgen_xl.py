@@ -66,6 +66,10 @@ def common() -> ConfigDict:
         # has 1:1:1:5 over frames and 1:2:4:1 over rates; here they are
         # multiplied for more than one frame.
         "buckets": _paper_buckets(),
+        # Clips with fewer pixels than the largest have more rows in a batch, in
+        # proportion, so that all steps take as long; as in the public code.
+        # Pictures are not split over mesh.frames: False saves memory there.
+        "equal_work": True,
         "augmentation": {
           # Smallest fraction of each side in a random crop; 1 is off.
           "min_crop": 1.0,
@@ -78,6 +82,7 @@ def common() -> ConfigDict:
       "mesh": {"data": -1, "fsdp": 1, "frames": 1},
       "train": {
         "num_steps": 1_000_000,
+        # Rows of the buckets with the most pixels; see data.equal_work.
         "batch_size": 256,
         # Number of parts of a batch that are worked on one after another.
         "accumulate": 1,
@@ -188,8 +193,9 @@ def image_to_video() -> ConfigDict:
 def released() -> ConfigDict:
   """Public variant (c), a single stage; values of its training yaml.
 
-  The yaml has half as many clips of 32 frames as of 16 in a batch; here all
-  batches have the same number.
+  Two clips of 16 frames take the place of one of 32, as there. Deviations: the
+  yaml has one clip of 32 frames for each GPU, of which it does not say the
+  number, and its ranks draw other buckets in the same step.
   """
   config = denoiser("released")
   config.data.buckets = (

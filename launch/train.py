@@ -290,6 +290,7 @@ def make_reader(
     video_dirs,
     image_dirs,
     batch_size=config.train.batch_size,
+    equal_work=config.data.equal_work,
     size=tuple(config.data.size),
     buckets=config.data.buckets,
     clip_size=task.clip_size,

@@ -190,6 +190,14 @@ class TestBatches:
     mesh = sharding.make_mesh(data=2, frames=4)
     assert sharding.process_rows(mesh, 6) == list(range(6))
 
+  def test_a_device_holds_the_same_part_of_a_larger_batch(self):
+    """So that each row of the reader may be several rows of the batch."""
+    rows = sharding.rows_sharding(sharding.make_mesh(data=2, fsdp=2, frames=2))
+    small, large = (rows.devices_indices_map((n,)) for n in (8, 24))
+    for device, (part,) in small.items():
+      start, stop, _ = part.indices(8)
+      assert large[device][0].indices(24)[:2] == (3 * start, 3 * stop)
+
   @pytest.mark.parametrize(("size", "near"), [(5, 4), (3, 4), (0, 4), (11, 8)])
   def test_batch_that_does_not_divide(self, size, near):
     mesh = sharding.make_mesh(data=4, frames=2)

@@ -57,6 +57,11 @@ class Bucket(NamedTuple):
     return self.size[0] / self.size[1]
 
   @property
+  def num_pixels(self) -> int:
+    """Number of pixels of a clip, to which its latents are in proportion."""
+    return self.num_frames * self.size[0] * self.size[1]
+
+  @property
   def group(self) -> tuple[int, float]:
     """Equal for buckets that take the same clips; see `fits`."""
     return self.num_frames, self.ratio

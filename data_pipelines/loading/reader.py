@@ -5,6 +5,10 @@ epochs, each shuffled differently. The record of an example, its caption,
 frames and crop, and the bucket of a step are functions of (seed, n) and
 (seed, step) alone: they do not depend on the number of hosts, threads or
 restarts. A record becomes an example, and examples are stacked to a batch.
+
+With `equal_work` each row of the buckets with the most pixels is as many rows
+of another bucket as fit into its pixels. The order has numbers for the most
+rows of a bucket; other buckets pass over the rest.
 """
 
 import dataclasses
@@ -46,6 +50,9 @@ class Reader:
     image_dirs: text_image folders likewise, for buckets of one frame; without
       any, those take single frames of the clips.
     batch_size: number of rows in the global batch.
+    equal_work: whether batch_size is that of the buckets with the most pixels,
+      and clips with fewer have more rows, a multiple of it. The public code has
+      32 pictures, or 2 clips of 16 frames, in place of a clip of 32 frames.
     size: (width, height) of the frames of buckets without a size.
     buckets: tuples (num_frames, fps, weight) or (num_frames, fps, weight,
       (width, height)). One is drawn per step, by weight; it draws from the
@@ -73,6 +80,7 @@ class Reader:
   image_dirs: Directories = ()
   _: dataclasses.KW_ONLY
   batch_size: int
+  equal_work: bool = False
   size: tuple[int, int]
   buckets: Sequence[Sequence]
   clip_size: int | None
@@ -83,6 +91,11 @@ class Reader:
 
   def __post_init__(self):
     self._buckets = make_buckets(self.buckets, self.size)
+    most = max(bucket.num_pixels for bucket in self._buckets)
+    self._rows = {
+      bucket: most // bucket.num_pixels if self.equal_work else 1
+      for bucket in self._buckets
+    }
     self._cache, self._token_lock = Cache(CACHE_BYTES), threading.Lock()
     self.captions_read = self.captions_cut = 0
     self.damaged: dict[tuple[str, int, int], str] = {}
@@ -103,6 +116,11 @@ class Reader:
         assigned, report = assign(mixture, noun, given)
         self._mixtures |= assigned
         self.report += report
+    if max(self._rows.values()) > 1:
+      self.report += [
+        f"batches of {bucket}: {count * self.batch_size} rows"
+        for bucket, count in self._rows.items()
+      ]
 
   def bucket(self, step: int) -> Bucket:
     """The bucket of a step, which has the shapes of its batch."""
@@ -115,44 +133,52 @@ class Reader:
 
     Args:
       step: number of the step, from 0.
-      rows: global row numbers, such as those on this process's devices; None
-        for all.
+      rows: numbers below `batch_size`, such as those of the rows on this
+        process's devices; None for all. With `equal_work` each may be several
+        rows of the batch.
 
     Raises:
       InputError: More records than `max_damaged` are damaged, or hold latents
         of another size.
     """
     rows = range(self.batch_size) if rows is None else rows
-    return _batch([self._row(step, int(row)) for row in rows])
+    return _batch([self._examples(step, int(row)) for row in rows])
 
   def examples(self) -> list[Batch]:
-    """One row of each bucket, which shows the shapes of its batches."""
-    return [_batch([self._example(0, bucket)]) for bucket in self._buckets]
+    """What a row is in each bucket, which shows the shapes of its batches."""
+    return [
+      _batch([[self._example(0, bucket)] * count])
+      for bucket, count in self._rows.items()
+    ]
 
   def iterate(
     self, start_step: int = 0, rows: Iterable[int] | None = None
   ) -> Iterator[Batch]:
     """Endless batches from a step on, prepared ahead of time by threads.
 
-    There is a thread for each core; they read the examples of four steps ahead,
-    or two for each thread.
+    There is a thread for each core; they read the rows of four steps ahead, or
+    two for each thread.
     """
     rows = [*(range(self.batch_size) if rows is None else map(int, rows))]
     count = len(rows)
 
-    def example(number: int) -> Arrays:
+    def read(number: int) -> list[Arrays]:
       step, place = divmod(int(number), count)
-      return self._row(step, rows[place])
+      return self._examples(step, rows[place])
 
     threads = os.cpu_count() or 1
     ahead = max(4 * count, 2 * threads)
     options = grain.ReadOptions(threads, prefetch_buffer_size=ahead)
     numbers = grain.MapDataset.range(start_step * count, sys.maxsize)
-    examples = numbers.map(example).to_iter_dataset(options)
+    examples = numbers.map(read).to_iter_dataset(options)
     return iter(examples.batch(count, batch_fn=_batch))
 
-  def _row(self, step: int, row: int) -> Arrays:
-    return self._example(step * self.batch_size + row, self.bucket(step))
+  def _examples(self, step: int, row: int) -> list[Arrays]:
+    """What a row is in the bucket of a step."""
+    bucket = self.bucket(step)
+    first = (step * self.batch_size + row) * max(self._rows.values())
+    count = self._rows[bucket]
+    return [self._example(first + n, bucket) for n in range(count)]
 
   def _example(self, number: int, bucket: Bucket) -> Arrays:
     index = {"index": np.int64(number).astype(np.int32)}
@@ -241,7 +267,8 @@ class Reader:
     return np.asarray(ids[0])
 
 
-def _batch(examples: Sequence[Arrays]) -> Batch:
+def _batch(rows: Sequence[Sequence[Arrays]]) -> Batch:
+  examples = [*itertools.chain(*rows)]
   return Batch(**{n: _stack([e[n] for e in examples]) for n in examples[0]})
 
 

@@ -94,8 +94,10 @@ def train(
       sample picture is, and as `unseen_loss/KIND` if there are several.
     to_show: a batch of which the first rows are in the sample pictures; None
       makes no pictures.
-    examples: a row of each shape of batch that the data have, whose programs
-      are compiled before the first step; others are compiled when they come.
+    examples: what one of `config.train.batch_size` rows is in each shape of
+      batch that the data have: one row, or several if the clips are smaller.
+      Their programs are compiled before the first step; others are compiled
+      when they come.
     peak: operations a second of all devices, for their utilisation; None
       leaves that out.
 
@@ -147,7 +149,8 @@ def train(
       write_json(workdir / record.CONFIG, config.to_dict())
     laps.end("start")
     for example in examples if done < c.num_steps else ():
-      shapes = global_shapes(example, mesh, c.batch_size)
+      num_rows = c.batch_size * len(example.index)
+      shapes = global_shapes(example, mesh, num_rows)
       train_step.compile(abstract, frozen, shapes)
       laps.end("compile")
     say(f"training from step {done} to {c.num_steps} in {workdir}")

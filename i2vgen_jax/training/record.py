@@ -30,7 +30,7 @@ CONFIG = "config.json"
 # Keys of the config that decide which examples a step reads.
 _ORDER = (
   r"component|objective|train\.(seed|batch_size)"
-  r"|data\.(video_dirs|image_dirs|size|buckets|augmentation\..*)"
+  r"|data\.(video_dirs|image_dirs|size|buckets|equal_work|augmentation\..*)"
 )
 # And, for a LoRA, those that decide what it is added to, and how much.
 _ADDED = r"init_from|lora\..*"

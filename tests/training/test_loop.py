@@ -342,7 +342,8 @@ class TestPrograms:
 
   def sizes(self, start):
     for step in itertools.count(start):
-      yield step, make_batch(8 * step, num_frames=(4, 2)[step % 2])
+      size, num_frames = ((8, 4), (16, 2))[step % 2]
+      yield step, make_batch(16 * step, size, num_frames)
 
   @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
   def test_each_shape_is_compiled_once(self, tmp_path, log, known, monkeypatch):
@@ -357,7 +358,7 @@ class TestPrograms:
         traced.append(f"read {step}")
         yield step, batch
 
-    examples = [make_batch(0, 1, num_frames=n) for n in (4, 2)]
+    examples = [make_batch(0, 1, num_frames=4), make_batch(0, 2, num_frames=2)]
     run(
       tmp_path, telling, counting, num_steps=4, sample_every=0,
       examples=examples if known else (),

@@ -85,6 +85,41 @@ def test_hosts_may_share_rows_in_any_order(opened):
   assert_equal(part, jax.tree.map(lambda x: x[rows], whole))
 
 
+UNEQUAL = ((8, 8.0, 1.0), (4, 4.0, 1.0), (3, 4.0, 1.0), (1, 1.0, 1.0))
+
+
+def test_batches_have_equal_work(opened):
+  """As many rows as fit into the frames of the longest clip."""
+  clips = opened(buckets=UNEQUAL, equal_work=True, batch_size=2)
+  seen, numbers = {}, []
+  for step in range(20):
+    batch = clips.batch(step)
+    seen[batch.num_frames] = len(batch.index)
+    numbers += batch.index.tolist()
+  assert seen == {8: 2, 4: 4, 3: 4, 1: 16}
+  assert sorted(set(numbers)) == numbers
+  shapes = {b.num_frames: len(b.index) for b in clips.examples()}
+  assert shapes == {8: 1, 4: 2, 3: 2, 1: 8}
+  assert clips.report[-1].endswith("1 frames, 1 fps, 24x16: 16 rows")
+
+
+def test_smaller_frames_have_more_rows(opened):
+  buckets = ((8, 8.0, 1.0), (8, 8.0, 1.0, (12, 8)))
+  clips = opened(buckets=buckets, equal_work=True, batch_size=1)
+  shapes = {clips.batch(step).frames.shape for step in range(8)}
+  assert shapes == {(1, 8, 16, 24, 3), (4, 8, 8, 12, 3)}
+
+
+def test_batches_of_equal_work_resume_on_other_hosts(opened):
+  options = {"buckets": UNEQUAL, "equal_work": True, "batch_size": 4}
+  one = opened(**options)
+  hosts = [opened(**options).iterate(3, rows) for rows in ([0, 1], [2, 3])]
+  for step in range(3, 9):
+    parts = [next(host) for host in hosts]
+    together = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+    assert_equal(together, one.batch(step))
+
+
 def test_each_epoch_has_every_example_once_in_a_new_order(opened):
   clips = opened(buckets=CLIPS_ONLY)
   epochs = [
