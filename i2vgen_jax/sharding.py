@@ -11,6 +11,7 @@ so that both axes of the kernel can be split. All arrays of a program must have
 the same mesh, or the compiler does not propagate their layouts.
 """
 
+import collections
 import dataclasses
 import math
 import re
@@ -47,28 +48,48 @@ def make_mesh(
 ) -> Mesh:
   """The mesh of all devices; data = -1 uses all that the other axes leave.
 
+  The devices of several TPU slices, between which the network is slow, are in
+  different places along `data`: weights and frames are never split over slices.
+
   Raises:
-    InputError: the layout does not use every device exactly once.
+    InputError: the layout does not use every device exactly once, or `fsdp` or
+      `frames` would span slices.
   """
-  devices = list(jax.devices() if devices is None else devices)
-  n = len(devices)
+  slices = _slices(jax.devices() if devices is None else devices)
+  n, count = sum(map(len, slices)), len(slices)
   rest = fsdp * frames
   filled = n // rest if data == -1 and rest > 0 else data
-  if min(filled, fsdp, frames) < 1 or filled * rest != n:
+  if min(filled, fsdp, frames) < 1 or filled * rest != n or filled % count:
+    place = f"{n} devices"
+    if count > 1:
+      place = f"{count} slices of {n // count} devices, as fsdp and frames "
+      place += "cannot span slices"
     raise InputError(
-      f"mesh data={data} fsdp={fsdp} frames={frames} does not fit {n} "
-      f"devices; a near layout is {_near_layout(n, fsdp, frames)}"
+      f"mesh data={data} fsdp={fsdp} frames={frames} does not fit {place}; a "
+      f"near layout is {_near_layout(n, count, fsdp, frames)}"
     )
   width = math.gcd(fsdp, FSDP_WIDTH)
-  sizes = (filled, width, fsdp // width, frames)
+  shape = (filled // count, width, fsdp // width, frames)
+  names = (*ROWS, "frames")
   # jax.make_mesh defaults to explicit axes, where constraints are refused.
-  auto = (AxisType.Auto,) * len(sizes)
-  return jax.make_mesh(sizes, (*ROWS, "frames"), auto, devices=devices)
+  auto = (AxisType.Auto,) * len(names)
+  # It knows the links inside of a slice, and refuses the devices of several.
+  parts = [jax.make_mesh(shape, names, auto, devices=part) for part in slices]
+  joined = np.concatenate([part.devices for part in parts])
+  return Mesh(joined, names, axis_types=auto)
 
 
-def _near_layout(n: int, fsdp: int, frames: int) -> str:
-  frames = math.gcd(n, max(frames, 1))
-  fsdp = math.gcd(n // frames, max(fsdp, 1))
+def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+  """The devices of each TPU slice; all other devices are in one."""
+  slices = collections.defaultdict(list)
+  for device in devices:
+    slices[getattr(device, "slice_index", 0)].append(device)
+  return [part for _, part in sorted(slices.items())]
+
+
+def _near_layout(n: int, slices: int, fsdp: int, frames: int) -> str:
+  frames = math.gcd(n // slices, max(frames, 1))
+  fsdp = math.gcd(n // slices // frames, max(fsdp, 1))
   return f"data={n // frames // fsdp} fsdp={fsdp} frames={frames}"
 
 

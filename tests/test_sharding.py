@@ -72,6 +72,42 @@ class TestMesh:
     )
 
 
+class TestSlices:
+  """Two slices of four devices, whose numbers alternate."""
+
+  @pytest.fixture(autouse=True)
+  def two_slices(self, monkeypatch):
+    devices = jax.devices()
+    slices = [devices[::2], devices[1::2]]
+    monkeypatch.setattr(sharding, "_slices", lambda _: slices)
+
+  @pytest.mark.parametrize(
+    "layout",
+    [{"fsdp": 4}, {"frames": 4}, {"fsdp": 2, "frames": 2}, {"data": 8}, {}],
+    ids=str,
+  )
+  def test_weights_and_frames_stay_inside_of_a_slice(self, layout):
+    mesh = sharding.make_mesh(**layout)
+    ids = np.vectorize(lambda device: device.id)(mesh.devices)
+    assert sorted(ids.flat) == list(range(8))
+    first, second = np.split(ids, 2)
+    assert not (first % 2).any() and (second % 2).all()
+
+  @pytest.mark.parametrize(
+    ("layout", "near"),
+    [
+      ({"fsdp": 8}, "data=2 fsdp=4 frames=1"),
+      ({"fsdp": 2, "frames": 4}, "data=2 fsdp=1 frames=4"),
+      ({"data": 3, "fsdp": 2}, "data=4 fsdp=2 frames=1"),
+    ],
+    ids=str,
+  )
+  def test_other_layouts_are_refused_with_a_near_one(self, layout, near):
+    with pytest.raises(InputError, match="2 slices of 4 devices") as error:
+      sharding.make_mesh(**layout)
+    assert near in str(error.value)
+
+
 class TestParamShardings:
   def shards(self, tree, **layout):
     mesh = sharding.make_mesh(**layout)

@@ -176,6 +176,16 @@ def test_kernels_that_are_split_twice_match_one_device(alone, monkeypatch):
   assert kernel.addressable_shards[0].data.shape == (8, 4)
 
 
+def test_two_slices_match_one_device(alone, monkeypatch):
+  devices = jax.devices()
+  slices = [devices[::2], devices[1::2]]
+  monkeypatch.setattr(sharding, "_slices", lambda _: slices)
+  monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 1)
+  mesh = sharding.make_mesh(fsdp=2, frames=2)
+  losses, _ = run_on(mesh, 4)
+  np.testing.assert_allclose(losses, alone[4][0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(("parts", "devices"), [(2, 1), (8, 1), (4, 2)])
 def test_gradients_of_parts_add_up_to_those_of_the_batch(parts, devices):
   # The masks of dropout are those of a whole batch.
