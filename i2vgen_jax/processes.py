@@ -5,11 +5,17 @@ import itertools
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint.multihost import get_barrier_sync_fn
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from i2vgen_jax.errors import InputError
 
 _counter = itertools.count()
+# The same in all processes.
+_waits = itertools.count()
+# How long processes wait for work of one of them. That of a process which has
+# ended is noticed earlier, by its missing heartbeats.
+_PATIENCE_MS = 60 * 60 * 1000
 
 
 def join(
@@ -69,11 +75,14 @@ def is_first() -> bool:
 def wait_for_all(name: str) -> None:
   """Returns once all processes of the job have called it.
 
+  They wait for JAX's coordination service. A collective would give up after 30
+  seconds on CPUs, where one process may compile or export for longer.
+
   Args:
     name: what they wait for, in messages.
   """
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
+  key = f"{name} {next(_waits)}"
+  get_barrier_sync_fn()(key=key, timeout_ms=_PATIENCE_MS)
 
 
 def from_first(flag: bool) -> bool:

@@ -62,6 +62,7 @@ from i2vgen_jax.training.denoising import Denoising, LatentsMemory
 from i2vgen_jax.training.loop import make_workdir, train
 from i2vgen_jax.training.lora import LoraDenoising
 from i2vgen_jax.training.metrics import say
+from i2vgen_jax.training.supervision import ending_with_others
 from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch
 from launch import arguments
@@ -256,7 +257,8 @@ def run(
     unseen = make_reader(config, task, data.unseen_dirs)
     held_out = functools.partial(_held_out, unseen, rows)
   make_workdir(workdir)
-  with locked(workdir) if processes.is_first() else contextlib.nullcontext():
+  lock = locked(workdir) if processes.is_first() else contextlib.nullcontext()
+  with ending_with_others(), lock:
     record.check_same(workdir, config.to_dict(), allowed)
     state = train(
       task,

@@ -41,7 +41,11 @@ from i2vgen_jax.training.step import (
   make_train_step,
   step_settings,
 )
-from i2vgen_jax.training.supervision import StopSignal, Watchdog
+from i2vgen_jax.training.supervision import (
+  StopSignal,
+  Watchdog,
+  ending_with_others,
+)
 from i2vgen_jax.training.task import Task
 from i2vgen_jax.types import Batch, Params
 
@@ -132,6 +136,8 @@ def train(
     Watchdog(c.stall_timeout, laps),
     # For the kernels, which run on each device's part.
     jax.set_mesh(mesh),
+    # The last, as the exit of those above would wait for a lost process.
+    ending_with_others(),
   ):
     frozen = place(task.frozen, param_shardings(task.frozen, mesh))
 
@@ -153,6 +159,8 @@ def train(
       shapes = global_shapes(example, mesh, num_rows)
       train_step.compile(abstract, frozen, shapes)
       laps.end("compile")
+    processes.wait_for_all("compiled programs")
+    laps.end("compile")
     say(f"training from step {done} to {c.num_steps} in {workdir}")
 
     # ---- Train ----

@@ -1,18 +1,25 @@
-"""How a run ends before its last step: by a signal, or when it hangs."""
+"""How a run ends before its last step: by a signal, in a hang, left alone."""
 
 import contextlib
 import faulthandler
 import os
+import re
 import signal
 import sys
+import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from i2vgen_jax.training.laps import Laps
 from i2vgen_jax.training.metrics import say
+
+# How XLA's collectives on CPUs and JAX's coordination service say that they did
+# not get an answer.
+_LOST = re.compile(r"Gloo|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED")
 
 
 class StopSignal(contextlib.AbstractContextManager):
@@ -77,16 +84,40 @@ class Watchdog(contextlib.AbstractContextManager):
     while (left := self._laps.since + self._timeout - time.monotonic()) > 0:
       if self._stopped.wait(left):
         return
-    print(
-      f"i2vgen: error: process {jax.process_index()} made no progress for "
-      f"{self._timeout:g} s (train.stall_timeout): its data or another process "
-      "of the job hangs; the stacks of its threads follow; the same command "
-      "resumes the run",
-      file=sys.stderr,
-      flush=True,
+    _say_end(
+      f"made no progress for {self._timeout:g} s (train.stall_timeout): its "
+      "data or another process of the job hangs; the stacks of its threads "
+      "follow"
     )
     faulthandler.dump_traceback(sys.__stderr__)
     os._exit(os.EX_TEMPFAIL)
 
   def __exit__(self, *_: Any) -> None:
     self._stopped.set()
+
+
+@contextlib.contextmanager
+def ending_with_others() -> Iterator[None]:
+  """Ends the process if JAX reports that another one of the job is gone.
+
+  The supervisor starts all of them again. The exit status is 75
+  (`EX_TEMPFAIL`), and nothing else is waited for: Orbax and the exit of JAX
+  would wait for the lost process until their timeouts.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if jax.process_count() == 1 or not _LOST.search(str(e)):
+      raise
+    reason = textwrap.shorten(str(e), 200, placeholder="...")
+    _say_end(f"lost another process of the job: {reason}")
+    os._exit(os.EX_TEMPFAIL)
+
+
+def _say_end(reason: str) -> None:
+  print(
+    f"i2vgen: error: process {jax.process_index()} {reason}; the same command "
+    "resumes the run",
+    file=sys.stderr,
+    flush=True,
+  )
