@@ -78,7 +78,10 @@ HOMES = {
   "tensorflow_datasets": ("data_pipelines/",),
   "grain": ("data_pipelines/",),
   "av": ("data_pipelines/media/video.py",),
-  "clu": ("i2vgen_jax/training/metrics.py",),
+  "clu": (
+    "i2vgen_jax/training/metrics.py",
+    "i2vgen_jax/training/overview.py",
+  ),
   "optax": ("i2vgen_jax/training/",),
   "absl": ("launch/",),
 }

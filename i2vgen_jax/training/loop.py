@@ -22,7 +22,7 @@ from i2vgen_jax.sharding import (
   replicated,
   to_global,
 )
-from i2vgen_jax.training import record
+from i2vgen_jax.training import overview, record
 from i2vgen_jax.training import state as states
 from i2vgen_jax.training.checkpoint import Checkpoints
 from i2vgen_jax.training.laps import Laps
@@ -153,6 +153,8 @@ def train(
       # Only once the state fits: the folder may be another run's.
       record.resume(workdir, done)
       write_json(workdir / record.CONFIG, config.to_dict())
+      for line in overview.write(workdir, abstract, frozen):
+        say(line)
     laps.end("start")
     for example in examples if done < c.num_steps else ():
       num_rows = c.batch_size * len(example.index)
