@@ -35,6 +35,7 @@ from i2vgen_jax.training.metrics import (
   say,
 )
 from i2vgen_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from i2vgen_jax.training.profiling import Profiler
 from i2vgen_jax.training.step import (
   Metrics,
   PerShape,
@@ -132,6 +133,7 @@ def train(
   with (
     Checkpoints(workdir, c.keep_checkpoints, c.keep_every) as checkpoints,
     MetricWriter(workdir) as writer,
+    Profiler(workdir) as profiler,
     StopSignal() as stop,
     Watchdog(c.stall_timeout, laps),
     # For the kernels, which run on each device's part.
@@ -263,6 +265,7 @@ def train(
           record.append(workdir, done, values)
         if is_first and evaluating:
           record.draw(workdir)
+        profiler.after_step(done, look=bool(values))
       if stopping:
         say(f"stopped and saved at step {done} of {c.num_steps}")
         break

@@ -128,8 +128,9 @@ def assert_same_runs(a: Path, b: Path):
 
 @pytest.fixture(scope="module")
 def alone(start, tmp_path_factory):
-  """The workdir of one process of eight devices."""
+  """The workdir of one process of eight devices, in which a profile is due."""
   workdir = tmp_path_factory.mktemp("alone")
+  (workdir / "profile").touch()
   finish([start(workdir)])
   return workdir
 
@@ -156,6 +157,12 @@ def test_a_job_of_several_processes_equals_one_process(
     exported(alone)["conv_in"]["kernel"],
     atol=2e-3,
   )
+
+
+def test_a_profile_is_written_on_request(alone):
+  (folder,) = alone.glob("profile*")
+  assert folder.name == "profile_00000001"
+  assert [*folder.rglob("*.xplane.pb")]
 
 
 def test_weights_can_be_exported_at_any_time(alone, run, refused):
