@@ -30,7 +30,7 @@ _MAX_EXCESS = 64
 
 
 def load_picture(
-  source: Picture, name: str | None = None
+  source: Picture, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Decodes a picture: upright, opaque, 8-bit RGB.
 
@@ -41,6 +41,7 @@ def load_picture(
   Args:
     source: a path, the bytes of a file, a PIL image, or uint8[h w 3].
     name: name of the picture in messages; the path by default.
+    max_pixels: larger pictures are refused before they are decoded.
 
   Raises:
     InputError: the picture is missing, empty, truncated or too large, or is not
@@ -64,10 +65,10 @@ def load_picture(
       warnings.simplefilter("ignore")
       if isinstance(source, bytes):
         source = Image.open(io.BytesIO(source))
-      if source.width * source.height > MAX_PIXELS:
+      if source.width * source.height > max_pixels:
         raise InputError(
           f"picture {name} is {source.width}x{source.height}, more than"
-          f" {MAX_PIXELS} pixels; scale it down first",
+          f" {max_pixels} pixels; scale it down first",
           "too-large",
         )
       return _plain_rgb(source)

@@ -168,6 +168,7 @@ Count = _number(int, "N", 1, math.inf)
 Times = _number(int, "N", 0, math.inf)
 # jax.random.key would drop higher bits.
 Seed = _number(int, "SEED", 0, 2**32 - 1)
+Port = _number(int, "PORT", 0, 65535)
 Number = _number(float, "NUMBER", -math.inf, math.inf)
 Seconds = _number(float, "SECONDS", 0.1, math.inf)
 Fps = _number(float, "FPS", 0.1, 240)

@@ -1,6 +1,7 @@
 """i2vgen: image-to-video synthesis with I2VGen-XL.
 
     i2vgen sample    make a video from a picture and a sentence
+    i2vgen serve     make videos on a page in the browser
     i2vgen warm      compile what sample runs before it is asked for
     i2vgen train     train one network of a cascade
     i2vgen export    weights of a run that is not finished
@@ -32,6 +33,7 @@ from i2vgen_jax.errors import InputError
 
 _COMMANDS = (
   "sample",
+  "serve",
   "warm",
   "train",
   "export",
@@ -42,11 +44,13 @@ _COMMANDS = (
   "evaluate",
   "convert",
 )
-# Packages of the extra `data`; any other missing package is a bug.
+# Packages of extras; any other missing package is a bug.
 _EXTRA = (
   "apache_beam",
   "clu",
   "cv2",
+  "fastapi",
+  "gradio",
   "grain",
   "google_crc32c",
   "matplotlib",
@@ -90,7 +94,7 @@ def _run(argv: list[str]) -> None:
     package = (e.name or "").partition(".")[0]
     if package not in _EXTRA:
       raise
-    extra = "plan" if name == "plan" else "data"
+    extra = name if name in ("plan", "serve") else "data"
     raise InputError(
       f"{name} needs {package}; install the extra: pip install "
       f"'i2vgen-jax[{extra}]'"

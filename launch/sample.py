@@ -134,20 +134,16 @@ def main(argv: list[str]) -> None:
     more["num_frames"] = len(source.frames)
   more["negative_prompt"] = args.negative_prompt
   plan = plan_stages(cascade, args, **more)
-  cut = _check_prompt(cascade, plan, args.prompt or "")
-  report = _report(args, cascade, plan, source)
-  _describe_weights(report["weights"])
+  for problem in check_prompt(cascade, plan, args.prompt or ""):
+    note(problem)
+  _describe_weights(args, cascade)
+  line = ProgressBar()
+  line.silent = args.no_progress
   with _interruptible():
-    clips = _generate(cascade, plan, source, args, seconds)
-  *_, last = plan.values()
-  with _timed(seconds, "encode"):
-    mp4 = video.encode_mp4(clips[last.name], last.sampling.fps)
-    png = contact_sheet.encode(_sheet(clips, args), "PNG")
-  report |= {"tokens_cut": cut, "seconds": seconds}
-  text = json.dumps(report, indent=2) + "\n"
-  paths = outputs.beside(args.output)
-  outputs.write(dict(zip(paths, (mp4, png, text.encode()), strict=True)))
-  note("wrote " + ", ".join(map(str, paths)))
+    clips = generate(cascade, plan, source, args, line, seconds)
+  files = encode(cascade, plan, source, args, clips, seconds)
+  outputs.write(files)
+  note("wrote " + ", ".join(map(str, files)))
 
 
 # ---- Before the run ----
@@ -180,30 +176,40 @@ def plan_stages(cascade: Cascade, settings: Settings, **more: Any) -> Plan:
   return cascade.plan(**(given | more))
 
 
-def _check_prompt(cascade: Cascade, plan: Plan, prompt: str) -> dict[str, int]:
-  """Number of tokens of the prompt that do not fit, by stage that reads it."""
-  texts = {
+def check_prompt(cascade: Cascade, plan: Plan, prompt: str) -> list[str]:
+  """What a user should know about the prompt.
+
+  Raises:
+    InputError: the prompt is empty, and a stage reads it.
+  """
+  texts = _texts(plan, prompt)
+  if texts and not tokenizer.clean(prompt):
+    raise InputError("the prompt is empty; say in it what happens")
+  if prompt and not texts:
+    return ["these weights take no text: the prompt has no effect"]
+  return [
+    problem
+    for text in dict.fromkeys(texts.values())
+    for problem in cascade.tokenizer.problems(text)
+  ]
+
+
+def _texts(plan: Plan, prompt: str) -> dict[str, str]:
+  """The whole prompt of each stage that reads it."""
+  return {
     name: prompt + stage.sampling.prompt_suffix
     for name, stage in plan.items()
     if stage.unet.use_text
   }
-  if texts and not tokenizer.clean(prompt):
-    raise InputError("the prompt is empty; say with --prompt what happens")
-  if prompt and not texts:
-    note("these weights take no text: the prompt has no effect")
-  tokenize = cascade.tokenizer
-  for text in dict.fromkeys(texts.values()):
-    for problem in tokenize.problems(text):
-      note(problem)
-  return {name: tokenize([text]).cut[0] for name, text in texts.items()}
 
 
 def _report(
-  args: Arguments, cascade: Cascade, plan: Plan, source: InputClip
+  cascade: Cascade, plan: Plan, source: InputClip, args: Arguments
 ) -> dict:
   """Every setting of the run."""
   count, height, width, _ = source.frames.shape
-  configs = {name: part.config for name, part in cascade.networks.items()}
+  configs = _configs(cascade)
+  texts = _texts(plan, args.prompt or "")
   return {
     "prompt": args.prompt,
     "seed": args.seed,
@@ -227,32 +233,44 @@ def _report(
     },
     "device": jax.devices()[0].device_kind,
     "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    "tokens_cut": {
+      name: cascade.tokenizer([text]).cut[0] for name, text in texts.items()
+    },
   }
 
 
-def _describe_weights(weights: dict) -> None:
+def _describe_weights(args: Arguments, cascade: Cascade) -> None:
   """Logs which weights are used, and the choices for those of a public form."""
-  if weights["bundled"]:
+  if args.weights is None:
     note(
       "no --weights: using the small cascade of this package, which moves the "
       "camera over a photograph, and drawn objects"
     )
-  if "source" in weights["config"]["vae"]:
-    taken = ", ".join(f"{n} {v}" for n, v in weights["choices"].items())
-    note(f"weights take {taken}")
+  configs = _configs(cascade)
+  if "source" in configs["vae"]:
+    choices = Choices.of(configs).items()
+    note("weights take " + ", ".join(f"{n} {v}" for n, v in choices))
+
+
+def _configs(cascade: Cascade) -> dict[str, Any]:
+  return {name: part.config for name, part in cascade.networks.items()}
 
 
 # ---- The run ----
 
 
-def _generate(
+def generate(
   cascade: Cascade,
   plan: Plan,
   source: InputClip,
   args: Arguments,
+  line: ProgressBar,
   seconds: dict[str, float],
 ) -> dict[str, Frames]:
-  """The clip of each stage, and under `input` the input of the first one."""
+  """The clip of each stage, and under `input` the input of the first one.
+
+  `line` is told about the steps, `seconds` what each stage took.
+  """
   first = next(iter(plan.values()))
   if first.starts_from_clip:
     shown = source.to_repair(first.sampling)
@@ -261,13 +279,11 @@ def _generate(
     shown = source.cropped(*first.sampling.size)
     given = list(source.frames)
   clips, prompts = {"input": shown}, [args.prompt or ""]
-  line = ProgressBar()
-  line.silent = args.no_progress
   for name, stage in plan.items():
     total = stage.solver.num_evaluations
     line.begin(name, total, "compiling, then the first step ...")
     with _timed(seconds, name), warnings.catch_warnings():
-      # `_check_prompt` has logged them.
+      # `check_prompt` has returned them.
       warnings.simplefilter("ignore", tokenizer.PromptWarning)
       given = cascade.run(
         stage, given, prompts, seed=args.seed, progress=line.update
@@ -275,6 +291,25 @@ def _generate(
     line.end()
     clips[name] = given[0]
   return clips
+
+
+def encode(
+  cascade: Cascade,
+  plan: Plan,
+  source: InputClip,
+  args: Arguments,
+  clips: dict[str, Frames],
+  seconds: dict[str, float],
+) -> dict[Path, bytes]:
+  """The files of a run: video, contact sheet and settings."""
+  *_, last = plan.values()
+  with _timed(seconds, "encode"):
+    mp4 = video.encode_mp4(clips[last.name], last.sampling.fps)
+    png = contact_sheet.encode(_sheet(clips, args), "PNG")
+  report = _report(cascade, plan, source, args) | {"seconds": seconds}
+  text = json.dumps(report, indent=2) + "\n"
+  paths = outputs.beside(args.output)
+  return dict(zip(paths, (mp4, png, text.encode()), strict=True))
 
 
 @contextlib.contextmanager

@@ -84,6 +84,8 @@ HOMES = {
   ),
   "optax": ("i2vgen_jax/training/",),
   "absl": ("launch/",),
+  "gradio": ("launch/page.py",),
+  "fastapi": ("launch/page.py", "launch/serve.py"),
 }
 
 # Wherever they are allowed in the library, then inside of functions only:

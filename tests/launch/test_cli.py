@@ -89,6 +89,13 @@ def test_missing_extra_is_named(command, refused):
   assert "sample needs grain" in line and "'i2vgen-jax[data]'" in line
 
 
+def test_missing_extra_of_the_page_is_named(monkeypatch, refused):
+  monkeypatch.delitem(sys.modules, "launch.serve", raising=False)
+  monkeypatch.setitem(sys.modules, "fastapi", None)
+  line = refused("serve")
+  assert "serve needs fastapi" in line and "'i2vgen-jax[serve]'" in line
+
+
 def test_other_missing_modules_are_bugs(command):
   def fail(argv):
     raise ModuleNotFoundError("No module", name="numpyy")
