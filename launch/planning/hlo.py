@@ -21,7 +21,9 @@ _CALLS = re.compile(
   r"(?:%([\w.\-]+)|\{([^}]*)\})"
 )
 _WHILE = re.compile(r" while\(.*condition=%([\w.\-]+)")
-_BOUND = re.compile(r" = s32\[\].* constant\((\d+)\)")
+_CONSTANT = re.compile(r"%([\w.\-]+) = s32\[\].* constant\((\d+)\)")
+_LESS = re.compile(r" compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT")
+_AHEAD = re.compile(r" = s32\[\]\S* add\(%[\w.\-]+, %([\w.\-]+)\)")
 _COLLECTIVE = re.compile(
   r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all"
   r"|collective-permute)(?:-start)?\("
@@ -104,15 +106,19 @@ def _counts(computations: dict[str, list[str]]) -> dict[str, int]:
 
 
 def _trips(condition: list[str]) -> int:
-  """The bound of a loop that counts from 0, as those of `lax.scan` do.
+  """The trips of a loop from 0 to a bound, as those of `lax.scan` are.
+
+  The compiler starts some loops a step ahead: while i + 1 is below the bound.
 
   Raises:
-    ValueError: the loop does not.
+    ValueError: the loop is another.
   """
-  bounds = [int(m[1]) for line in condition if (m := _BOUND.search(line))]
-  if len(bounds) != 1:
+  text = "\n".join(condition)
+  constants = {name: int(value) for name, value in _CONSTANT.findall(text)}
+  less, ahead = _LESS.search(text), _AHEAD.search(text)
+  if not less or len(constants) != (2 if ahead else 1):
     raise ValueError(f"cannot tell the trips of a loop: {condition}")
-  return bounds[0]
+  return constants[less[1]] - (constants[ahead[1]] if ahead else 0)
 
 
 def _link_seconds(kind: str, shapes: str, line: str, chip: Chip) -> float:

@@ -46,6 +46,24 @@ def test_the_body_of_a_loop_counts_once_for_each_trip():
   assert len(found) == 2
 
 
+def test_a_loop_that_the_compiler_starts_a_step_ahead():
+  ahead = """\
+  %constant.2 = s32[] constant(1)
+  %add.1 = s32[]{:S(6)} add(%a, %constant.2)
+  ROOT %compare.1 = pred[] compare(%add.1, %constant.1), direction=LT
+"""
+  lines = TEXT.splitlines(keepends=True)
+  [last] = (line for line in lines if "ROOT" in line)
+  found = hlo.operations(TEXT.replace(last, ahead), V5E)
+  assert {op.times for op in found} == {9, 1}
+
+
+def test_another_loop_is_refused():
+  text = TEXT.replace("direction=LT", "direction=NE")
+  with pytest.raises(ValueError, match="cannot tell the trips"):
+    hlo.operations(text, V5E)
+
+
 @pytest.mark.parametrize(
   ("line", "seconds"),
   [
