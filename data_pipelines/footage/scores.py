@@ -5,8 +5,8 @@ A model of aesthetics is the user's own; see `load_hook`.
 
 import math
 import pkgutil
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -74,17 +74,16 @@ def score(frames: Frames, times: Times) -> Scores:
     times: increasing times of the frames, in seconds. If no two frames are
       within a quarter second, as for a picture, motion is NaN.
   """
-  pairs = np.flatnonzero((gaps := np.diff(times)) <= _MAX_GAP)
+  pairs = _pairs(times)
   if not len(pairs):
     still = score(np.repeat(frames[:1], 2, axis=0), np.array([0, _MAX_GAP]))
     return still._replace(motion=math.nan)
-  grays = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-  flows = [_flow(*grays[k : k + 2]) / gaps[k] for k in pairs]
-  speeds = [np.linalg.norm(flow, axis=-1).mean() for flow in flows]
+  grays = [*map(_gray, frames)]
+  flows = _flows(grays, times)
   texts = [_text_share(*grays[k : k + 2]) for k in pairs]
   subjects = list(map(_subject_share, frames[pairs], flows))
   return Scores(
-    motion=float(np.mean(speeds)),
+    motion=_speed(flows),
     sharpness=float(np.median([_sharpness(gray) for gray in grays])),
     text_share=float(np.mean(texts)),
     subject_share=float(np.median(subjects)),
@@ -92,11 +91,18 @@ def score(frames: Frames, times: Times) -> Scores:
   )
 
 
-def load_hook(spec: str) -> Callable[[Frames], float]:
-  """Imports a user's own score, of aesthetics for instance.
+def motion(frames: Frames, times: Times) -> float:
+  """The motion of `Scores` alone."""
+  if not len(_pairs(times)):
+    return math.nan
+  return _speed(_flows([*map(_gray, frames)], times))
+
+
+def load_hook(spec: str) -> Callable[[Frames], Any]:
+  """Imports a function of the user's own, such as a score of aesthetics.
 
   Args:
-    spec: `module:function`. The function takes the frames of a clip and
+    spec: `module:function`. The function takes the frames of a clip; a score
       returns a number.
 
   Raises:
@@ -106,7 +112,7 @@ def load_hook(spec: str) -> Callable[[Frames], float]:
     hook = pkgutil.resolve_name(spec)
   except (ImportError, AttributeError, ValueError) as e:
     raise InputError(
-      f"cannot load the score function {spec}: {e}; give module:function, with"
+      f"cannot load the function {spec}: {e}; give module:function, with"
       " the folder of the module on PYTHONPATH"
     ) from e
   if not callable(hook):
@@ -120,6 +126,25 @@ def _resized(picture: Pixels, short_side: int) -> Pixels:
   size = round(width * scale), round(height * scale)
   method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
   return cv2.resize(picture, size, interpolation=method)
+
+
+def _pairs(times: Times) -> Int[np.ndarray, "n"]:
+  """Frames whose next one is near enough in time to measure motion."""
+  return np.flatnonzero(np.diff(times) <= _MAX_GAP)
+
+
+def _gray(frame: Frame) -> Gray:
+  return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+
+
+def _flows(grays: Sequence[Gray], times: Times) -> list[Flow]:
+  """Velocity of every pixel, in shorter sides per second, of each pair."""
+  gaps = np.diff(times)
+  return [_flow(*grays[k : k + 2]) / gaps[k] for k in _pairs(times)]
+
+
+def _speed(flows: Sequence[Flow]) -> float:
+  return float(np.mean([np.linalg.norm(f, axis=-1).mean() for f in flows]))
 
 
 def _flow(first: Gray, second: Gray) -> Flow:

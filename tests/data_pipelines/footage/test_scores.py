@@ -64,6 +64,12 @@ def test_motion_is_the_speed_of_a_panned_photo(name, velocity):
   frames = pan(photo(name), side, shifts)
   found = scores.score(frames, times).motion
   assert found == pytest.approx(np.hypot(*velocity), rel=0.25)
+  assert scores.motion(frames, times) == found
+
+
+def test_frames_far_apart_have_no_measurable_motion():
+  frames, _ = still(photo("coffee"))
+  assert np.isnan(scores.motion(frames, np.array([0.0, 1])))
 
 
 def test_a_still_clip_has_no_motion():
