@@ -9,7 +9,7 @@
     i2vgen plan      memory and time of a run on TPUs that are not here
     i2vgen launch    train on TPUs that are not here
     i2vgen data      build, encode, inspect and benchmark datasets
-    i2vgen evaluate  measure a cascade on held-out clips
+    i2vgen evaluate  measure the videos of any weights
     i2vgen convert   convert weights from and to the public formats
 
 `i2vgen COMMAND --help` describes a command. Exit status 2 means that an

@@ -1,12 +1,10 @@
 """`i2vgen data inspect`: a web page that shows a dataset.
 
-The page contains its pictures, so that it can be sent and opened offline.
+The page contains its pictures.
 """
 
-import base64
 import json
 import math
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -18,55 +16,12 @@ from i2vgen_jax.errors import InputError
 from launch import contact_sheet, outputs, plots
 from launch.contact_sheet import MARGIN, Row
 from launch.progress import note
+from launch.report_page import Page
 
 _KINDS: dict[Kind, str] = {"text_video": "clips", "text_image": "pictures"}
 _WIDTH = 1280
 # Largest frame of a clip; a single picture may be twice as large.
 _CELL = (_WIDTH - 2 * MARGIN) // survey.FRAMES - 6, 150
-_HEAD = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<style>
-body { font: 16px/1.45 sans-serif; color: #202020; background: white;
-  max-width: 1280px; margin: 2em auto; padding: 0 1em; }
-h2 { margin: 2em 0 .4em; border-bottom: 1px solid #ccc; }
-img { max-width: 100%; display: block; }
-figure { margin: 0 0 1.6em; }
-figure p { margin: 0; }
-.pictures { display: flex; flex-wrap: wrap; gap: 0 1em; }
-.pictures figure { width: 300px; }
-.facts, .note { color: #5a5a5a; font-size: 85%; }
-.alarm { color: #a00000; }
-table { border-collapse: collapse; }
-td, th { text-align: left; vertical-align: top; padding: .3em 1em .3em 0;
-  border-bottom: 1px solid #ddd; }
-td:last-child { overflow-wrap: anywhere; }
-td.number { text-align: right; }
-pre { white-space: pre-wrap; font-size: 85%; }
-</style>"""
-
-
-class _Page:
-  """Elements of a web page, and the files that belong to it by name."""
-
-  def __init__(self):
-    self.parts = [_HEAD]
-    self.files: dict[str, bytes] = {}
-
-  def add(self, tag: str, text: str, kind: str = "") -> None:
-    """Adds an element of a CSS class with a text."""
-    self.parts.append(f'<{tag} class="{kind}">{escape(text)}</{tag}>')
-
-  def embed(self, picture: bytes, form: str, text: str) -> None:
-    """Adds a picture, so that the page needs no other file."""
-    data = f"data:image/{form};base64,{base64.b64encode(picture).decode()}"
-    self.parts.append(f'<img src="{data}" alt="{escape(text)}">')
-
-  def plot(self, name: str, picture: bytes, text: str) -> None:
-    """Adds a PNG picture that is also a file."""
-    self.files[name] = picture
-    self.embed(picture, "png", text)
 
 
 def inspect(data_dir: Path, output: Path, count: int, seed: int) -> None:
@@ -90,9 +45,7 @@ def inspect(data_dir: Path, output: Path, count: int, seed: int) -> None:
   _check(data_dir, list(found.values()))
   summary = survey.read_summary(data_dir)
   outputs.make_folder(output)
-  page = _Page()
-  for tag in ("title", "h1"):
-    page.add(tag, str(data_dir))
+  page = Page(str(data_dir))
   counts = [f"{s.total:,} {_KINDS[kind]}" for kind, s in found.items()]
   page.add("p", " and ".join(counts))
   for kind, sample in found.items():
@@ -102,7 +55,7 @@ def inspect(data_dir: Path, output: Path, count: int, seed: int) -> None:
   if summary:
     page.add("h2", "How it was built")
     page.add("pre", json.dumps(summary["identity"], indent=2))
-  files = page.files | {"index.html": "\n".join(page.parts).encode()}
+  files = page.files | {"index.html": page.encode()}
   outputs.write({output / name: data for name, data in files.items()})
   note(f"wrote {', '.join(sorted(files))} to {output}")
 
@@ -122,7 +75,7 @@ def _check(data_dir: Path, samples: list[survey.Sample]) -> None:
 
 
 def _add_sample(
-  page: _Page, kind: Kind, sample: survey.Sample, seed: int
+  page: Page, kind: Kind, sample: survey.Sample, seed: int
 ) -> None:
   noun, num_damaged = _KINDS[kind], len(sample.damaged)
   page.add("h2", noun.capitalize())
@@ -190,7 +143,7 @@ def _facts(row: survey.Row) -> str:
   return " · ".join(facts)
 
 
-def _add_left_out(page: _Page, data_dir: Path, summary: dict) -> None:
+def _add_left_out(page: Page, data_dir: Path, summary: dict) -> None:
   if not summary:
     page.add("p", "There is no build.json: the build is unfinished.")
     return
@@ -201,13 +154,10 @@ def _add_left_out(page: _Page, data_dir: Path, summary: dict) -> None:
   page.add("p", f"{sum(row.count for row in rows):,} files, rows or shots.")
   text = "number of inputs left out for each reason"
   page.plot("left-out.png", plots.bars(rows), text)
-  page.parts.append("<table><tr>")
-  for name in ("count", "reason", "meaning", "example"):
-    page.add("th", name)
-  for row in rows:
-    page.parts.append("<tr>")
-    page.add("td", f"{row.count:,}", "number")
-    for text in (row.reason, row.meaning):
-      page.add("td", text)
-    page.add("td", row.example or "see quarantine.jsonl")
-  page.parts.append("</table>")
+  page.table(
+    ["count", "reason", "meaning", "example"],
+    [
+      (r.count, r.reason, r.meaning, r.example or "see quarantine.jsonl")
+      for r in rows
+    ],
+  )

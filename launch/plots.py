@@ -1,4 +1,4 @@
-"""Histograms and bar charts of a dataset, as PNG files."""
+"""Pictures of a dataset and of an evaluation, as PNG files."""
 
 import io
 import math
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from data_pipelines.footage.survey import LeftOut
+from i2vgen_jax.evaluation.spectra import ROUNDING, Spectrum
 
 _WIDTH = 12.8  # inches at 100 pixels
 _BLUE, _DARK = "#4878a8", "#202020"
@@ -70,6 +71,29 @@ def bars(rows: Sequence[LeftOut]) -> bytes:
   axes.set_xticks([])
   axes.margins(x=0.1)
   axes.spines[["top", "right", "bottom"]].set_visible(False)
+  return _png(figure)
+
+
+def spectra(
+  spatial: Mapping[str, Spectrum], temporal: Mapping[str, Spectrum]
+) -> bytes:
+  """Named spectra, spatial on the left and temporal on the right."""
+  figure = Figure((_WIDTH, 4.4), 100, layout="constrained")
+  panels = zip(
+    figure.subplots(1, 2),
+    (spatial, temporal),
+    ("cycles per shorter side", "cycles per clip"),
+    strict=True,
+  )
+  for axes, curves, unit in panels:
+    for name, power in curves.items():
+      axes.loglog(np.arange(1, len(power) + 1), power + ROUNDING, label=name)
+    axes.set(xlabel=unit, ylabel="power, squared 8-bit levels")
+    # Few cycles are numbers, not powers of ten.
+    axes.xaxis.set_major_formatter(LogFormatter())
+    axes.xaxis.set_minor_formatter(LogFormatter())
+    axes.legend()
+    axes.spines[["top", "right"]].set_visible(False)
   return _png(figure)
 
 

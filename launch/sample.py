@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_pipelines.media import video
 from i2vgen_jax import interop, tokenizer
-from i2vgen_jax.cascade import BUNDLED, Cascade
+from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.interop.choices import Choices
 from i2vgen_jax.sharding import make_mesh
@@ -36,6 +36,7 @@ from launch.arguments import (
 )
 from launch.input_clip import Frames, InputClip
 from launch.progress import ProgressBar, note
+from launch.weights import open_weights
 
 Plan = dict[str, Stage]
 
@@ -48,8 +49,9 @@ class Settings:
   """What decides the programs of a video.
 
   Attributes:
-    weights: A cascade folder, a folder or file of public weights, or owner/name
-      on the Hub. The small cascade of this package by default.
+    weights: A cascade folder, a folder or file of public weights, owner/name on
+      the Hub, or the workdir of a finished training. The small cascade of this
+      package by default.
     lora: File or folder of a LoRA, which is added to the weights of its stage;
       PATH:0.8 adds it times 0.8.
     stage: Stages to run; all that the weights have by default.
@@ -122,7 +124,7 @@ def main(argv: list[str]) -> None:
   """
   args = arguments.parse(Arguments, argv, "i2vgen sample")
   outputs.check(args.output, args.image)
-  weights = interop.open_weights(args.weights or BUNDLED)
+  weights = open_weights(args.weights)
   names = _STAGES.get(args.stage)
   has_base = "base" in (names or weights.networks)
   source = InputClip.read(args.image, args.num_frames, only_photo=has_base)
@@ -208,7 +210,6 @@ def _report(
 ) -> dict:
   """Every setting of the run."""
   count, height, width, _ = source.frames.shape
-  configs = _configs(cascade)
   texts = _texts(plan, args.prompt or "")
   return {
     "prompt": args.prompt,
@@ -221,21 +222,31 @@ def _report(
       "num_frames": count,
     },
     "output": str(args.output.absolute()),
+    **describe(args, cascade, plan),
+    "tokens_cut": {
+      name: cascade.tokenizer([text]).cut[0] for name, text in texts.items()
+    },
+  }
+
+
+def describe(
+  settings: Settings, cascade: Cascade, plan: Plan
+) -> dict[str, Any]:
+  """Stages, weights, device and versions, as JSON has them."""
+  configs = _configs(cascade)
+  return {
     "settings": {
       name: dataclasses.asdict(stage.sampling) for name, stage in plan.items()
     },
     "weights": {
       "folder": str(cascade.folder.absolute()),
-      "bundled": args.weights is None,
-      "lora": args.lora,
+      "bundled": settings.weights is None,
+      "lora": settings.lora,
       "choices": Choices.of(configs),
       "config": configs,
     },
     "device": jax.devices()[0].device_kind,
     "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    "tokens_cut": {
-      name: cascade.tokenizer([text]).cut[0] for name, text in texts.items()
-    },
   }
 
 

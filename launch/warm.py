@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from i2vgen_jax import interop
-from i2vgen_jax.cascade import BUNDLED
 from launch import arguments
 from launch.progress import note
 from launch.sample import Settings, open_cascade, plan_stages
+from launch.weights import open_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> None:
     InputError: the weights cannot be loaded, or a setting cannot be met.
   """
   settings = arguments.parse(Arguments, argv, "i2vgen warm")
-  weights = interop.open_weights(settings.weights or BUNDLED)
+  weights = open_weights(settings.weights)
   cascade = open_cascade(weights, settings)
   plan = plan_stages(cascade, settings)
   note(f"compiling {', '.join(plan)} ...")

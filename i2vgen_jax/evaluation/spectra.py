@@ -9,17 +9,13 @@ density: white noise of standard deviation s has the value s**2 in every band,
 whatever the size of the clip. Band 0, the mean, is left out.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from i2vgen_jax.errors import InputError
-from i2vgen_jax.files import replacing
 
 # Power of the rounding to 8 bits; weaker power is meaningless.
-_ROUNDING = 1 / 12
+ROUNDING = 1 / 12
 
 Spectrum = Float[np.ndarray, "bands"]
 
@@ -70,40 +66,8 @@ def temporal_spectrum(clip: UInt8[np.ndarray, "f h w 3"]) -> Spectrum:
 
 def log_distance(a: Spectrum, b: Spectrum) -> float:
   """Mean absolute difference of log10 power over the bands."""
-  ratio = (a + _ROUNDING) / (b + _ROUNDING)
+  ratio = (a + ROUNDING) / (b + ROUNDING)
   return float(np.mean(np.abs(np.log10(ratio))))
-
-
-def spectra_plot(
-  spatial: Mapping[str, Float[np.ndarray, "cycles"]],
-  temporal: Mapping[str, Float[np.ndarray, "steps"]],
-  path: str | Path,
-) -> None:
-  """Plots named spectra as PNG, spatial on the left and temporal on the right.
-
-  Raises:
-    InputError: matplotlib is not installed, or the file cannot be written.
-  """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as e:
-    raise InputError(
-      "cannot plot spectra, matplotlib is missing; install i2vgen-jax[data]"
-    ) from e
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  panels = zip(
-    figure.subplots(1, 2),
-    (spatial, temporal),
-    ("cycles per shorter side", "cycles per clip"),
-    strict=True,
-  )
-  for axes, curves, unit in panels:
-    for name, power in curves.items():
-      axes.loglog(np.arange(1, len(power) + 1), power + _ROUNDING, label=name)
-    axes.set(xlabel=unit, ylabel="power, squared 8-bit levels")
-    axes.legend()
-  with replacing(Path(path)) as temporary:
-    figure.savefig(temporary, format="png", dpi=120)
 
 
 def _hann(n: int) -> Float[np.ndarray, "n"]:

@@ -107,14 +107,3 @@ def test_too_small_clips_are_one_clear_line():
     spectra.temporal_spectrum(np.zeros((1, 8, 8, 3), np.uint8))
   with pytest.raises(InputError, match="no spatial spectrum"):
     spectra.spatial_spectrum(np.zeros((4, 1, 8, 3), np.uint8))
-
-
-def test_plot_is_a_picture_with_both_panels(tmp_path):
-  spatial = {"real": np.geomspace(100, 1, 16), "base": np.geomspace(100, 5, 16)}
-  temporal = {"real": np.geomspace(9, 1, 4), "base": np.zeros(4)}
-  spectra.spectra_plot(spatial, temporal, tmp_path / "spectra.png")
-  assert [path.name for path in tmp_path.iterdir()] == ["spectra.png"]
-  picture = np.array(Image.open(tmp_path / "spectra.png").convert("L"))
-  middle = picture.shape[1] // 2
-  for panel in (picture[:, :middle], picture[:, middle:]):
-    assert (panel < 128).any(axis=0).sum() > 200

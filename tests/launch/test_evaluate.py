@@ -1,130 +1,178 @@
-"""The figures of an evaluation, on clips whose quality is known."""
+"""`i2vgen evaluate` as a command: what it writes, prints and refuses."""
 
-import dataclasses
+import base64
 import json
+import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from cascade_standin import NUM_FRAMES, REFINED_SIZE, write_cascade
+from dataset_standin import counting_clip, write_dataset
 from PIL import Image
+from skimage import data
 
-from data_pipelines.procedural import camera, world
-from data_pipelines.procedural.photographs import Photographs
-from i2vgen_jax import autoencoding
-from i2vgen_jax.cascade import Cascade
+from data_pipelines.media import video
 from launch import evaluate
+from launch.evaluation.measures import METRICS
+from launch.evaluation.report import Section
 
-SMALL, LARGE, FRAMES = (96, 64), (192, 128), 8
-
-
-@pytest.fixture(scope="module", params=["objects", "camera"])
-def draw(request, photographs):
-  pool = Photographs(photographs, "test")
-  return evaluate.held_out(request.param, pool, 0, 6, FRAMES)
-
-
-def true_clips(draw, size):
-  return np.stack([clip.frames for clip in draw(size)])
+ALONE = {
+  "frame_consistency", "text_similarity", "steadiness", "motion",
+  "camera_travel", "camera_zoom", "camera_roll", "camera_fit",
+}  # fmt: skip
+OF_PICTURE = {"first_frame_psnr", "first_frame_ssim", "image_similarity"}
+DISTANCES = {"spatial_distance", "temporal_distance"}
 
 
-def noisy(clips, amplitude):
-  noise = np.random.default_rng(0).normal(0, amplitude, np.shape(clips))
-  return np.clip(np.rint(clips + noise), 0, 255).astype(np.uint8)
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+  """A folder of pictures, each with its prompt."""
+  folder = tmp_path_factory.mktemp("pictures")
+  for name in ("coffee", "chelsea", "rocket"):
+    Image.fromarray(getattr(data, name)()).save(folder / f"{name}.jpg")
+    (folder / f"{name}.txt").write_text(f"the {name} <moves> & shines\n")
+  return folder
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_true_clips_have_the_prompted_motion_and_reversed_clips_do_not(
-  draw, size
-):
-  clips = true_clips(draw, size)
-  assert evaluate.has_motion(draw, clips).mean() == 1
-  backwards = evaluate.has_motion(draw, clips[:, ::-1])
-  assert backwards.mean() < 0.5
-  counts = evaluate.by_motion(draw(size), backwards)
-  assert counts.keys() in (set(world.MOTIONS), set(camera.MOVES))
-  hits, clips = np.sum(
-    [np.array(v.split(" of "), int) for v in counts.values()], 0
-  )
-  assert clips == 6
-  assert hits == backwards.mean() * 6
-
-
-def test_nearly_true_refined_clips_are_better_than_bilinear(draw):
-  base = noisy(true_clips(draw, SMALL), 2)
-  refined = noisy(true_clips(draw, LARGE), 2)
-  figures = evaluate.measure(draw, base, refined)
-  assert figures["clips"] == 6
-  assert figures["motion_base"] == figures["motion_refined"] == 1
-  # Noise of two levels.
-  assert figures["first_frame_psnr"][0] == pytest.approx(42, abs=0.5)
-  for name in ("spatial_distance", "temporal_distance"):
-    assert figures[name]["refined"] < figures[name]["bilinear"]
-    assert figures[name]["clips_better"] > 0.5
-  assert figures["moving_region_psnr"]["refined"] == pytest.approx(42, abs=0.7)
-  assert figures["moving_region_psnr"]["bilinear"] < 35
-  # The other way round every share turns.
-  blurred = evaluate.bilinear(base, refined)
-  worse = evaluate.measure(draw, base, noisy(blurred, 20))
-  assert worse["moving_region_psnr"]["clips_better"] == 0
-
-
-def test_untrained_clips_are_those_of_random_denoisers(weights):
-  """Like a new denoiser: random weights, and a last convolution of zeros."""
-  cascade = Cascade.load(weights)
-  params = dict(cascade.networks["base"].params)
-  params["conv_out"] = jax.tree.map(jnp.zeros_like, params["conv_out"])
-  network = dataclasses.replace(cascade.networks["base"], params=params)
-  drawn = dataclasses.replace(
-    cascade, networks={**cascade.networks, "base": network}
-  )
-  pictures = [world.render(world.numbered_scene(0, 0, "test"), LARGE, 1)[0]]
-  made, expected = (
-    some.run(some.stage("base"), pictures, ["a disc"])
-    for some in (evaluate.untrain(cascade), drawn)
-  )
-  np.testing.assert_array_equal(made, expected)
-
-
-def test_autoencoded_clips_are_those_of_the_stage(weights):
-  cascade = Cascade.load(weights)
-  clips = np.random.default_rng(0).integers(0, 256, (17, 1, 16, 16, 3))
-  clips = clips.astype(np.uint8)
-  stage, params = cascade.stage("base"), {"vae": cascade.networks["vae"].params}
-  frames = autoencoding.to_unit_range(jnp.asarray(clips))
-  side = 16 // stage.shrink
-  zeros = jnp.zeros((17, 1, side, side, stage.vae.latent_channels))
-  expected = stage.decode(params, stage.encode(params, frames, zeros))
-  made = evaluate.autoencoded(cascade, clips).astype(int)
-  np.testing.assert_allclose(made, expected, atol=1)
-
-
-def test_table_has_every_figure():
-  figures = {"clips": 3, "first_frame_psnr": [42.0, 40.25]}
-  figures["by_name"] = {"grows": "1 of 2"}
-  lines = [line.split() for line in evaluate.table(figures)]
-  assert lines == [
-    ["clips", "3"],
-    ["first", "frame", "psnr", "42.000", "40.250"],
-    ["by", "name"],
-    ["grows", "1", "of", "2"],
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+  root = tmp_path_factory.mktemp("dataset")
+  clips = [
+    counting_clip(f"c{n}", (96, 64), frames, [f"clip {n}", "second caption"])
+    for n, frames in enumerate((8, 5, 1, 6))
   ]
+  return write_dataset(root, "text_video", clips)
 
 
-def test_command(run, weights, photographs, tmp_path):
+def read(folder):
+  figures = json.loads((folder / "figures.json").read_text())
+  return figures, (folder / "report.html").read_text()
+
+
+def videos(page):
+  """The frames of each video in a page."""
+  found = re.findall(r'src="data:video/mp4;base64,([^"]*)"', page)
+  return [video.decode_mp4(base64.b64decode(text))[0] for text in found]
+
+
+def test_worlds_are_the_default(run, weights, photographs, tmp_path):
   status, _ = run(
     *("evaluate", "--weights", weights, "--num-clips", 2),
     *("--photographs", photographs, "--output", tmp_path / "made"),
   )
   assert status == 0
-  figures = json.loads((tmp_path / "made" / "figures.json").read_text())
+  figures, page = read(tmp_path / "made")
   chance = {"objects": 1 / 12, "camera": 1 / 15}
   for shows, expected in chance.items():
     assert figures[shows]["clips"] == 2
     assert figures[shows]["motion_chance"] == pytest.approx(expected)
     assert len(figures[shows]["first_frame_psnr_autoencoder"]) == 2
-    for name in (f"{shows}.png", f"{shows}_spectra.png"):
-      assert min(Image.open(tmp_path / "made" / name).size) > 100
+    assert f"World: {shows}" in page
+  assert figures["settings"]["inputs"]["num_clips"] == 2
+  made = videos(page)
+  assert len(made) == 2 * 2 * 3
+  assert {clip.shape for clip in made} == {(NUM_FRAMES, *REFINED_SIZE[::-1], 3)}
+  assert page.count("data:image/png") == 2
+  # It runs and fetches nothing.
+  assert not re.search(r'<script|<link|https?://|src="(?!data:)', page)
+
+
+def test_pictures_with_prompts(run, weights, pictures, tmp_path):
+  status, _ = run(
+    *("evaluate", "--weights", weights, "--pictures", pictures),
+    *("--output", tmp_path, "--batch-size", 2),
+  )
+  assert status == 0
+  figures, page = read(tmp_path)
+  assert figures["means"].keys() == ALONE | OF_PICTURE
+  rows = {row["name"]: row for row in figures["clips"]}
+  assert rows.keys() == {"coffee.jpg", "chelsea.jpg", "rocket.jpg"}
+  assert sorted(row["seed"] for row in rows.values()) == [0, 1, 2]
+  for column in ("base", "refined"):
+    values = [row[column]["steadiness"] for row in rows.values()]
+    expected = pytest.approx(np.mean(values))
+    assert figures["means"]["steadiness"][column] == expected
+  assert "the coffee &lt;moves&gt; &amp; shines" in page
+  assert len(videos(page)) == 3 * 2
+  for name in figures["means"]:
+    assert METRICS[name] in page
+
+
+def test_one_stage_and_towers_of_other_weights(
+  run, weights, pictures, tmp_path
+):
+  argv = ("evaluate", "--weights", weights, "--pictures", pictures)
+  argv = (*argv, "--stage", "base", "--num-clips", 1, "--steps", 1, "--output")
+  status, lines = run(*argv, tmp_path / "own")
+  assert status == 0
+  assert any("1 of 3 inputs are drawn" in line for line in lines)
+  own, _ = read(tmp_path / "own")
+  assert [*own["settings"]["settings"]] == ["base"]
+  assert own["settings"]["settings"]["base"]["num_steps"] == 1
+  assert own["means"]["motion"].keys() == {"base"}
+  run(*argv, tmp_path / "with", "--clip", write_cascade(tmp_path / "c", seed=1))
+  other, _ = read(tmp_path / "with")
+  assert own["means"]["steadiness"] == other["means"]["steadiness"]
+  assert own["means"]["image_similarity"] != other["means"]["image_similarity"]
+
+
+def test_dataset_has_real_clips_beside(
+  run, weights, dataset, tmp_path, monkeypatch
+):
+  (tmp_path / "my_network.py").write_text(
+    "import numpy as np\n"
+    "def brightness(frames):\n"
+    "  assert frames.dtype == np.uint8 and frames.ndim == 4\n"
+    "  return frames.mean(axis=(1, 2, 3))\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  status, lines = run(
+    *("evaluate", "--weights", weights, "--dataset", dataset),
+    *("--features", "my_network:brightness", "--output", tmp_path / "made"),
+  )
+  assert status == 0
+  assert any("1 of 4 clips have fewer than 2 frames" in line for line in lines)
+  figures, page = read(tmp_path / "made")
+  distances = DISTANCES | {"frechet_distance"}
+  assert figures["means"].keys() == ALONE | OF_PICTURE | distances
+  for name, columns in figures["means"].items():
+    real = {"real"} if name in ALONE else set()
+    assert columns.keys() == {"base", "refined"} | real, name
+  assert [row["prompt"] for row in figures["clips"]] == [
+    "clip 0", "clip 1", "clip 3",
+  ]  # fmt: skip
+  shown = videos(page)
+  assert len(shown) == 3 * 3
+  # A step of 20 levels between the frames of the real clip.
+  real = shown[2].astype(int)
+  assert np.median(real[1] - real[0]) == pytest.approx(20, abs=3)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--pictures", "x", "--dataset", "y"], "exclude each other"),
+    (["--pictures", "x", "--photographs", "y"], "procedural worlds"),
+    (["--clip", "x"], "--clip is for --pictures or --dataset"),
+    (["--pictures", "x", "--features", "a:b"], "compare with real clips"),
+  ],
+)
+def test_flags_without_effect_are_refused(refused, tmp_path, flags, message):
+  line = refused("evaluate", *flags, "--output", tmp_path / "made")
+  assert message in line
+  assert not (tmp_path / "made").exists()
+
+
+def test_stages_that_do_not_suit_are_refused(
+  refused, weights, pictures, tmp_path
+):
+  argv = ("evaluate", "--weights", weights, "--output", tmp_path)
+  line = refused(*argv, "--stage", "base")
+  assert "need both stages of a cascade, and the base stage is used" in line
+  line = refused(*argv, "--stage", "refine", "--pictures", pictures)
+  assert "a refine stage alone makes no video of a picture" in line
+  line = refused(*argv, "--num-frames", 1, "--pictures", pictures)
+  assert "one frame is no video" in line
 
 
 def test_bad_output_is_refused_first(refused, weights, tmp_path):
@@ -133,3 +181,20 @@ def test_bad_output_is_refused_first(refused, weights, tmp_path):
     *("evaluate", "--weights", weights, "--output", tmp_path / "file")
   )
   assert str(tmp_path / "file") in line
+
+
+def test_table_has_every_figure():
+  figures = {"clips": 3, "first_frame_psnr": [42.0, 40.25]}
+  figures["by_name"] = {"grows": "1 of 2"}
+  names = ["figure", "value", "95 % reach"]
+  rows = [*evaluate.rows(figures)]
+  section = Section("World", names, rows, [], {}, [])
+  lines = [line.split() for line in evaluate.table(section)]
+  assert lines == [
+    ["World"],
+    ["figure", "value", "95", "%", "reach"],
+    ["clips", "3"],
+    ["first", "frame", "psnr", "42.000", "40.250"],
+    ["by", "name"],
+    ["grows", "1", "of", "2"],
+  ]

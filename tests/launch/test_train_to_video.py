@@ -17,6 +17,7 @@ from i2vgen_jax.errors import InputError
 from i2vgen_jax.tokenizer import build_vocabulary
 from i2vgen_jax.training.checkpoint import load_params
 from launch import train
+from launch.weights import open_weights
 
 # It compiles eight training runs.
 pytestmark = pytest.mark.slow
@@ -72,6 +73,18 @@ def test_four_trainings_make_a_cascade_that_samples(trained):
   refined = cascade.run(refine, clip, ["red moves"])
   assert clip.shape == (1, 8, 32, 32, 3)
   assert refined.shape == (1, 8, 32, 32, 3)
+
+
+def test_a_workdir_stands_for_its_network_in_the_cascade(trained):
+  weights = open_weights(str(trained / "tiny"))
+  cascade = Cascade.load(weights, np.float32)
+  expected = Cascade.load(trained / "cascade", np.float32)
+  picture = np.full((40, 48, 3), 128, np.uint8)
+  made, clip = (
+    some.run(some.stage("base"), [picture], ["red moves"])
+    for some in (cascade, expected)
+  )
+  np.testing.assert_array_equal(made, clip)
 
 
 def test_a_run_leaves_config_checkpoints_and_pictures(trained):

@@ -1,0 +1,86 @@
+"""The metrics of one clip, by itself and against its picture."""
+
+import math
+
+import numpy as np
+
+from data_pipelines.footage import scores
+from data_pipelines.media.pictures import shrink
+from i2vgen_jax.evaluation import camera, embeddings
+from i2vgen_jax.evaluation.quality import psnr, ssim, steadiness
+from i2vgen_jax.preprocessing import center_crop_wide
+from i2vgen_jax.stage import Sampling
+from launch.evaluation.generation import Frames, Given
+from launch.evaluation.towers import Towers
+
+# Every metric of a clip or of all clips, and what its values are.
+METRICS = {
+  "first_frame_psnr": "first frame against the picture, dB",
+  "first_frame_ssim": "first frame against the picture, 1 is equal",
+  "image_similarity": "CLIP: mean cosine of the frames with the picture",
+  "text_similarity": "CLIP: mean cosine of the frames with the prompt",
+  "frame_consistency": "CLIP: mean cosine of adjacent frames",
+  "steadiness": "1 minus the mean change of adjacent frames",
+  "motion": "mean optical flow, shorter sides per second",
+  "camera_travel": "camera from first to last frame, shorter sides",
+  "camera_zoom": "camera from first to last frame, factor in or out",
+  "camera_roll": "camera from first to last frame, degrees either way",
+  "camera_fit": "correlation of the frames aligned by that camera",
+  "spatial_distance": "spectrum against the real clip's, mean abs. log10",
+  "temporal_distance": "spectrum against the real clip's, mean abs. log10",
+  "frechet_distance": "features against those of the real clips",
+}
+# Shorter side at which the motion of the camera is measured, in pixels.
+_CAMERA_SIDE = 128
+
+Values = dict[str, float | None]
+
+
+def of_clip(clip: Frames, fps: float, prompt: str, towers: Towers | None):
+  """What a clip shows, whatever it was made of.
+
+  Args:
+    clip: at least two frames.
+    fps: its frame rate.
+    prompt: what it should show.
+    towers: CLIP; None leaves its metrics out.
+
+  Returns:
+    Values by name; None is a value that cannot be measured.
+  """
+  speed = scores.motion(clip, np.arange(len(clip)) / fps)
+  view = camera.measure(np.stack([shrink(f, _CAMERA_SIDE) for f in clip]))
+  values: Values = {
+    "steadiness": steadiness(clip),
+    "motion": speed if math.isfinite(speed) else None,
+    "camera_travel": math.hypot(view.x, view.y),
+    "camera_zoom": math.exp(abs(math.log(view.zoom))),
+    "camera_roll": abs(view.roll),
+    "camera_fit": view.fit,
+  }
+  if towers is None:
+    return values
+  frames = towers.of_frames(clip)
+  values["frame_consistency"] = embeddings.frame_consistency(frames)
+  if towers.text_encoder is not None:
+    text = towers.of_text(prompt)
+    values["text_similarity"] = embeddings.similarity(frames, text)
+  return values
+
+
+def of_start(
+  clip: Frames, sampling: Sampling, given: Given, towers: Towers | None
+) -> Values:
+  """How well a made clip keeps to its picture."""
+  picture = center_crop_wide(
+    given.picture, *sampling.size, black_edge=sampling.black_edge
+  )
+  likeness = psnr(clip[0], picture)
+  values: Values = {
+    "first_frame_psnr": likeness if math.isfinite(likeness) else None,
+    "first_frame_ssim": ssim(clip[0], picture),
+  }
+  if towers is not None:
+    frames, [shown] = map(towers.of_frames, (clip, picture[None]))
+    values["image_similarity"] = embeddings.similarity(frames, shown)
+  return values
