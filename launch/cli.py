@@ -10,6 +10,7 @@
     i2vgen launch    train on TPUs that are not here
     i2vgen data      build, encode, inspect and benchmark datasets
     i2vgen evaluate  measure the videos of any weights
+    i2vgen vbench    videos for VBench-I2V, and its results beside public ones
     i2vgen convert   convert weights from and to the public formats
 
 `i2vgen COMMAND --help` describes a command. Exit status 2 means that an
@@ -42,6 +43,7 @@ _COMMANDS = (
   "launch",
   "data",
   "evaluate",
+  "vbench",
   "convert",
 )
 # Packages of extras; any other missing package is a bug.

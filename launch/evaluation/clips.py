@@ -77,7 +77,12 @@ def evaluate(
   powers, points = collections.defaultdict(list), collections.defaultdict(list)
   *_, last = plan
   batches = generate(
-    cascade, plan, *inputs, seed=seed, batch_size=batch_size, label="clips"
+    cascade,
+    plan,
+    *inputs,
+    seeds=range(seed, seed + inputs.count),
+    batch_size=batch_size,
+    label="clips",
   )
   for batch, made in batches:
     enlarged = bilinear(made["base"], made[last])

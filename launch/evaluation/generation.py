@@ -1,7 +1,7 @@
 """Clips of a cascade for many pictures and prompts, batch by batch."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ def generate(
   count: int,
   read: Callable[[int], Given],
   *,
-  seed: int,
+  seeds: Sequence[int],
   batch_size: int,
   label: str,
 ) -> Iterator[tuple[list[Given], dict[str, Clips]]]:
@@ -54,7 +54,7 @@ def generate(
     plan: the stages, of which the first takes pictures.
     count: number of clips.
     read: returns what clip number n is made of.
-    seed: clip n has the seed `seed + n`.
+    seeds: seed of each clip.
     batch_size: number of clips that are made at once.
     label: of the progress.
 
@@ -74,7 +74,9 @@ def generate(
         with warnings.catch_warnings():
           # Many prompts: the caller counts those with unknown words.
           warnings.simplefilter("ignore", PromptWarning)
-          clips = cascade.run(stage, clips, prompts, seed=seed + start)
+          clips = cascade.run(
+            stage, clips, prompts, seed=[seeds[n] for n in numbers]
+          )
         made[name] = clips[: end - start]
       progress(label, end, count)
       yield batch[: end - start], made

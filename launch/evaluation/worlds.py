@@ -86,7 +86,7 @@ def evaluate(
         plan,
         len(given),
         given.__getitem__,
-        seed=seed,
+        seeds=range(seed, seed + len(given)),
         batch_size=batch_size,
         label=f"{label} clips",
       )

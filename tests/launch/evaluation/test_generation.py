@@ -16,7 +16,7 @@ class Recorder:
     self.sizes.append(len(inputs))
     assert len(inputs) == len(prompts)
     first = np.array([np.ravel(one)[0] for one in inputs])
-    made = first + seed + np.arange(len(inputs))
+    made = first + np.array(seed)
     return np.broadcast_to(
       made[:, None, None, None, None], (len(made), 2, 4, 4, 3)
     )
@@ -28,7 +28,7 @@ def test_clip_n_has_seed_n_in_any_batches(batch_size, sizes):
   read = lambda n: Given(  # noqa: E731
     str(n), f"prompt {n}", np.full((4, 4, 3), 100 + 10 * n)
   )
-  settings = {"seed": 3, "batch_size": batch_size, "label": "clips"}
+  settings = {"seeds": range(3, 8), "batch_size": batch_size, "label": "clips"}
   names, made = [], {"base": [], "refine": []}
   for batch, clips in generate(
     cascade, dict.fromkeys(made), 5, read, **settings
