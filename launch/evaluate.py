@@ -144,6 +144,11 @@ def _own_inputs(
     note(f"{given.count} of {found.count} inputs are drawn; see --num-clips")
   # All are read first, so that an unusable one costs no video.
   _check_prompts(cascade, [given.read(n).prompt for n in range(given.count)])
+  if args.features and (given.count < 2 or given.read(0).real is None):
+    raise InputError(
+      f"--features compare two or more real clips, and {args.dataset} gives "
+      "fewer; use a dataset of clips, or more of them"
+    )
   measured = clips.evaluate(
     cascade,
     plan,

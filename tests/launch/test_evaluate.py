@@ -12,6 +12,8 @@ from PIL import Image
 from skimage import data
 
 from data_pipelines.media import video
+from data_pipelines.media.pictures import encode_jpeg
+from data_pipelines.shards.dataset import Example
 from launch import evaluate
 from launch.evaluation.measures import METRICS
 from launch.evaluation.report import Section
@@ -173,6 +175,16 @@ def test_stages_that_do_not_suit_are_refused(
   assert "a refine stage alone makes no video of a picture" in line
   line = refused(*argv, "--num-frames", 1, "--pictures", pictures)
   assert "one frame is no video" in line
+
+
+def test_features_need_several_real_clips(refused, weights, tmp_path):
+  argv = ("evaluate", "--weights", weights, "--features", "math:sqrt")
+  argv = (*argv, "--output", tmp_path / "made", "--dataset")
+  jpeg = encode_jpeg(np.zeros((32, 48, 3), np.uint8))
+  stills = [Example(jpeg, ["x"], f"s{n}", 1, 48, 32) for n in range(2)]
+  stills = write_dataset(tmp_path, "text_image", stills)
+  line = refused(*argv, stills)
+  assert "--features compare two or more real clips" in line
 
 
 def test_bad_output_is_refused_first(refused, weights, tmp_path):
