@@ -12,13 +12,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipelines.media import video
-from i2vgen_jax import interop, preprocessing
-from i2vgen_jax.cascade import BUNDLED
+from i2vgen_jax import preprocessing
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import check_writable
 from launch import outputs, sample
 from launch.input_clip import InputClip
 from launch.progress import ProgressBar
+from launch.weights import open_weights
 
 _UPLOADS = 64  # pictures that are kept
 _LONGEST = 1000  # characters of a prompt
@@ -53,7 +53,7 @@ class Gallery:
       field.name: getattr(settings, field.name)
       for field in dataclasses.fields(sample.Settings)
     }
-    weights = interop.open_weights(settings.weights or BUNDLED)
+    weights = open_weights(settings.weights)
     self._cascade = sample.open_cascade(weights, settings)
     self._plan = sample.plan_stages(self._cascade, settings)
     self._uploads: dict[str, tuple[str, bytes]] = {}
