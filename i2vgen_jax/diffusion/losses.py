@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Int, Key
 
 from i2vgen_jax.diffusion import prediction
@@ -39,6 +40,18 @@ def offset_noise(
   return jax.random.normal(rng_pixel, shape) + strength * offset
 
 
+def shifted_timesteps(
+  u: Float[Array, "n"], bound: int, shift: float
+) -> Int[Array, "n"]:
+  """Timesteps below `bound` of fractions from 0 to 1.
+
+  The fractions are mapped by u -> s u / (1 + (s - 1) u) (Esser et al. 2024,
+  eq. 23). With a shift s above 1, noisy timesteps are more frequent.
+  """
+  u = shift * u / (1 + (shift - 1) * u)
+  return (bound * u).astype(np.int32)
+
+
 def diffusion_loss(
   denoise_fn: Callable[..., Float[Array, "b f h w c"]],
   schedule: NoiseSchedule,
@@ -51,6 +64,7 @@ def diffusion_loss(
   noise_offset: float = 0.1,
   max_timestep: int | None = None,
   timestep_shift: float = 1.0,
+  timesteps: Int[Array, "b"] | None = None,
   weights: Float[Array, "b f h w"] | None = None,
   start: Float[Array, "b f h w c"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "b"]]:
@@ -63,9 +77,9 @@ def diffusion_loss(
     noise_offset: strength of `offset_noise`.
     max_timestep: timesteps are drawn from [0, max_timestep); None uses all.
       The refine stage trains below T_r = 600.
-    timestep_shift: s of u -> s u / (1 + (s - 1) u), applied to the drawn
-      timestep as a fraction (Esser et al. 2024, eq. 23). Above 1, noisy
-      timesteps are more frequent; 1 is uniform.
+    timestep_shift: shift of the drawn timesteps; see `shifted_timesteps`. 1 is
+      uniform.
+    timesteps: those of the rows; None draws them.
     weights: factor on the squared error of each latent; None is 1.
     start: what the noisiest level shows in place of x0, such as a clip that is
       to be restored; None is x0. Its difference from x0 is a part of the
@@ -94,11 +108,12 @@ def diffusion_loss(
     rng_time, rng_noise = jax.random.split(row_rng)
     # Centres of equal bins, so that a shift of 1 returns the bin itself.
     u = (jax.random.randint(rng_time, (), 0, bound) + 0.5) / bound
-    u = timestep_shift * u / (1 + (timestep_shift - 1) * u)
-    t = (bound * u).astype(jnp.int32)
-    return t, offset_noise(rng_noise, x0.shape[1:], noise_offset)
+    return u, offset_noise(rng_noise, x0.shape[1:], noise_offset)
 
-  t, eps = jax.vmap(draw)(per_row_rngs(rng, index))
+  u, eps = jax.vmap(draw)(per_row_rngs(rng, index))
+  t = timesteps
+  if t is None:
+    t = shifted_timesteps(u, bound, timestep_shift)
   x0 = x0.astype(jnp.float32)
   alphas = jnp.asarray(schedule.alphas, jnp.float32)
   sigmas = jnp.asarray(schedule.sigmas, jnp.float32)

@@ -14,7 +14,11 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from i2vgen_jax import autoencoding, cascade, interop, trees
-from i2vgen_jax.diffusion.losses import diffusion_loss, per_row_rngs
+from i2vgen_jax.diffusion.losses import (
+  diffusion_loss,
+  per_row_rngs,
+  shifted_timesteps,
+)
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
 from i2vgen_jax.models.build import Network
@@ -25,6 +29,8 @@ from i2vgen_jax.training import task
 from i2vgen_jax.training.metrics import say
 from i2vgen_jax.types import Array, Batch, Conditioning, Params
 
+# Number of noise levels that held-out clips are seen at.
+_HELD_OUT_LEVELS = 4
 # Mean difference between latents of frames below which a clip stands still.
 _STILL = 0.05
 
@@ -140,12 +146,29 @@ class Denoising(task.Task):
   def loss(
     self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
   ) -> task.Loss:
-    return self._loss(params, frozen, batch, rng, deterministic=False), {}
+    return self._loss(params, frozen, batch, rng).mean(), {}
 
   def held_out_loss(
     self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
-  ) -> Float[Array, ""]:
-    return self._loss(params, frozen, batch, rng, deterministic=True)
+  ) -> tuple[Float[Array, ""], task.Sums]:
+    """The loss at a few noise levels, of which each row has one.
+
+    They are the middles of equal parts of the levels in the order in which
+    training draws them, so that the mean is comparable with its loss.
+    """
+    bound = self.max_timestep or self.stage.schedule.num_train_timesteps
+    middles = (np.arange(_HELD_OUT_LEVELS, dtype=np.float32) + 0.5) / (
+      _HELD_OUT_LEVELS
+    )
+    levels = shifted_timesteps(middles, bound, self.timestep_shift)
+    rngs = per_row_rngs(jax.random.fold_in(rng, 1), batch.index)
+    chosen = jax.vmap(lambda key: jax.random.choice(key, levels))(rngs)
+    losses = self._loss(params, frozen, batch, rng, held_out_at=chosen)
+    sums = {}
+    for level in np.unique(levels):
+      rows = chosen == level
+      sums[f"timestep {level}"] = jnp.stack([losses @ rows, rows.sum()])
+    return losses.mean(), sums
 
   def _loss(
     self,
@@ -153,9 +176,13 @@ class Denoising(task.Task):
     frozen: task.Networks,
     batch: Batch,
     rng: task.Rng,
-    *,
-    deterministic: bool,
-  ) -> Float[Array, ""]:
+    held_out_at: Int[Array, "b"] | None = None,
+  ) -> Float[Array, "b"]:
+    """The loss of each row.
+
+    At given timesteps it is without dropout of any kind.
+    """
+    deterministic = held_out_at is not None
     rng_encode, rng_drop, rng_loss, rng_net = jax.random.split(rng, 4)
     posterior = self.posterior(frozen, batch)
     noise = task.row_noise(rng_encode, batch.index, posterior.mean.shape[1:])
@@ -177,7 +204,7 @@ class Denoising(task.Task):
     if self.base is not None:
       start = self.made_by_base(frozen, batch, rng_encode)
       start = constrain_latents(start, self.mesh)
-    loss, _ = diffusion_loss(
+    _, losses = diffusion_loss(
       network,
       self.stage.schedule,
       latents,
@@ -188,10 +215,11 @@ class Denoising(task.Task):
       noise_offset=self.noise_offset,
       max_timestep=self.max_timestep,
       timestep_shift=self.timestep_shift,
+      timesteps=held_out_at,
       weights=weights,
       start=start,
     )
-    return loss
+    return losses
 
   def posterior(self, frozen: task.Networks, batch: Batch) -> Posterior:
     """The autoencoder's posterior of each clip."""

@@ -47,7 +47,7 @@ from i2vgen_jax.training.supervision import (
   Watchdog,
   ending_with_others,
 )
-from i2vgen_jax.training.task import Task
+from i2vgen_jax.training.task import Sums, Task
 from i2vgen_jax.types import Batch, Params
 
 # A run stops after this many bad steps in a row; see `Window`.
@@ -96,7 +96,8 @@ def train(
     held_out: returns the same few batches of held-out clips at each call, each
       with the name of its kind. Their mean loss under the averaged weights,
       with the same noise each time, is logged as `unseen_loss` whenever a
-      sample picture is, and as `unseen_loss/KIND` if there are several.
+      sample picture is, as `unseen_loss/KIND` if there are several, and as
+      `unseen_loss/PART` for the parts of `Task.held_out_loss`.
     to_show: a batch of which the first rows are in the sample pictures; None
       makes no pictures.
     examples: what one of `config.train.batch_size` rows is in each shape of
@@ -125,7 +126,7 @@ def train(
   train_step = PerShape(
     make_train_step(shardings, loss_fn=task.loss, tx=tx, **step_settings(c))
   )
-  loss_fn = jax.jit(task.held_out_loss)
+  loss_fn = jax.jit(task.held_out_loss, out_shardings=replicated(mesh))
   draw = jax.jit(task.sample_picture, out_shardings=replicated(mesh))
   shown = jax.tree.map(lambda x: x[:PICTURE_ROWS], to_show)
 
@@ -282,17 +283,23 @@ def _diverged(step: int, workdir: Path, good: int) -> str:
 
 
 def _mean_losses(
-  loss_fn: Callable[[Batch], jax.Array],
+  loss_fn: Callable[[Batch], tuple[jax.Array, Sums]],
   batches: Iterator[tuple[str, Batch]],
   mesh: Mesh,
 ) -> dict[str, float]:
-  """Mean loss as `unseen_loss`, and of each of several kinds of batches."""
-  losses = collections.defaultdict(list)
+  """Mean loss as `unseen_loss`, and of several kinds and parts of batches."""
+  losses, sums = collections.defaultdict(list), collections.Counter()
+  counts = collections.Counter()
   for kind, batch in _placed_ahead(batches, mesh):
-    losses[kind].append(float(loss_fn(batch)))
+    loss, parts = jax.device_get(loss_fn(batch))
+    losses[kind].append(float(loss))
+    for part, (total, count) in parts.items():
+      sums[part] += total
+      counts[part] += count
   values = {"unseen_loss": np.mean([*itertools.chain(*losses.values())])}
   if len(losses) > 1:
     values |= {f"unseen_loss/{k}": np.mean(v) for k, v in losses.items()}
+  values |= {f"unseen_loss/{p}": sums[p] / n for p, n in counts.items() if n}
   return {name: float(value) for name, value in values.items()}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from i2vgen_jax import interop, lora, trees
@@ -91,13 +91,10 @@ class LoraDenoising(Denoising):
     frozen: task.Networks,
     batch: Batch,
     rng: task.Rng,
-    *,
-    deterministic: bool,
-  ) -> Float[Array, ""]:
+    held_out_at: Int[Array, "b"] | None = None,
+  ) -> Float[Array, "b"]:
     params = self._merged(params, frozen)
-    return super()._loss(
-      params, frozen, batch, rng, deterministic=deterministic
-    )
+    return super()._loss(params, frozen, batch, rng, held_out_at)
 
   def sample_picture(
     self, params: Params, frozen: task.Networks, batch: Batch

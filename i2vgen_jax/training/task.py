@@ -22,6 +22,7 @@ from i2vgen_jax.types import Array, Batch, Params
 Rng = Key[Array, ""]
 Networks = Mapping[str, Params]
 Loss = tuple[Float[Array, ""], Metrics]
+Sums = dict[str, Float[Array, "2"]]
 Picture = UInt8[Array, "h w 3"]
 # config.json and weights of each network, by name.
 Exports = dict[str, tuple[dict[str, Any], Params]]
@@ -75,9 +76,14 @@ class Task:
 
   def held_out_loss(
     self, params: Params, frozen: Networks, batch: Batch, rng: Rng
-  ) -> Float[Array, ""]:
-    """The loss of held-out clips, without dropout of any kind; traceable."""
-    return self.loss(params, frozen, batch, rng)[0]
+  ) -> tuple[Float[Array, ""], Sums]:
+    """The loss of held-out clips, without dropout of any kind; traceable.
+
+    Returns:
+      The mean over rows; and by name of a part of the rows, the sum of their
+      losses and their number.
+    """
+    return self.loss(params, frozen, batch, rng)[0], {}
 
   def sample_picture(
     self, params: Params, frozen: Networks, batch: Batch

@@ -221,11 +221,42 @@ def test_the_held_out_loss_drops_nothing():
   task.held_out_loss({}, task.frozen, batch, RNG)
   task.loss({}, task.frozen, batch, RNG)
   whole, dropped = seen
+  assert set(np.array(whole["timesteps"])) <= {125, 375, 625, 875}
   kept, _ = record(batch)
-  for name in ("latents", "text_context", "image_embeds", "image_latents"):
+  for name in ("text_context", "image_embeds", "image_latents"):
     np.testing.assert_array_equal(whole[name], kept[name])
   assert whole["deterministic"] and not dropped["deterministic"]
   assert np.all(dropped_in(dropped))
+
+
+@pytest.mark.parametrize(
+  ("settings", "levels"),
+  [
+    ({}, (125, 375, 625, 875)),
+    ({"max_timestep": 600}, (75, 225, 375, 525)),
+    ({"max_timestep": 8, "timestep_shift": 100.0}, (7,)),
+  ],
+)
+def test_the_held_out_loss_is_split_by_noise_level(settings, levels):
+  batch = make_batch(0, size=MANY, num_frames=1)
+  seen = []
+  unet = Recorder()
+  object.__setattr__(unet, "seen", seen)
+  task = make_denoising(unet=unet, **settings)
+  loss, sums = task.held_out_loss({}, task.frozen, batch, RNG)
+  again, _ = task.held_out_loss({}, task.frozen, batch, RNG)
+  assert float(loss) == float(again)
+  assert set(sums) == {f"timestep {level}" for level in levels}
+  for level in levels:
+    total, count = sums[f"timestep {level}"]
+    rows = np.array(seen[0]["timesteps"]) == level
+    assert count == rows.sum() > 0.7 * MANY / len(levels)
+    one = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+    alone, _ = task.held_out_loss({}, task.frozen, one, RNG)
+    assert float(total / count) == pytest.approx(float(alone), rel=1e-4)
+  assert float(loss) == pytest.approx(
+    sum(float(total) for total, _ in sums.values()) / MANY, rel=1e-5
+  )
 
 
 def test_loss_falls_on_one_batch():

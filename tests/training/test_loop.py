@@ -442,6 +442,7 @@ class TestReports:
     for kind, value in zip(("8", "16"), expected, strict=True):
       assert by_kind[f"unseen_loss/{kind}"] == pytest.approx(value, rel=1e-5)
     assert logged[5] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert by_kind["unseen_loss/first"] == pytest.approx(2 * logged[5])
     line = f"step 5/5  loss on held-out clips {logged[5]:.4f}"
     assert line in capfd.readouterr().err
 

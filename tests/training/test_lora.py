@@ -106,7 +106,7 @@ def held_out_loss(task, params):
   rng = jax.random.fold_in(jax.random.key(0), 1)
   loss = jax.jit(task.held_out_loss)
   clips = moving_clips(100), moving_clips(108)
-  return np.mean([loss(params, task.frozen, batch, rng) for batch in clips])
+  return np.mean([loss(params, task.frozen, batch, rng)[0] for batch in clips])
 
 
 def test_the_held_out_loss_falls_below_that_of_the_weights_alone(task, trained):
