@@ -6,11 +6,13 @@
 | refine | the paper's refine stage, public variant (b): text, 1280x720x32 |
 | released | public variant (c): picture and text, 1280x704x16 |
 | image_to_video | public variant (a): CLIP vector only, 448x256x32 |
+| released_tuned | all of public variant (c), on your own clips |
 | released_lora | a LoRA of public variant (c), on your own clips |
 | tiny_vae, tiny_clip, tiny, tiny_refine | a small cascade, in this order |
 | tiny_lora | a LoRA of the bundled base stage, in seconds |
 
-`launch/make_tiny.sh` runs the four of the small cascade.
+`launch/make_tiny.sh` runs the four of the small cascade. `docs/recipes.md` has
+the commands of the paper's recipes.
 """
 
 from ml_collections import ConfigDict
@@ -21,8 +23,8 @@ from i2vgen_jax.variants import VARIANTS
 
 def get_config(arg: str = "tiny") -> ConfigDict:
   """The config of one training run."""
-  configs = (base, refine, released, image_to_video, released_lora)
-  configs += (tiny, tiny_refine, tiny_vae, tiny_clip, tiny_lora)
+  configs = (base, refine, released, image_to_video, released_tuned)
+  configs += (released_lora, tiny_lora, tiny, tiny_refine, tiny_vae, tiny_clip)
   builders = {config.__name__: config for config in configs}
   if arg not in builders:
     raise ValueError(
@@ -173,7 +175,12 @@ def denoiser(variant: str) -> ConfigDict:
 
 
 def base() -> ConfigDict:
-  """The paper's base stage (Fig. 2), without text."""
+  """The paper's base stage (Fig. 2), without text.
+
+  With `config.init_from` it starts from Stable Diffusion 2.1. Deviations: the
+  paper does not give the batch, number of steps and rates of dropout, and its
+  rates and numbers of frames are not said to be independent.
+  """
   config = denoiser("image_to_video")
   config.unet.local_image = "content"
   config.train.spatial_grad_scale = 0.2
@@ -207,34 +214,45 @@ def released() -> ConfigDict:
   return config
 
 
-def released_lora() -> ConfigDict:
-  """A LoRA of public variant (c), for a style or a subject of your own clips.
+def released_tuned() -> ConfigDict:
+  """Public variant (c), trained on for a style or a subject of your own clips.
 
-      i2vgen train --config=configs/i2vgen_xl.py:released_lora \\
-          --workdir=runs/lora \\
-          --config.data.video_dirs="('data/clips/text_video/1.0.0',)"
-      i2vgen sample --weights ali-vilab/i2vgen-xl \\
-          --lora runs/lora/export/lora --image photo.jpg --prompt "..." ...
-
-  It trains 6.6 million parameters, 0.5 % of those of the U-Net. The held-out
-  loss should fall from its first report on, below that of the weights without
-  the LoRA; when it rises again, stop.
+  Neither the paper nor the public code has such a run: all values are ours. All
+  layers have the full rate, since the spatial ones are no longer those of an
+  image model; the rate is a third of that of the yaml. Conditions are dropped,
+  as the weights must not lose what guidance needs.
   """
   config = released()
-  config.objective = "lora"
   config.frozen = config.init_from = "ali-vilab/i2vgen-xl"
   config.data.image_dirs = ()
   config.data.buckets = ((16, 8.0, 1.0),)
   config.diffusion.update(text_dropout=0.1, image_dropout=0.1)
-  config.train.update(num_steps=2000, batch_size=8, learning_rate=1e-4)
+  config.train.update(num_steps=2000, batch_size=8, learning_rate=1e-5)
   config.train.update(decay="constant", grad_clip=1.0, ema_decay=0.99)
   config.train.update(checkpoint_every=250, sample_every=250)
   config.train.spatial_grad_scale = 1.0
   return config
 
 
+def released_lora() -> ConfigDict:
+  """A LoRA of public variant (c), for a style or a subject of your own clips.
+
+  It trains 6.6 million parameters, 0.5 % of those of the U-Net. The held-out
+  loss should fall from its first report on, below that of the weights without
+  the LoRA; when it rises again, stop.
+  """
+  config = released_tuned()
+  config.objective = "lora"
+  config.train.learning_rate = 1e-4
+  return config
+
+
 def refine() -> ConfigDict:
-  """The refine stage, public variant (b): text only, low noise levels."""
+  """The refine stage, public variant (b): text only, low noise levels.
+
+  It starts from the trained base stage, and has two steps: all high-quality
+  clips, then the best of them; see `docs/recipes.md`.
+  """
   config = denoiser("refine")
   config.diffusion.max_timestep = 600
   config.train.learning_rate = 5e-5

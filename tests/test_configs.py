@@ -14,6 +14,7 @@ DENOISERS = (
   "refine",
   "released",
   "image_to_video",
+  "released_tuned",
   "released_lora",
   "tiny",
   "tiny_refine",
