@@ -103,7 +103,8 @@ def make_app(args: Arguments) -> fastapi.FastAPI:
     except InputError as e:
       return {"shown": page.problem(e)}
     jpeg = base64.b64encode(contact_sheet.encode(small, "JPEG")).decode()
-    shown = f'<img class="preview" src="data:image/jpeg;base64,{jpeg}">'
+    source = f'src="data:image/jpeg;base64,{jpeg}"'
+    shown = f'<img class="preview" alt="The chosen picture" {source}>'
     return {"picture": key, "shown": shown}
 
   @app.get("/videos/{name}")

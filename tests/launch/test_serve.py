@@ -23,8 +23,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from data_pipelines.media import video
-from i2vgen_jax import interop
-from i2vgen_jax.cascade import BUNDLED, Cascade, load_tokenizer
+from i2vgen_jax.cascade import BUNDLED, Cascade
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import read_json
 from i2vgen_jax.tokenizer import Tokenizer
@@ -286,7 +285,7 @@ def test_bad_form_has_one_message(tab, site, photos):
 
 
 def test_unknown_words_are_named(site, picture, monkeypatch):
-  bundled = load_tokenizer(interop.open_weights(BUNDLED))
+  bundled = Tokenizer.load(BUNDLED / "tokenizer", 77)
   problems = functools.partial(Tokenizer.problems, bundled)
   monkeypatch.setattr(Tokenizer, "problems", lambda _, text: problems(text))
   message, result, _ = site.make(picture, "the camera pans <i>grumpily</i>")
