@@ -114,6 +114,8 @@ def common() -> ConfigDict:
         # Seconds without a step after which the process ends, so that its
         # supervisor starts it again; 0 is never.
         "stall_timeout": 1800,
+        # Project of Weights & Biases to log to as well; needs its package.
+        "wandb": placeholder(str),
       },
     }
   )

@@ -82,6 +82,7 @@ HOMES = {
     "i2vgen_jax/training/metrics.py",
     "i2vgen_jax/training/overview.py",
   ),
+  "wandb": ("i2vgen_jax/training/metrics.py",),
   "optax": ("i2vgen_jax/training/",),
   "absl": ("launch/",),
   "gradio": ("launch/page.py",),
@@ -90,7 +91,7 @@ HOMES = {
 
 # Wherever they are allowed in the library, then inside of functions only:
 # sampling runs where they are not installed.
-LAZY = ("clu", "matplotlib", "torch", "tensorflow", "grain", "av")
+LAZY = ("clu", "wandb", "matplotlib", "torch", "tensorflow", "grain", "av")
 
 
 def imported(tree):

@@ -86,7 +86,8 @@ def train(
       process).
     config: its group `train` has the settings of `make_optimizer`, and
       batch_size, accumulate, seed, ema_decay, log_every, checkpoint_every,
-      sample_every, keep_checkpoints, keep_every, max_rollbacks, stall_timeout.
+      sample_every, keep_checkpoints, keep_every, max_rollbacks, stall_timeout,
+      wandb.
       All of it is written to workdir/config.json.
     workdir: folder of the run's checkpoints, TensorBoard files, sample
       pictures and logged metrics (see `record`).
@@ -133,7 +134,7 @@ def train(
   laps = Laps()
   with (
     Checkpoints(workdir, c.keep_checkpoints, c.keep_every) as checkpoints,
-    MetricWriter(workdir) as writer,
+    MetricWriter(workdir, c.wandb) as writer,
     Profiler(workdir) as profiler,
     StopSignal() as stop,
     Watchdog(c.stall_timeout, laps),

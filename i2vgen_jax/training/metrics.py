@@ -1,4 +1,7 @@
-"""What a run logs: TensorBoard files, and one console line per report."""
+"""What a run logs: TensorBoard files, and one console line per report.
+
+And, if a project is named, a run of Weights & Biases.
+"""
 
 import collections
 import contextlib
@@ -7,6 +10,8 @@ import math
 import statistics
 import sys
 import time
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,35 +41,91 @@ def _summary_writer(workdir: Path) -> Any:
   return metric_writers.SummaryWriter(str(workdir))
 
 
+class _WandbWriter:
+  """The part of `clu.metric_writers.MetricWriter` that a run uses."""
+
+  def __init__(self, workdir: Path, project: str):
+    try:
+      import wandb
+    except ImportError as e:
+      raise InputError(
+        "train.wandb is set, but wandb is not installed; run pip install "
+        "wandb, or leave train.wandb out"
+      ) from e
+    # A resumed run goes on with the same curves.
+    path = workdir / "wandb.id"
+    if not path.exists():
+      with replacing(path) as temporary:
+        temporary.write_text(uuid.uuid4().hex)
+    self._image = wandb.Image
+    try:
+      self._run = wandb.init(
+        project=project,
+        name=workdir.name,
+        id=path.read_text(),
+        resume="allow",
+        dir=workdir,
+      )
+    except wandb.Error as e:
+      raise InputError(
+        f"cannot log to Weights & Biases: {e}; run wandb login, or leave "
+        "train.wandb out"
+      ) from e
+
+  def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+    self._run.log(dict(values), step=step)
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    pictures = {k: [self._image(x) for x in v] for k, v in images.items()}
+    self._run.log(pictures, step=step)
+
+  def flush(self) -> None:
+    """wandb sends by itself."""
+
+  def close(self) -> None:
+    self._run.finish()
+
+
 class MetricWriter(contextlib.AbstractContextManager):
   """Scalars and pictures of a run; only the first process writes them."""
 
-  def __init__(self, workdir: Path):
-    self._writer = None
+  def __init__(self, workdir: Path, project: str | None = None):
+    """
+    Args:
+      workdir: folder of the run, with its TensorBoard files.
+      project: of Weights & Biases, to log there as well.
+
+    Raises:
+      InputError: a package is missing, or wandb is not logged in.
+    """
+    self._writers = []
     self._samples = workdir / "samples"
     if is_first():
-      self._writer = _summary_writer(workdir)
+      self._writers.append(_summary_writer(workdir))
+      if project:
+        self._writers.append(_WandbWriter(workdir, project))
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Values after `step` steps."""
-    if self._writer is not None:
-      self._writer.write_scalars(step, values)
-      self._writer.flush()
+    for writer in self._writers:
+      writer.write_scalars(step, values)
+      writer.flush()
 
   def picture(self, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-    """A sample picture, to TensorBoard and to samples/step_NNNNNNNN.png."""
-    if self._writer is None:
+    """A sample picture, also to samples/step_NNNNNNNN.png."""
+    if not self._writers:
       return
-    self._writer.write_images(step, {"sample": picture[None]})
-    self._writer.flush()
+    for writer in self._writers:
+      writer.write_images(step, {"sample": picture[None]})
+      writer.flush()
     with writing(self._samples):
       self._samples.mkdir(exist_ok=True)
     with replacing(self._samples / f"step_{step:08d}.png") as temporary:
       Image.fromarray(picture).save(temporary, format="PNG")
 
   def __exit__(self, *_: Any) -> None:
-    if self._writer is not None:
-      self._writer.close()
+    for writer in self._writers:
+      writer.close()
 
 
 class Work(NamedTuple):

@@ -72,7 +72,7 @@ class FakeWriter:
 def log(monkeypatch):
   """(step, values or picture) of everything that a test's runs write."""
   entries = []
-  monkeypatch.setattr(loop, "MetricWriter", lambda _: FakeWriter(entries))
+  monkeypatch.setattr(loop, "MetricWriter", lambda *_: FakeWriter(entries))
   # Drawing takes longer than such a run.
   monkeypatch.setattr(record, "draw", lambda workdir: None)
   return entries

@@ -1,5 +1,9 @@
 """Metrics of a run: their means, and the files they are written to."""
 
+import sys
+import types
+from unittest import mock
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -108,6 +112,69 @@ def test_tensorboard_and_pictures_can_be_read_back(tmp_path):
 
 
 def test_without_clu_the_extra_is_named(tmp_path, monkeypatch):
-  monkeypatch.setitem(__import__("sys").modules, "clu", None)
+  monkeypatch.setitem(sys.modules, "clu", None)
   with pytest.raises(InputError, match="extra `data`"):
     MetricWriter(tmp_path)
+
+
+class FakeWandb(types.ModuleType):
+  """Records what is logged."""
+
+  class Error(Exception):
+    pass
+
+  def __init__(self):
+    super().__init__("wandb")
+    self.ids, self.logged, self.finished = [], [], 0
+
+  def Image(self, pixels):
+    return "image", pixels.shape
+
+  def init(self, *, project, name, id, resume, dir):
+    assert (project, resume) == ("films", "allow") and name == dir.name
+    self.ids.append(id)
+    return self
+
+  def log(self, values, step):
+    self.logged.append((step, values))
+
+  def finish(self):
+    self.finished += 1
+
+
+class TestWandb:
+  @pytest.fixture(autouse=True)
+  def no_tensorboard(self, monkeypatch):
+    monkeypatch.setattr(metrics, "_summary_writer", lambda _: mock.Mock())
+
+  def test_a_resumed_run_goes_on_in_the_same_curves(
+    self, tmp_path, monkeypatch
+  ):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for step in (1, 2):
+      with MetricWriter(tmp_path, "films") as writer:
+        writer.scalars(step, {"loss": 0.5})
+        writer.picture(step, np.zeros((4, 6, 3), np.uint8))
+    picture = {"sample": [("image", (4, 6, 3))]}
+    assert wandb.logged == [
+      (1, {"loss": 0.5}), (1, picture), (2, {"loss": 0.5}), (2, picture)
+    ]  # fmt: skip
+    first, second = wandb.ids
+    assert first == second and wandb.finished == 2
+
+  def test_a_missing_package_is_named(self, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="pip install wandb"):
+      MetricWriter(tmp_path, "films")
+
+  def test_without_a_login_the_advice_is_to_log_in(self, tmp_path, monkeypatch):
+    wandb = FakeWandb()
+
+    def fail(**_):
+      raise wandb.Error("no API key")
+
+    wandb.init = fail
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(InputError, match="no API key; run wandb login"):
+      MetricWriter(tmp_path, "films")

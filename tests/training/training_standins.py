@@ -269,6 +269,7 @@ def make_config(**changes) -> ml_collections.ConfigDict:
     "keep_every": 0,
     "max_rollbacks": 0,
     "stall_timeout": 0,
+    "wandb": None,
   }
   return ml_collections.ConfigDict({"train": train | changes})
 
