@@ -80,7 +80,7 @@ def make_mesh(
 
 
 def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
-  """The devices of each TPU slice; all other devices are in one."""
+  """The devices of each slice; those that know of no slice are in one."""
   slices = collections.defaultdict(list)
   for device in devices:
     slices[getattr(device, "slice_index", 0)].append(device)
