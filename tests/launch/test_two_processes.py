@@ -31,7 +31,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(weights, shards):
-  """Starts a process of a training of two steps."""
+  """Starts a process of a training of four steps."""
   started = []
 
   def start(workdir, *argv, devices=8):
@@ -51,8 +51,10 @@ def start(weights, shards):
       "--config.train.optimizer=adamw",
       "--config.sampling.size=(32, 32)",
       "--config.sampling.num_steps=1",
-      "--config.train.num_steps=2",
+      "--config.train.num_steps=4",
+      "--config.train.checkpoint_every=2",
       "--config.train.warmup_steps=0",
+      "--config.train.decay=constant",
       "--config.train.log_every=1",
       "--config.train.sample_every=0",
       *argv,
@@ -135,28 +137,31 @@ def alone(start, tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize(
-  ("count", "mesh"),
-  [
-    (2, {"fsdp": 2}),
-    pytest.param(4, {"fsdp": 2, "frames": 2}, marks=pytest.mark.slow),
-  ],
-)
-def test_a_job_of_several_processes_equals_one_process(
-  start, alone, tmp_path, count, mesh
-):
-  layout = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-  first, *others = finish(start_job(start, tmp_path, count, *layout))
-  assert "step 2/2" in first
-  assert not any("step 2/2" in text for text in others)
-  expected = losses(alone)
-  assert expected.keys() == {1, 2}
-  assert losses(tmp_path) == pytest.approx(expected, rel=1e-4)
-  np.testing.assert_allclose(
-    exported(tmp_path)["conv_in"]["kernel"],
-    exported(alone)["conv_in"]["kernel"],
-    atol=2e-3,
-  )
+@pytest.fixture(scope="module")
+def pair(start, tmp_path_factory):
+  """The workdir of two processes of four devices, and what they printed."""
+  workdir = tmp_path_factory.mktemp("pair")
+  return workdir, finish(start_job(start, workdir, 2))
+
+
+def assert_close_runs(a: Path, b: Path):
+  assert losses(a).keys() == {1, 2, 3, 4}
+  assert losses(a) == pytest.approx(losses(b), rel=1e-4)
+  kernels = [exported(x)["conv_in"]["kernel"] for x in (a, b)]
+  np.testing.assert_allclose(*kernels, atol=2e-3)
+
+
+def test_a_job_of_two_processes_equals_one_process(alone, pair):
+  workdir, (first, second) = pair
+  assert "step 4/4" in first and "step 4/4" not in second
+  assert_close_runs(workdir, alone)
+
+
+@pytest.mark.slow
+def test_a_job_of_four_processes_equals_one_process(start, alone, tmp_path):
+  mesh = ("--config.mesh.fsdp=2", "--config.mesh.frames=2")
+  finish(start_job(start, tmp_path, 4, *mesh))
+  assert_close_runs(tmp_path, alone)
 
 
 def test_a_profile_is_written_on_request(alone):
@@ -185,12 +190,12 @@ def test_a_workdir_has_one_training_at_a_time(start, tmp_path):
   endless.kill()
   endless.wait()
   # The lock ends with its process.
-  finish([start(tmp_path, "--config.train.num_steps=3")])
+  finish([start(tmp_path, "--config.train.num_steps=5")])
 
 
 def test_a_run_is_not_resumed_with_other_data(start, tmp_path):
   finish([start(tmp_path)])
-  longer = "--config.train.num_steps=3"
+  longer = "--config.train.num_steps=5"
   other = start(tmp_path, longer, "--config.train.seed=1")
   text = other.communicate(timeout=500)[0]
   assert other.returncode == 2
@@ -199,19 +204,15 @@ def test_a_run_is_not_resumed_with_other_data(start, tmp_path):
   finish(
     [start(tmp_path, longer, "--config.train.seed=1", "--allow=train.seed")]
   )
-  assert losses(tmp_path).keys() == {1, 2, 3}
+  assert losses(tmp_path).keys() == {1, 2, 3, 4, 5}
 
 
 @pytest.mark.slow
-def test_a_job_that_loses_a_process_ends_and_resumes_exactly(start, tmp_path):
-  options = (
-    "--config.train.checkpoint_every=2",
-    "--config.train.decay=constant",
-  )
-  some = "--config.train.num_steps=6"
-  finish(start_job(start, tmp_path / "whole", 2, *options, some))
+def test_a_job_that_loses_a_process_ends_and_resumes_exactly(
+  start, pair, tmp_path
+):
   endless = "--config.train.num_steps=1000000"
-  first, second = start_job(start, tmp_path / "killed", 2, *options, endless)
+  first, second = start_job(start, tmp_path, 2, endless)
   wait_for_line(first, "step 3/")
   second.kill()
   # Much less than train.stall_timeout.
@@ -221,8 +222,8 @@ def test_a_job_that_loses_a_process_ends_and_resumes_exactly(start, tmp_path):
   last = text.splitlines()[-1]
   assert "i2vgen: error: process 0 lost another process of the job" in last
   assert "the same command resumes the run" in last
-  finish(start_job(start, tmp_path / "killed", 2, *options, some))
-  assert_same_runs(tmp_path / "killed", tmp_path / "whole")
+  finish(start_job(start, tmp_path, 2))
+  assert_same_runs(tmp_path, pair[0])
 
 
 @pytest.mark.slow
@@ -248,12 +249,11 @@ def test_ten_kills_change_nothing(start, tmp_path):
 
 @pytest.mark.slow
 def test_the_devices_may_change_between_resumes(start, tmp_path):
-  constant = "--config.train.decay=constant"
-  finish([start(tmp_path / "whole", constant, "--config.train.num_steps=8")])
+  finish([start(tmp_path / "whole", "--config.train.num_steps=8")])
 
   def options(num_steps, **mesh):
     layout = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    return constant, f"--config.train.num_steps={num_steps}", *layout
+    return f"--config.train.num_steps={num_steps}", *layout
 
   changed = tmp_path / "changed"
   finish([start(changed, *options(2, fsdp=2))])
