@@ -1,6 +1,5 @@
 """Clips of pixels to scaled latents and back, a few frames at a time."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 
 from i2vgen_jax.models.vae import Posterior
+from i2vgen_jax.sharding import ROWS, num_devices, on_each_device
 from i2vgen_jax.types import Array, Params
 
 
@@ -45,43 +45,37 @@ def encode_clips(
     vae: AutoencoderKL.
     params: weights of the autoencoder.
     frames: pixels in [-1, 1].
-    chunk: number of frames of each clip that are encoded at once; it changes
-      the memory that is used, not the result.
+    chunk: number of frames that each device encodes at once; it changes the
+      memory that is used, not the result.
   """
-
-  def encode(flat: Array) -> Posterior:
-    return vae.apply({"params": params}, flat, method="encode")
-
-  return _in_chunks(encode, frames, chunk)
+  return _by_frame(vae, "encode", params, frames, chunk)
 
 
 def decode_clips(
   vae: Any, params: Params, latents: Float[Array, "b f h w c"], chunk: int
 ) -> Float[Array, "b f H W 3"]:
   """Clips of unscaled latents, about [-1, 1], not clipped; `encode_clips`."""
-
-  def decode(flat: Array) -> Array:
-    return vae.apply({"params": params}, flat, method="decode")
-
-  return _in_chunks(decode, latents, chunk)
+  return _by_frame(vae, "decode", params, latents, chunk)
 
 
-def _in_chunks(fn: Callable, x: Float[Array, "b f ..."], chunk: int) -> Any:
-  """fn on frames as one flat batch, `chunk` frames of each clip at a time."""
+def _by_frame(
+  vae: Any, method: str, params: Params, x: Float[Array, "b f ..."], chunk: int
+) -> Any:
+  """A method of the autoencoder on all frames, spread over all devices."""
   b, f = x.shape[:2]
-  chunk = min(chunk, f)
-  passes = -(-f // chunk)
-  x = jnp.pad(x, ((0, 0), (0, passes * chunk - f), *[(0, 0)] * (x.ndim - 2)))
-  # Strided, not contiguous: where f is split over devices, each pass then
-  # takes frames from all of them.
-  parts = jnp.moveaxis(x.reshape(b, chunk, passes, *x.shape[2:]), 2, 0)
+  chunk = min(chunk, -(-b * f // num_devices()))
+  whole = chunk * num_devices()
+  flat = x.reshape(b * f, *x.shape[2:])
+  rest = -(b * f) % whole
+  flat = jnp.pad(flat, ((0, rest), *[(0, 0)] * (flat.ndim - 1)))
+  leaves, tree = jax.tree.flatten(params)
 
-  def run(part: Array) -> Any:
-    out = fn(part.reshape(b * chunk, *part.shape[2:]))
-    return jax.tree.map(lambda y: y.reshape(b, chunk, *y.shape[1:]), out)
+  def run(frames: Array, *leaves: Array) -> Any:
+    weights = {"params": jax.tree.unflatten(tree, leaves)}
+    parts = frames.reshape(-1, chunk, *frames.shape[1:])
+    made = jax.lax.map(lambda p: vae.apply(weights, p, method=method), parts)
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), made)
 
-  def join(parts: Array) -> Array:
-    joined = jnp.moveaxis(parts, 0, 2)
-    return joined.reshape(b, passes * chunk, *joined.shape[3:])[:, :f]
-
-  return jax.tree.map(join, jax.lax.map(run, parts))
+  axes = [((*ROWS, "frames"),), *[()] * len(leaves)]
+  made = on_each_device(run, (flat, *leaves), axes)
+  return jax.tree.map(lambda y: y[: b * f].reshape(b, f, *y.shape[1:]), made)

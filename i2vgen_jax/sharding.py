@@ -200,7 +200,8 @@ def on_each_device(
 ) -> Any:
   """Runs fn on the part of each device, for kernels the compiler cannot split.
 
-  The mesh is that of `jax.set_mesh`; without one there is a single part.
+  The mesh is that of `jax.set_mesh`; without one, and inside of another such
+  call, there is a single part.
 
   Args:
     fn: function of all args; its results have the first axes of the first.
@@ -208,8 +209,8 @@ def on_each_device(
     axes: for each array, the mesh axes that split its first axes. An axis that
       they do not divide is whole on each device.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  mesh = _mesh_to_split_over()
+  if mesh is None:
     return fn(*args)
 
   specs = tuple(
@@ -217,6 +218,18 @@ def on_each_device(
   )
   split = jax.shard_map(fn, in_specs=specs, out_specs=specs[0], check_vma=False)
   return split(*args)
+
+
+def num_devices() -> int:
+  """Number of devices that `on_each_device` has."""
+  mesh = _mesh_to_split_over()
+  return 1 if mesh is None else mesh.size
+
+
+def _mesh_to_split_over() -> jax.sharding.AbstractMesh | None:
+  """The mesh of `jax.set_mesh`; None inside of `on_each_device`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty or mesh.manual_axes else mesh
 
 
 def clips_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
@@ -230,8 +243,8 @@ def split_clips(x: Float[Array, "b f ..."]) -> Float[Array, "b f ..."]:
 
   Mesh axes that do not divide them hold copies; without a mesh nothing happens.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  mesh = _mesh_to_split_over()
+  if mesh is None or mesh.size == 1:
     return x
   spec = _dividing(mesh, (ROWS, "frames"), x.shape)
   return jax.lax.with_sharding_constraint(x, spec)
@@ -243,8 +256,8 @@ def split_pixels(x: Float[Array, "b f n c"]) -> Float[Array, "b f m c"]:
   Zeros pad the pixels to equal parts. The compiler exchanges the parts of the
   devices along `frames`, where it would otherwise gather all frames on each.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.shape["frames"] == 1 or x.shape[1] == 1:
+  mesh = _mesh_to_split_over()
+  if mesh is None or mesh.shape["frames"] == 1 or x.shape[1] == 1:
     return x
   rest = -x.shape[2] % mesh.shape["frames"]
   x = jnp.pad(x, ((0, 0), (0, 0), (0, rest), (0, 0)))

@@ -76,7 +76,7 @@ class Sampling:
     noise_offset: standard deviation of the offset in the initial noise.
     start_timestep: level to which a low-resolution clip is noised before
       denoising (SDEdit); None starts from pure noise.
-    decode_chunk: number of frames of each clip that are decoded at once.
+    decode_chunk: number of frames that each device decodes at once.
     to_clean: the last DDIM step removes all noise; see `solvers.ddim`.
     reference_start: see `solvers.sdedit_start`.
     black_edge: see `preprocessing.center_crop_wide`.

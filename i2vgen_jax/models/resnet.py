@@ -12,6 +12,7 @@ from i2vgen_jax.models.layers import (
   to_pixels,
   zeros,
 )
+from i2vgen_jax.sharding import split_clips
 from i2vgen_jax.types import Array
 
 
@@ -72,7 +73,8 @@ class TemporalConvBlock(Layer):
       init = zeros if i == 4 else nn.initializers.lecun_normal()
       conv = self.part(TemporalConv, f"conv_{i}", x.shape[-1], init)
       y = conv.in_blocks("__call__", (y,), shared, mixes_frames=True)
-    return x + y.reshape(x.shape)
+    # Here, as parts of pixels are no whole rows.
+    return x + split_clips(y).reshape(x.shape)
 
 
 class Downsample(Layer):

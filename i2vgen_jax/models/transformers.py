@@ -7,6 +7,7 @@ from i2vgen_jax.kernels.frame_attention import frame_attention
 from i2vgen_jax.kernels.group_norm import apply_factors
 from i2vgen_jax.models.attention import TransformerBlock
 from i2vgen_jax.models.layers import Layer, VideoNorm, to_pixels, zeros
+from i2vgen_jax.sharding import split_clips
 from i2vgen_jax.types import Array
 
 
@@ -81,7 +82,8 @@ class TemporalTransformer(Layer):
     clips = to_pixels(x)
     shared = (self.norm(clips),)
     y = self.in_blocks("inner", (clips,), shared, mixes_frames=True)
-    return y.reshape(x.shape)
+    # Here, as parts of pixels are no whole rows.
+    return split_clips(y).reshape(x.shape)
 
   def inner(
     self, x: Float[Array, "b f n c"], factors: Float[Array, "b f 2 c"]

@@ -32,6 +32,7 @@ from i2vgen_jax.models.transformers import (
   SpatialTransformer,
   TemporalTransformer,
 )
+from i2vgen_jax.sharding import split_clips
 from i2vgen_jax.types import Array
 
 
@@ -54,15 +55,18 @@ class SpaceTimeBlock(Layer):
     context: Float[Array, "b n d"] | None,
     deterministic: bool,
   ) -> Float[Array, "b f h w c2"]:
+    # Layers over time exchange the frames of their device for pixels. Without
+    # `split_clips` the compiler would split pixels in the others as well.
     shape = (self.norm_groups, self.dropout)
     resnet = self.part(ResnetBlock, "resnet", self.features, *shape)
-    x = resnet(x, temb, deterministic)
+    x = split_clips(resnet(x, temb, deterministic))
     x = self.part(TemporalConvBlock, "temporal_conv", *shape)(x, deterministic)
     if context is None:
       return x
     shape = (self.head_dim, self.norm_groups)
     over_space = (self.features, *shape)
-    x = self.part(SpatialTransformer, "spatial", *over_space)(x, context)
+    spatial = self.part(SpatialTransformer, "spatial", *over_space)
+    x = split_clips(spatial(x, context))
     over_time = (self.features, self.features // self.head_dim, *shape)
     return self.part(TemporalTransformer, "temporal", *over_time)(x)
 
