@@ -1,9 +1,20 @@
-"""Every config builds what it describes, at full size too."""
+"""Every config builds what it describes, at full size too.
+
+The folder golden_configs has the values of every config, so that a review sees
+which of them a change of defaults reaches. After a wanted change, run
+
+    python tests/test_configs.py
+
+and commit what it writes.
+"""
+
+from pathlib import Path
 
 import jax
 import pytest
 from cascade_standin import CONFIGS as PATH
 from cascade_standin import get_config
+from flax.traverse_util import flatten_dict
 
 from i2vgen_jax.models import build
 from i2vgen_jax.models.vae import AutoencoderKL
@@ -21,11 +32,22 @@ DENOISERS = (
   "tiny_lora",
 )
 OTHERS = ("tiny_vae", "tiny_clip")
+GOLDEN = Path(__file__).parent / "golden_configs"
 
 
 def abstract_params(name, group):
   module = build.make_module(name, group.to_dict(), PATH)
   return build.abstract_params(module)
+
+
+def golden_path(arg):
+  return GOLDEN / f"{arg}.txt"
+
+
+def values(arg):
+  """A line for each key of a config, sorted."""
+  leaves = flatten_dict(get_config(arg).to_dict(), sep=".")
+  return "".join(f"{key} = {value!r}\n" for key, value in leaves.items())
 
 
 def sizes(tree):
@@ -98,6 +120,19 @@ def test_config_is_complete_and_locked(arg):
   config.train.grad_clip = 1.0
 
 
+@pytest.mark.parametrize("arg", DENOISERS + OTHERS)
+def test_values_are_the_golden_ones(arg):
+  message = "after a wanted change, run python tests/test_configs.py"
+  assert values(arg) == golden_path(arg).read_text(), message
+
+
+def test_every_config_has_golden_values():
+  with pytest.raises(ValueError) as caught:
+    get_config("")
+  known = str(caught.value).partition("choose one of ")[2].split(", ")
+  assert sorted(known) == sorted(path.stem for path in GOLDEN.iterdir())
+
+
 def test_an_unknown_field_of_the_network_is_named():
   config = get_config("tiny")
   with config.unlocked():
@@ -112,3 +147,9 @@ def test_an_unknown_name_lists_the_known_ones():
   with pytest.raises(ValueError, match="'huge'") as caught:
     get_config("huge")
   assert all(arg in str(caught.value) for arg in DENOISERS + OTHERS)
+
+
+if __name__ == "__main__":
+  GOLDEN.mkdir(exist_ok=True)
+  for name in DENOISERS + OTHERS:
+    golden_path(name).write_text(values(name))
