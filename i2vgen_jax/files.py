@@ -76,10 +76,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[int]:
   """Keeps other processes of this machine out of a folder.
 
-  The lock ends with the process, however it ends.
+  The lock ends with the process, however it ends, and with all child processes
+  that are given the file descriptor which this yields.
 
   Raises:
     InputError: another process holds the lock, or the folder cannot be written.
@@ -94,7 +95,7 @@ def locked(folder: Path) -> Iterator[None]:
         f"{folder} is in use by another process; wait for it, or choose "
         "another folder"
       ) from None
-    yield
+    yield file.fileno()
 
 
 def write_checksums(folder: Path, left_out: Collection[str] = ()) -> None:

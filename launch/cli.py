@@ -6,6 +6,7 @@
     i2vgen train     train one network of a cascade
     i2vgen export    weights of a run that is not finished
     i2vgen report    where the time of a run went, and its losses
+    i2vgen sweep     runs that differ in a few settings, and their ranking
     i2vgen plan      memory and time of a run on TPUs that are not here
     i2vgen launch    train on TPUs that are not here
     i2vgen data      build, encode, inspect and benchmark datasets
@@ -39,6 +40,7 @@ _COMMANDS = (
   "train",
   "export",
   "report",
+  "sweep",
   "plan",
   "launch",
   "data",

@@ -1,4 +1,4 @@
-"""Pictures of a dataset and of an evaluation, as PNG files."""
+"""Pictures of a dataset, an evaluation and a sweep, as PNG files."""
 
 import io
 import math
@@ -94,6 +94,42 @@ def spectra(
     axes.xaxis.set_minor_formatter(LogFormatter())
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
+  return _png(figure)
+
+
+def tradeoff(
+  points: Sequence[tuple[str, float, float]],
+  cost: str,
+  metric: str,
+  highest: bool,
+) -> bytes:
+  """The metric of each run against its cost, marked by its rank.
+
+  A line connects the runs that no run of lower cost is better than.
+
+  Args:
+    points: name, cost and metric of each run, the best first.
+    cost: label of the first axis.
+    metric: label of the second axis.
+    highest: whether the highest metric is the best.
+  """
+  figure = Figure((_WIDTH, 5 + 0.1 * len(points)), 100, layout="constrained")
+  axes = figure.subplots()
+  front: list[tuple[float, float]] = []
+  sign = -1 if highest else 1
+  for _, x, y in sorted(points, key=lambda point: (point[1], sign * point[2])):
+    if not front or sign * y < sign * front[-1][1]:
+      front.append((x, y))
+  axes.plot(*zip(*front, strict=True), color=_BLUE, linewidth=1, zorder=1)
+  for rank, (name, x, y) in enumerate(points, 1):
+    axes.scatter(x, y, 320, color="white", edgecolors=_BLUE, zorder=2)
+    style = {"color": _DARK, "zorder": 3, "marker": f"${rank}$"}
+    axes.scatter(x, y, 50 * len(str(rank)), label=name, **style)
+  axes.set(xlabel=cost, ylabel=metric)
+  axes.margins(0.08)
+  axes.grid(alpha=0.3)
+  axes.spines[["top", "right"]].set_visible(False)
+  figure.legend(loc="outside right upper", frameon=False, fontsize=8)
   return _png(figure)
 
 

@@ -1,8 +1,13 @@
-"""Progress on stderr: a bar on a terminal, a few plain lines in a log."""
+"""Progress on stderr: a bar or table on a terminal, plain lines in a log."""
 
 import sys
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 from tqdm import tqdm
 
 # Lines per job where stderr is not a terminal.
@@ -102,6 +107,56 @@ class ProgressBar:
     if not self.silent:
       start = "\r" if sys.stderr.isatty() else ""
       print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+
+
+class Row(NamedTuple):
+  """One of several jobs: what it does, for how long, and what it said last."""
+
+  name: str
+  state: str
+  time: str
+  said: str
+
+
+class StateTable:
+  """The states of several jobs: a table on a terminal, its changes in a log.
+
+  As a context manager it leaves the last table on the terminal.
+  """
+
+  # What is above the lower end of a small terminal.
+  _ORDER = ("running", "failed", "waiting", "finished")
+
+  def __init__(self):
+    self._states: dict[str, str] = {}
+    console = Console(stderr=True, markup=False, highlight=False)
+    self._live = Live(console=console, auto_refresh=False)
+
+  def __enter__(self) -> "StateTable":
+    if sys.stderr.isatty():
+      self._live.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._live.stop()
+
+  def show(self, rows: Sequence[Row]) -> None:
+    """Shows the jobs as they are now."""
+    if not sys.stderr.isatty():
+      for row in rows:
+        if row.state not in ("waiting", self._states.get(row.name)):
+          time = f" in {row.time}" if row.time else ""
+          said = f", {row.said}" if row.said else ""
+          note(f"{row.name}: {row.state}{time}{said}")
+        self._states[row.name] = row.state
+      return
+    table = Table(box=None, pad_edge=False)
+    for name in Row._fields[:-1]:
+      table.add_column(name)
+    table.add_column("last line", no_wrap=True, overflow="ellipsis")
+    for row in sorted(rows, key=lambda row: self._ORDER.index(row.state)):
+      table.add_row(*row)
+    self._live.update(table, refresh=True)
 
 
 def note(text: str) -> None:

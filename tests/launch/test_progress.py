@@ -1,12 +1,13 @@
 """The progress bar on a terminal and the lines in a log."""
 
 import io
+import re
 import sys
 
 import pytest
 
 from launch import progress
-from launch.progress import ProgressBar
+from launch.progress import ProgressBar, Row, StateTable
 
 
 class Terminal(io.StringIO):
@@ -114,3 +115,43 @@ def test_late_and_repeated_calls_are_ignored(capsys, clock):
     "base: 3/4",
     "base: don",
   ]
+
+
+def states(table):
+  a = Row("rate=[1]", "waiting", "", "")
+  b = Row("rate=2", "finished", "", "before")
+  with table:
+    table.show([a, b])
+    a = Row("rate=[1]", "running", "0:00:01", "step 1")
+    table.show([a, b])
+    table.show([a._replace(said="step 2"), b])
+    table.show([Row("rate=[1]", "failed", "0:00:03", "status 1: no"), b])
+
+
+def test_a_log_has_a_line_for_each_change(capsys):
+  states(StateTable())
+  assert capsys.readouterr().err.splitlines() == [
+    "i2vgen: rate=2: finished, before",
+    "i2vgen: rate=[1]: running in 0:00:01, step 1",
+    "i2vgen: rate=[1]: failed in 0:00:03, status 1: no",
+  ]
+
+
+def test_a_terminal_keeps_the_last_table(monkeypatch):
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setenv("COLUMNS", "80")
+  monkeypatch.setattr(sys, "stderr", Terminal())
+  states(StateTable())
+  shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue())
+  assert "step 2" in shown
+  *_, title, failed, finished = shown.strip().splitlines()
+  assert title.split() == ["name", "state", "time", "last", "line"]
+  assert failed.split() == [
+    "rate=[1]",
+    "failed",
+    "0:00:03",
+    "status",
+    "1:",
+    "no",
+  ]
+  assert finished.split() == ["rate=2", "finished", "before"]
