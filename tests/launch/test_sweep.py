@@ -1,6 +1,7 @@
 """`i2vgen sweep`: runs are skipped, continued and isolated, and ranked."""
 
 import csv
+import dataclasses
 import itertools
 import os
 import signal
@@ -10,19 +11,20 @@ import time
 from pathlib import Path
 
 import pytest
-from cascade_standin import CONFIGS
+from cascade_standin import CONFIGS, get_config
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from data_pipelines.procedural.build import build_procedural
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.training import record
-from launch import cli, sweep
+from launch import cli, sample, sweep
 
 REPOSITORY = CONFIGS.parents[1]
 
 # A training of three steps that resumes, and fails at one rate. A file `hold`
-# stops all but the first run and a step of the second. The file `history` has a
-# line for each step.
+# stops all but five runs and a step of the sixth. The file `history` has a line
+# for each step.
 TRAINING = r"""
 import json, pathlib, sys, time
 words = dict(word.partition("=")[::2] for word in sys.argv[2:])
@@ -33,7 +35,7 @@ if rate == float(words.get("--config.fails", 0)):
 metrics = folder / "metrics.jsonl"
 done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
 for step in range(done + 1, 4):
-  while (folder.parent / "hold").exists() and (rate, step) > (0.2, 1):
+  while (folder.parent / "hold").exists() and (rate, step) > (0.6, 1):
     time.sleep(0.01)
   report = {"step": step, "loss": abs(rate - 0.2) + 1 / step}
   report |= {"time": 100.0 + step, "seconds/train": 10 * rate}
@@ -42,7 +44,7 @@ for step in range(done + 1, 4):
   with (folder.parent / "history").open("a") as file:
     file.write(f"{folder.name} {step}\n")
 """
-RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 SWEEP = f"""
 def sweep():
   for rate in {RATES}:
@@ -108,11 +110,11 @@ def report(work):
 
 
 def test_a_killed_sweep_continues_and_repeats_nothing(start, run, work):
-  # The first run is finished, the second has done a step, the third none.
+  # Five runs are finished, the sixth has done a step, the seventh none.
   (work / "hold").touch()
   first = start()
-  wait_for(lambda: (work / NAMES[2] / "log.txt").exists())
-  wait_for(lambda: len(history(work)) == 4)
+  wait_for(lambda: (work / NAMES[6] / "log.txt").exists())
+  wait_for(lambda: len(history(work)) == 16)
   wait_for(lambda: len(children(first)) == 2)
   left = children(first)
   first.kill()
@@ -124,31 +126,28 @@ def test_a_killed_sweep_continues_and_repeats_nothing(start, run, work):
     os.kill(child, signal.SIGKILL)
   wait_for(lambda: not any(map(is_alive, left)))
   before = history(work)
-  assert sorted(before) == [
-    *(f"{NAMES[0]} {step}" for step in (1, 2, 3)),
-    f"{NAMES[1]} 1",
-  ]
+  steps = [f"{name} {step}" for name in NAMES for step in (1, 2, 3)]
+  assert sorted(before) == steps[:16]
   (work / "hold").unlink()
   status, lines = run(*ARGV, "--", "train")
   assert status == 0
-  assert f"i2vgen: {NAMES[0]}: finished, before" in lines
-  steps = history(work)
-  assert steps[: len(before)] == before
-  assert sorted(steps) == [f"{n} {step}" for n in NAMES for step in (1, 2, 3)]
+  assert sum(line.endswith(": finished, before") for line in lines) == 5
+  assert history(work)[:16] == before
+  assert sorted(history(work)) == sorted(steps)
   starts = [
     (work / name / "log.txt").read_text().count("$ i2vgen train")
     for name in NAMES
   ]
-  assert starts == [1, 2, 2, 1, 1, 1]
+  assert starts == [1, 1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1]
   assert run(*ARGV, "--", "train")[0] == 0
-  assert history(work) == steps
+  assert len(history(work)) == len(steps)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_runs(start, work, number):
   (work / "hold").touch()
   process = start()
-  wait_for(lambda: len(history(work)) == 4)
+  wait_for(lambda: len(history(work)) == 16)
   wait_for(lambda: len(children(process)) == 2)
   left = children(process)
   process.send_signal(number)
@@ -156,7 +155,7 @@ def test_a_signal_ends_the_runs(start, work, number):
   assert process.returncode == 130
   assert "the same command continues the sweep" in err
   assert not any(map(is_alive, left))
-  assert len(history(work)) == 4
+  assert len(history(work)) == 16
 
 
 def test_a_failure_is_isolated_and_tried_again(work, monkeypatch, capsys):
@@ -172,15 +171,15 @@ def test_a_failure_is_isolated_and_tried_again(work, monkeypatch, capsys):
   assert line.endswith(said.removeprefix(":"))
   assert "cannot train at such a rate" in log.read_text()
   assert err.splitlines()[-1] == (
-    "i2vgen: 1 of 6 failed; the same command tries them again"
+    "i2vgen: 1 of 12 failed; the same command tries them again"
   )
-  assert len(history(work)) == 3 * 5
-  assert len(out.splitlines()) == 1 + 5
+  assert len(history(work)) == 3 * 11
+  assert len(out.splitlines()) == 1 + 11
   assert report(work)[-1]["run"] == NAMES[3]
   assert not report(work)[-1]["rank"]
   Path("training.py").write_text(TRAINING.replace("fails", "never"))
   assert cli.main(argv) == 0
-  assert len(history(work)) == 3 * 6
+  assert len(history(work)) == 3 * 12
   assert all(row["rank"] for row in report(work))
 
 
@@ -190,7 +189,7 @@ def test_the_report_ranks(work, run, refused, capsys):
     *("1", "0.333", "0.2", NAMES[1])
   ]
   rows = report(work)
-  assert [row["rank"] for row in rows] == [*"123456"]
+  assert [row["rank"] for row in rows] == [*map(str, range(1, 13))]
   losses = [float(row["loss"]) for row in rows]
   assert losses == sorted(losses)
   # The loss of the last step.
@@ -200,9 +199,9 @@ def test_the_report_ranks(work, run, refused, capsys):
     assert picture.width == 1280
   assert run(*ARGV, "--highest", "--", "train")[0] == 0
   rows = report(work)
-  assert rows[0]["run"] == NAMES[5]
-  # Of all three reports, whose time is 3 s, though.
-  assert float(rows[0]["seconds"]) == pytest.approx(18)
+  assert rows[0]["run"] == NAMES[-1]
+  # Of all three reports.
+  assert float(rows[0]["seconds"]) == pytest.approx(3 * 10 * RATES[-1])
   line = run(*ARGV, "--cost=learning_rate", "--", "train")[1][-1]
   assert "no run has a finite learning_rate" in line
   assert "such as train.learning_rate" in line
@@ -270,12 +269,15 @@ def test_names_are_unique_and_stable():
 
 
 @pytest.mark.parametrize("name", ["training", "sampling"])
-def test_examples_list_runs(name, tmp_path):
-  """Their settings are those of the command."""
-  file = REPOSITORY / "configs" / f"sweep_{name}.py"
+def test_examples_change_settings_that_exist(name, tmp_path):
   command = "train" if name == "training" else "evaluate"
+  file = CONFIGS.with_name(f"sweep_{name}.py")
   runs = sweep.make_runs(file, tmp_path, [command])
   assert len(runs) >= 6
+  config = flatten_dict(get_config("tiny_lora").to_dict(), sep=".")
+  fields = {field.name for field in dataclasses.fields(sample.Settings)}
+  known = config.keys() if name == "training" else fields
+  assert all(run.settings.keys() <= known for run in runs)
 
 
 @pytest.mark.parametrize(
