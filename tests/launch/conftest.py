@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import skimage.data
+from absl import flags
 from PIL import Image
 
 from launch import cli
@@ -54,3 +55,42 @@ def refused(run):
     return lines[0]
 
   return refused
+
+
+@pytest.fixture
+def fresh_flags(monkeypatch):
+  """Resets absl's global flags."""
+  known = set(flags.FLAGS)
+  monkeypatch.setattr(sys, "argv", sys.argv)
+  flags.FLAGS.unparse_flags()
+  yield
+  for name in set(flags.FLAGS) - known:
+    delattr(flags.FLAGS, name)
+  flags.FLAGS["config"].unparse()
+  flags.FLAGS["workdir"].unparse()
+  flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture
+def no_job(monkeypatch):
+  """JAX joins a job only before its first use in a process."""
+  from launch import train  # imports TensorFlow
+
+  joined = []
+  monkeypatch.setattr(train.processes, "join", lambda *a: joined.append(a))
+  return joined
+
+
+@pytest.fixture
+def trained(monkeypatch):
+  """Arguments of the calls of the trainer, which does nothing."""
+  from launch import train
+
+  runs = []
+
+  def run(config, *args, **_):
+    runs.append((config, *args))
+    return config.train.num_steps
+
+  monkeypatch.setattr(train, "run", run)
+  return runs

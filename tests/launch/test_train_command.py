@@ -1,36 +1,13 @@
 """The command line of a training: its help, and one line per mistake."""
 
-import sys
-
 import cascade_standin
 import pytest
-from absl import flags
 
 from launch import train
 
+pytestmark = pytest.mark.usefixtures("fresh_flags", "no_job")
+
 CONFIG = f"--config={cascade_standin.CONFIGS}:tiny"
-
-
-@pytest.fixture(autouse=True)
-def fresh_flags(monkeypatch):
-  """Resets absl's global flags."""
-  known = set(flags.FLAGS)
-  monkeypatch.setattr(sys, "argv", sys.argv)
-  flags.FLAGS.unparse_flags()
-  yield
-  for name in set(flags.FLAGS) - known:
-    delattr(flags.FLAGS, name)
-  flags.FLAGS["config"].unparse()
-  flags.FLAGS["workdir"].unparse()
-  flags.FLAGS.unparse_flags()
-
-
-@pytest.fixture(autouse=True)
-def no_job(monkeypatch):
-  """JAX joins a job only before its first use in a process."""
-  joined = []
-  monkeypatch.setattr(train.processes, "join", lambda *a: joined.append(a))
-  return joined
 
 
 def test_the_processes_of_a_job_are_joined(run, trained, no_job):
@@ -38,19 +15,6 @@ def test_the_processes_of_a_job_are_joined(run, trained, no_job):
   job = ["--coordinator=host:1", "--num-processes=2", "--process-id=1"]
   run("train", CONFIG, "--workdir=run", *job)
   assert no_job == [(None, None, None), ("host:1", 2, 1)]
-
-
-@pytest.fixture
-def trained(monkeypatch):
-  """Arguments of the calls of the trainer."""
-  runs = []
-
-  def run(config, *args, **_):
-    runs.append((config, *args))
-    return config.train.num_steps
-
-  monkeypatch.setattr(train, "run", run)
-  return runs
 
 
 def test_a_stopped_run_says_how_it_is_resumed(monkeypatch, capsys):
