@@ -43,6 +43,7 @@ UNREAD = {
   "git": "of the system",
   "launch/make_tiny.sh": "a script with two plain arguments",
   "mkdir": "of the system",
+  "mkdocs": "of the extra docs; .ci/run runs it",
   "mv": "of the system; a file that tests/conftest.py takes out, too",
   "pre-commit": "of the extra dev, which the tests do without",
   "tar": "of the system; an archive that tests/conftest.py opens, too",
