@@ -110,11 +110,17 @@ def read_i2vgen(name, *argv):
     if name == "plan":
       train.load_config(args.config)
       chips.chip_of(args.topology)
+    elif name == "sweep":
+      # The command that all runs share; each gets a workdir of its own.
+      shared = argv[argv.index("--") + 1 :]
+      own = ["--workdir=runs/0"] if shared[0] == "train" else []
+      read_i2vgen(*shared, *own)
 
 
-def read_python(flag, module, *argv):
-  assert flag == "-m"
-  if module == "pytest":
+def read_python(flag, module="", *argv):
+  if flag != "-m":
+    assert (REPOSITORY / flag).is_file()
+  elif module == "pytest":
     read_pytest(*argv)
   elif module.startswith("launch."):
     read_module(module, argv)
