@@ -2,8 +2,9 @@
 
 A layout has three axes. `data` and `fsdp` both split the rows of a batch;
 `fsdp` also splits large weights, their moments and their averages; `frames`
-splits the frames of a clip. Models contain no sharding: the training objective
-and the stage constrain the latents, and the compiler propagates the layout.
+splits the frames of a clip. Models name no mesh: the training objective and the
+stage constrain the latents, `split_clips` and `split_pixels` the activations
+between layers over space and over time, and the compiler propagates the layout.
 
 No axis of a kernel of 320x320 divides by 128. The mesh therefore has `fsdp` as
 two axes, of which one splits at most `FSDP_WIDTH` times and the other the rest,
