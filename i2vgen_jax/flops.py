@@ -42,7 +42,8 @@ def equations(
     jaxpr: the program.
     kernels: follow TPU kernels, rather than the plain code, where
       `kernels.platform` offers both. Pallas kernels are not entered.
-    times: how often the program runs.
+    times: how often the program runs; with `kernels` on each device, otherwise
+      on all.
     path: of the layer that it belongs to.
 
   Yields:
@@ -69,6 +70,9 @@ def equations(
       yield equation, times, here
       continue
     length = times * equation.params.get("length", 1)
+    if name == "shard_map" and not kernels:
+      # Its equations are those of one device.
+      length *= equation.params["mesh"].size
     for program in inner:
       yield from equations(program, kernels=kernels, times=length, path=here)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from i2vgen_jax import sharding
 from i2vgen_jax.flops import equations, flops
 
 A, B = jnp.ones((4, 5, 6)), jnp.ones((4, 6, 7))
@@ -32,6 +33,17 @@ def test_inner_programs_are_counted_as_often_as_they_run():
   assert flops(gradient, A, B) == 3 * one
   branches = [lambda: 0.0, lambda: jnp.matmul(A, B).sum()]
   assert flops(lambda i: lax.switch(i, branches), 0) == one
+
+
+def test_the_parts_of_all_devices_are_counted():
+  rows = jnp.ones((8, 5))
+
+  def parts(x):
+    product = lambda part: part @ jnp.ones((5, 7))  # noqa: E731
+    return sharding.on_each_device(product, (x,), [(sharding.ROWS,)])
+
+  with jax.set_mesh(sharding.make_mesh()):
+    assert flops(parts, rows) == 2 * 8 * 5 * 7
 
 
 def test_shapes_are_enough():
