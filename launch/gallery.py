@@ -93,7 +93,7 @@ class Gallery:
       key: of the picture.
       prompt: what happens in the video.
       seed: an integer; the same one gives the same video.
-      line: is told about the steps; what it raises ends the run.
+      line: shows the steps; an exception that it raises ends the run.
 
     Returns:
       The name of the video, and what the user should know about the prompt.

@@ -280,7 +280,7 @@ def generate(
 ) -> dict[str, Frames]:
   """The clip of each stage, and under `input` the input of the first one.
 
-  `line` is told about the steps, `seconds` what each stage took.
+  `line` shows the steps; `seconds` receives the time of each stage.
   """
   first = next(iter(plan.values()))
   if first.starts_from_clip:
