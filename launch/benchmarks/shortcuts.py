@@ -29,8 +29,9 @@ from i2vgen_jax.models import build
 from i2vgen_jax.models.unet import I2VGenUNet
 from i2vgen_jax.stage import Sampling, Stage
 from i2vgen_jax.variants import VARIANTS
-from launch import arguments, evaluate
+from launch import arguments
 from launch.arguments import Count, Seed, Weights
+from launch.evaluation import worlds
 from launch.progress import note
 
 TOKENS = 77
@@ -128,12 +129,12 @@ def rows(args: Arguments) -> Iterator[str]:
   cascade = Cascade.load(args.weights, np.float32)
   base = cascade.stage("base")
   pool = args.photographs and Photographs(args.photographs, "test")
-  worlds = ("objects", "camera") if pool else ("objects",)
+  names = ("objects", "camera") if pool else ("objects",)
   held = {
-    world: evaluate.held_out(
+    world: worlds.held_out(
       world, pool, args.seed, args.num_clips, base.sampling.num_frames
     )
-    for world in worlds
+    for world in names
   }
   yield f"{'':16}{'small':>8}{'(c)':>8}" + "".join(
     f"{f'{world}: as prompted':>24}{'psnr':>8}{'to whole':>10}"
@@ -160,8 +161,8 @@ def rows(args: Arguments) -> Iterator[str]:
       )
       note(f"{name}: {world}")
       whole.setdefault(world, made)
-      true = evaluate.frames_of(draw, made)
-      motion = float(evaluate.has_motion(draw, made).mean())
+      true = worlds.frames_of(draw, made)
+      motion = float(worlds.has_motion(draw, made).mean())
       line += f"{motion:24.2f}{_mean_psnr(made, true):8.1f}"
       same = name == "whole"
       line += f"{'-' if same else f'{_mean_psnr(made, whole[world]):.1f}':>10}"

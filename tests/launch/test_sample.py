@@ -14,7 +14,6 @@ from PIL import Image
 from data_pipelines.media import video
 from i2vgen_jax.interop import StoredNetwork
 from i2vgen_jax.stage import Stage
-from launch import sample
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -236,7 +235,7 @@ def test_long_prompt_is_cut_with_a_notice(run, command, tmp_path):
 
 
 def test_bundled_weights_are_named(run, command, weights, monkeypatch):
-  monkeypatch.setattr(sample, "BUNDLED", weights)
+  monkeypatch.setattr("launch.weights.BUNDLED", weights)
   status, lines = run(*command(weights=None, stage="base"))
   assert status == 0
   assert any("small cascade of this package" in line for line in lines)
