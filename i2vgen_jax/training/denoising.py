@@ -23,7 +23,7 @@ from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
 from i2vgen_jax.models.build import Network
 from i2vgen_jax.models.vae import Posterior
-from i2vgen_jax.sharding import constrain_latents
+from i2vgen_jax.sharding import constrain_latents, make_mesh
 from i2vgen_jax.stage import Diffusion, Stage
 from i2vgen_jax.training import task
 from i2vgen_jax.training.metrics import say
@@ -400,8 +400,10 @@ class LatentsMemory:
   """
 
   def __init__(self, training: Denoising):
-    encode = jax.jit(lambda *args: training.posterior(*args).moments)
-    self._encode = lambda batch: np.asarray(encode(training.frozen, batch))
+    self._frozen = training.frozen
+    self._posterior = jax.jit(lambda *args: training.posterior(*args).moments)
+    # Not those of the job: each process encodes the rows that it has read.
+    self._mesh = make_mesh(devices=jax.local_devices())
     self._known: dict[bytes, np.ndarray] = {}
 
   def __call__(self, batch: Batch) -> Batch:
@@ -414,3 +416,7 @@ class LatentsMemory:
       self._known.update(zip(keys, moments, strict=True))
     rows = np.stack([self._known[key] for key in keys])
     return dataclasses.replace(batch, moments=rows)
+
+  def _encode(self, batch: Batch) -> np.ndarray:
+    with jax.set_mesh(self._mesh):
+      return np.asarray(self._posterior(self._frozen, batch))
