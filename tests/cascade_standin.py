@@ -12,6 +12,21 @@ from i2vgen_jax.interop.formats import native
 from i2vgen_jax.models import build
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "i2vgen_xl.py"
+# Makes `i2vgen train` of `tiny` small: every process compiles it.
+SMALL_TRAINING = (
+  "--config.data.size=(32, 32)",
+  "--config.unet.block_channels=(8,)",
+  "--config.unet.head_dim=8",
+  "--config.unet.input_heads=1",
+  "--config.unet.context_dim=16",
+  "--config.unet.use_text=False",
+  "--config.unet.local_image=none",
+  "--config.train.optimizer=adamw",
+  "--config.train.warmup_steps=0",
+  "--config.train.log_every=1",
+  "--config.train.sample_every=0",
+  "--config.sampling.size=(32, 32)",
+)
 BASE_SIZE, REFINED_SIZE = (32, 32), (64, 64)
 NUM_FRAMES = 2
 # Byte symbols, inside and at the end of a word, and the two marks.

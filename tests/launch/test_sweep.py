@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cascade_standin import CONFIGS, get_config
+from cascade_standin import CONFIGS, SMALL_TRAINING, get_config
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
@@ -221,19 +221,8 @@ def test_two_trainings(weights, tmp_path, capsys):
     *("--", "train", f"--config={CONFIGS}:tiny"),
     f"--config.frozen={weights}",
     f"--config.data.video_dirs=('{tmp_path}/data/text_video/1.0.0',)",
-    "--config.data.size=(32, 32)",
-    "--config.unet.block_channels=(8,)",
-    "--config.unet.head_dim=8",
-    "--config.unet.input_heads=1",
-    "--config.unet.context_dim=16",
-    "--config.unet.use_text=False",
-    "--config.unet.local_image=none",
-    "--config.train.optimizer=adamw",
-    "--config.sampling.size=(32, 32)",
+    *SMALL_TRAINING,
     "--config.train.num_steps=2",
-    "--config.train.warmup_steps=0",
-    "--config.train.log_every=1",
-    "--config.train.sample_every=0",
   ]
   assert cli.main(argv) == 0
   rows = report(tmp_path / "work")
