@@ -190,7 +190,7 @@ def constrain_latents(
   latents: Float[jax.Array, "b f h w c"], mesh: Mesh
 ) -> Float[jax.Array, "b f h w c"]:
   """Constrains the sharding of latents; activations follow from it."""
-  sharding = frames_sharding(mesh, latents.shape[1])
+  sharding = clips_sharding(mesh, latents.shape)
   return jax.lax.with_sharding_constraint(latents, sharding)
 
 

@@ -1,6 +1,7 @@
 """`i2vgen evaluate`: measures weights on held-out worlds or your own inputs."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from i2vgen_jax.files import write_json
 from i2vgen_jax.stage import STAGES
 from launch import arguments, outputs
 from launch.arguments import Count, Seed, Text, Weights
-from launch.evaluation import clips, inputs, report, worlds
+from launch.evaluation import clips, inputs, losses, report, worlds
 from launch.evaluation.generation import Clips, Plan
 from launch.evaluation.measures import METRICS
 from launch.evaluation.report import NUM_SHOWN, Power, Section, Shown
@@ -52,7 +53,8 @@ class Arguments(Settings):
     pictures: Folder with NAME.jpg and its prompt in NAME.txt, or a .jsonl or
       .csv list with path and caption.
     dataset: Dataset of clips or pictures with captions, such as
-      DIR/text_video/1.0.0; videos are also compared with the real clips.
+      DIR/text_video/1.0.0; videos are also compared with the real clips, on
+      which the loss of the denoisers is measured.
     clip: Weights whose CLIP towers compare videos with pictures and prompts;
       those that are evaluated by default. Use the same ones for all weights
       that you compare.
@@ -149,6 +151,10 @@ def _own_inputs(
       f"--features compare two or more real clips, and {args.dataset} gives "
       "fewer; use a dataset of clips, or more of them"
     )
+  figures, curves = {}, {}
+  if given.read(0).real is not None:
+    curves = _losses(args, cascade, plan, given.count)
+    figures["losses"] = curves
   measured = clips.evaluate(
     cascade,
     plan,
@@ -158,19 +164,50 @@ def _own_inputs(
     seed=args.seed,
     batch_size=args.batch_size,
   )
+  figures |= {"means": measured.means, "clips": measured.rows}
   columns = list(measured.powers)
+  of_levels = [*_loss_rows(curves, columns)]
   section = Section(
     title=f"{given.count} clips of {args.pictures or args.dataset}",
     names=["metric", *columns],
     rows=[
       [name.replace("_", " "), *map(values.get, columns)]
       for name, values in measured.means.items()
-    ],
-    meanings=[METRICS[name] for name in measured.means],
+    ]
+    + of_levels,
+    meanings=[METRICS[name] for name in measured.means]
+    + [losses.MEANING] * len(of_levels),
+    losses=curves,
     powers=measured.powers,
     shown=measured.shown,
   )
-  return {"means": measured.means, "clips": measured.rows}, [section]
+  return figures, [section]
+
+
+def _losses(
+  args: Arguments, cascade: Cascade, plan: Plan, count: int
+) -> dict[str, losses.Losses]:
+  """The losses of each stage, by its name in the tables."""
+  # Not the plan itself, as they do not depend on how it samples.
+  stages = cascade.plan([*plan], size=args.size, num_frames=args.num_frames)
+  found = losses.by_timestep(
+    cascade,
+    stages,
+    args.dataset,
+    count=count,
+    seed=args.seed,
+    batch_size=args.batch_size,
+  )
+  return {clips.COLUMNS[name]: curve for name, curve in found.items()}
+
+
+def _loss_rows(
+  curves: Mapping[str, losses.Losses], columns: Sequence[str]
+) -> Iterator[list[Cell]]:
+  """A row for each timestep; the stages may have different ones."""
+  for level in sorted({*itertools.chain(*curves.values())}):
+    values = (curves.get(column, {}).get(level) for column in columns)
+    yield [f"loss at timestep {level}", *values]
 
 
 def _check_prompts(cascade: Cascade, prompts: Sequence[str]) -> None:
@@ -217,6 +254,7 @@ def _worlds(
         names=["figure", "value", "95 % reach"],
         rows=[*rows(figures[shows])],
         meanings=[],
+        losses={},
         powers={
           name: Power.mean([*map(Power.of, some)])
           for name, some in made.items()

@@ -97,6 +97,21 @@ def spectra(
   return _png(figure)
 
 
+def losses(curves: Mapping[str, Mapping[int, float]]) -> bytes:
+  """A panel with the losses by timestep for each name, on scales of its own."""
+  width = _WIDTH / 2 * len(curves)
+  figure = Figure((width, 3), 100, layout="constrained")
+  panels = figure.subplots(1, len(curves), squeeze=False).flat
+  for axes, (name, losses) in zip(panels, curves.items(), strict=True):
+    points = zip(*losses.items(), strict=True)
+    axes.plot(*points, "o-", color=_BLUE, clip_on=False)
+    axes.set(title=name, xlabel="timestep, 0 without noise", ylabel="loss")
+    axes.set_xlim(0, 1000)
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+  return _png(figure)
+
+
 def tradeoff(
   points: Sequence[tuple[str, float, float]],
   cost: str,

@@ -31,6 +31,11 @@ from i2vgen_jax.types import Array, Batch, Conditioning, Params
 
 # Number of noise levels that held-out clips are seen at.
 _HELD_OUT_LEVELS = 4
+# Settings of a config's group `diffusion` that the loss of held-out clips has.
+_OF_HELD_OUT = (
+  "noise_offset", "max_timestep", "timestep_shift", "motion_weight",
+  "base_steps",
+)  # fmt: skip
 # Mean difference between latents of frames below which a clip stands still.
 _STILL = 0.05
 
@@ -118,6 +123,46 @@ class Denoising(task.Task):
       **loss_settings(fields["diffusion"]),
     )
 
+  @classmethod
+  def from_cascade(
+    cls,
+    loaded: cascade.Cascade,
+    stages: Mapping[str, Stage],
+    name: str,
+    mesh: Mesh,
+  ) -> "Denoising":
+    """The task that a stage of a cascade was trained for, to measure its loss.
+
+    Weights of a public form do not say more than their schedule: the rest has
+    the defaults, and a refine stage the noise levels that it samples at.
+
+    Args:
+      loaded: the networks.
+      stages: from `Cascade.plan`, of the size of the clips.
+      name: of one of them; one that was trained to restore the clips of the
+        base stage also needs that.
+      mesh: devices that the latents are split over.
+    """
+    stage, base, settings = stages[name], None, {}
+    if stage.starts_from_clip:
+      settings["max_timestep"] = stage.sampling.start_timestep + 1
+    config = loaded.networks[name].config
+    given = config["diffusion"]
+    settings |= {k: given[k] for k in _OF_HELD_OUT if k in given}
+    towers = {*build.towers_of(stage.unet)}
+    if settings.get("base_steps"):
+      base = stages["base"]
+      towers |= {*build.towers_of(base.unet), "base"}
+    return cls(
+      stage=stage,
+      mesh=mesh,
+      config=config,
+      frozen={tower: loaded.networks[tower].params for tower in towers},
+      tokenizer=loaded.tokenizer,
+      base=base,
+      **settings,
+    )
+
   @property
   def clip_size(self) -> int | None:
     stages = (self.stage, self.base)
@@ -146,31 +191,36 @@ class Denoising(task.Task):
   def loss(
     self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
   ) -> task.Loss:
-    return self._loss(params, frozen, batch, rng).mean(), {}
+    return self.losses(params, frozen, batch, rng).mean(), {}
 
-  def held_out_loss(
-    self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
-  ) -> tuple[Float[Array, ""], task.Sums]:
-    """The loss at a few noise levels, of which each row has one.
+  @property
+  def held_out_levels(self) -> Int[np.ndarray, "n"]:
+    """The timesteps at which held-out clips are seen.
 
     They are the middles of equal parts of the levels in the order in which
-    training draws them, so that the mean is comparable with its loss.
+    training draws them, so that the mean over them is comparable with its loss.
     """
     bound = self.max_timestep or self.stage.schedule.num_train_timesteps
     middles = (np.arange(_HELD_OUT_LEVELS, dtype=np.float32) + 0.5) / (
       _HELD_OUT_LEVELS
     )
-    levels = shifted_timesteps(middles, bound, self.timestep_shift)
+    return shifted_timesteps(middles, bound, self.timestep_shift)
+
+  def held_out_loss(
+    self, params: Params, frozen: task.Networks, batch: Batch, rng: task.Rng
+  ) -> tuple[Float[Array, ""], task.Sums]:
+    """The loss at the `held_out_levels`, of which each row has one."""
+    levels = self.held_out_levels
     rngs = per_row_rngs(jax.random.fold_in(rng, 1), batch.index)
     chosen = jax.vmap(lambda key: jax.random.choice(key, levels))(rngs)
-    losses = self._loss(params, frozen, batch, rng, held_out_at=chosen)
+    losses = self.losses(params, frozen, batch, rng, held_out_at=chosen)
     sums = {}
     for level in np.unique(levels):
       rows = chosen == level
       sums[f"timestep {level}"] = jnp.stack([losses @ rows, rows.sum()])
     return losses.mean(), sums
 
-  def _loss(
+  def losses(
     self,
     params: Params,
     frozen: task.Networks,
@@ -180,7 +230,8 @@ class Denoising(task.Task):
   ) -> Float[Array, "b"]:
     """The loss of each row.
 
-    At given timesteps it is without dropout of any kind.
+    At given timesteps it is without dropout of any kind; the noise of a row is
+    the same at all of them.
     """
     deterministic = held_out_at is not None
     rng_encode, rng_drop, rng_loss, rng_net = jax.random.split(rng, 4)

@@ -85,7 +85,7 @@ class LoraDenoising(Denoising):
     )
     return jax.device_get(params)
 
-  def _loss(
+  def losses(
     self,
     params: Params,
     frozen: task.Networks,
@@ -94,7 +94,7 @@ class LoraDenoising(Denoising):
     held_out_at: Int[Array, "b"] | None = None,
   ) -> Float[Array, "b"]:
     params = self._merged(params, frozen)
-    return super()._loss(params, frozen, batch, rng, held_out_at)
+    return super().losses(params, frozen, batch, rng, held_out_at)
 
   def sample_picture(
     self, params: Params, frozen: task.Networks, batch: Batch

@@ -17,7 +17,7 @@ from launch.evaluation.report import NUM_SHOWN, Power, Shown
 from launch.evaluation.towers import Towers
 
 # What the clips of a stage are called, and those of a dataset.
-_COLUMNS = {"base": "base", "refine": "refined", "real": "real"}
+COLUMNS = {"base": "base", "refine": "refined", "real": "real"}
 
 Features = Callable[[Frames], Any]
 Row = dict[str, Any]
@@ -106,8 +106,8 @@ def evaluate(
           values |= measures.of_start(clip, sampling, given, towers)
         if name != "real" and given.real is not None:
           values |= _distances(power[name], power["real"])
-        row[_COLUMNS[name]] = values
-        powers[_COLUMNS[name]].append(power[name])
+        row[COLUMNS[name]] = values
+        powers[COLUMNS[name]].append(power[name])
         if features is not None:
           points[name].append(features(clip))
       rows.append(row)
@@ -117,7 +117,7 @@ def evaluate(
   if features is not None:
     real = np.asarray(points.pop("real"), np.float64)
     means["frechet_distance"] = {
-      _COLUMNS[name]: frechet_distance(np.asarray(some, np.float64), real)
+      COLUMNS[name]: frechet_distance(np.asarray(some, np.float64), real)
       for name, some in points.items()
     }
   mean_powers = {name: Power.mean(some) for name, some in powers.items()}
@@ -135,7 +135,7 @@ def _means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
   """Means over the clips of which a metric was measured, in a fixed order."""
   means = collections.defaultdict(dict)
   for name in measures.METRICS:
-    for column in _COLUMNS.values():
+    for column in COLUMNS.values():
       values = [row[column].get(name) for row in rows if column in row]
       if known := [value for value in values if value is not None]:
         means[name][column] = float(np.mean(known))
@@ -146,8 +146,8 @@ def _shown(row: Row, clips: dict[str, Frames], fps: float) -> Shown:
   made = [name for name in clips if name != "real"]
   facts = [row["name"], f"seed {row['seed']}"]
   for name in ("first_frame_psnr", "motion"):
-    values = [row[_COLUMNS[stage]][name] for stage in made]
+    values = [row[COLUMNS[stage]][name] for stage in made]
     shown = ", ".join("-" if v is None else f"{v:.3g}" for v in values)
     facts.append(f"{name.replace('_', ' ')} {shown}")
-  videos = {_COLUMNS[name]: clip for name, clip in clips.items()}
+  videos = {COLUMNS[name]: clip for name, clip in clips.items()}
   return Shown(row["prompt"], " · ".join(facts), videos, fps)

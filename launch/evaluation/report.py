@@ -58,6 +58,7 @@ class Section(NamedTuple):
     names: of the columns of the table of figures.
     rows: of that table.
     meanings: what each row is; empty if the labels say it.
+    losses: of the denoisers by timestep, by name; empty without real clips.
     powers: mean spectra by name.
     shown: videos.
   """
@@ -66,6 +67,7 @@ class Section(NamedTuple):
   names: Sequence[str]
   rows: Sequence[Sequence[Cell]]
   meanings: Sequence[str]
+  losses: Mapping[str, Mapping[int, float]]
   powers: Mapping[str, Power]
   shown: Sequence[Shown]
 
@@ -82,6 +84,10 @@ def page(
       made.table([*section.names, "meaning"], [[*r, text] for r, text in pairs])
     else:
       made.table(section.names, section.rows)
+    if section.losses:
+      made.add("h3", "Loss by noise level")
+      plot = plots.losses(section.losses)
+      made.embed(plot, "png", "loss of the denoisers by noise level")
     made.add("h3", "Mean spectra")
     spatial, temporal = zip(*section.powers.values(), strict=True)
     names = section.powers.keys()

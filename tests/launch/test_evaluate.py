@@ -87,6 +87,7 @@ def test_pictures_with_prompts(run, weights, pictures, tmp_path):
   assert status == 0
   figures, page = read(tmp_path)
   assert figures["means"].keys() == ALONE | OF_PICTURE
+  assert "losses" not in figures
   rows = {row["name"]: row for row in figures["clips"]}
   assert rows.keys() == {"coffee.jpg", "chelsea.jpg", "rocket.jpg"}
   assert sorted(row["seed"] for row in rows.values()) == [0, 1, 2]
@@ -143,6 +144,12 @@ def test_dataset_has_real_clips_beside(
   assert [row["prompt"] for row in figures["clips"]] == [
     "clip 0", "clip 1", "clip 3",
   ]  # fmt: skip
+  assert figures["losses"].keys() == {"base", "refined"}
+  assert [*figures["losses"]["refined"]] == ["7"]
+  loss = figures["losses"]["base"]["300"]
+  row = f"loss at timestep 300</td>.*>{loss:.3f}</td>.*></td>.*></td>"
+  assert re.search(row, page.replace("\n", ""))
+  assert page.count("data:image/png") == 2
   shown = videos(page)
   assert len(shown) == 3 * 3
   # A step of 20 levels between the frames of the real clip.
@@ -200,7 +207,7 @@ def test_table_has_every_figure():
   figures["by_name"] = {"grows": "1 of 2"}
   names = ["figure", "value", "95 % reach"]
   rows = [*evaluate.rows(figures)]
-  section = Section("World", names, rows, [], {}, [])
+  section = Section("World", names, rows, [], {}, {}, [])
   lines = [line.split() for line in evaluate.table(section)]
   assert lines == [
     ["World"],
