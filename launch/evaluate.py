@@ -21,7 +21,7 @@ from launch.evaluation.report import NUM_SHOWN, Power, Section, Shown
 from launch.evaluation.towers import Towers
 from launch.progress import note
 from launch.report_page import Cell
-from launch.sample import Settings, describe, open_cascade, plan_stages
+from launch.sample import Settings, describe, open_plan
 from launch.weights import open_weights
 
 
@@ -88,9 +88,7 @@ def main(argv: list[str]) -> None:
   args = arguments.parse(Arguments, argv, "i2vgen evaluate")
   _check(args)
   outputs.make_folder(args.output)
-  weights = open_weights(args.weights)
-  cascade = open_cascade(weights, args)
-  plan = plan_stages(cascade, args)
+  cascade, plan = open_plan(args)
   settings = describe(args, cascade, plan)
   chosen = ("photographs", "pictures", "dataset", "clip", "features")
   chosen = {name: getattr(args, name) for name in chosen}

@@ -18,7 +18,6 @@ from i2vgen_jax.files import check_writable
 from launch import outputs, sample
 from launch.input_clip import InputClip
 from launch.progress import ProgressBar
-from launch.weights import open_weights
 
 _UPLOADS = 64  # pictures that are kept
 _LONGEST = 1000  # characters of a prompt
@@ -53,9 +52,7 @@ class Gallery:
       field.name: getattr(settings, field.name)
       for field in dataclasses.fields(sample.Settings)
     }
-    weights = open_weights(settings.weights)
-    self._cascade = sample.open_cascade(weights, settings)
-    self._plan = sample.plan_stages(self._cascade, settings)
+    self._cascade, self._plan = sample.open_plan(settings)
     self._uploads: dict[str, tuple[str, bytes]] = {}
     # Decoded pictures and runs take much memory: one at a time.
     self._decoding, self._running = threading.Lock(), threading.Lock()

@@ -178,6 +178,16 @@ def plan_stages(cascade: Cascade, settings: Settings, **more: Any) -> Plan:
   return cascade.plan(**(given | more))
 
 
+def open_plan(settings: Settings) -> tuple[Cascade, Plan]:
+  """The stages that the settings ask for, and how to run them.
+
+  Raises:
+    InputError: the weights cannot be loaded, or a setting cannot be met.
+  """
+  cascade = open_cascade(open_weights(settings.weights), settings)
+  return cascade, plan_stages(cascade, settings)
+
+
 def check_prompt(cascade: Cascade, plan: Plan, prompt: str) -> list[str]:
   """What a user should know about the prompt.
 

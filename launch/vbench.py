@@ -25,8 +25,7 @@ from launch.arguments import Count, Seed
 from launch.evaluation import clips
 from launch.evaluation.generation import Given, generate
 from launch.progress import note
-from launch.sample import Settings, open_cascade, plan_stages
-from launch.weights import open_weights
+from launch.sample import Settings, open_plan
 
 # Published results in percent, not measured by this repository.
 PUBLISHED = {
@@ -115,8 +114,7 @@ def make_videos(args: Videos) -> None:
   seeds = dict(
     zip(names, range(args.seed, args.seed + len(names)), strict=True)
   )
-  cascade = open_cascade(open_weights(args.weights), args)
-  plan = plan_stages(cascade, args)
+  cascade, plan = open_plan(args)
   clips.check(plan)
   outputs.make_folder(args.output)
   missing = [name for name in names if not (args.output / name).exists()]

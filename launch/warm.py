@@ -4,8 +4,7 @@ import dataclasses
 
 from launch import arguments
 from launch.progress import note
-from launch.sample import Settings, open_cascade, plan_stages
-from launch.weights import open_weights
+from launch.sample import Settings, open_plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,9 +25,7 @@ def main(argv: list[str]) -> None:
     InputError: the weights cannot be loaded, or a setting cannot be met.
   """
   settings = arguments.parse(Arguments, argv, "i2vgen warm")
-  weights = open_weights(settings.weights)
-  cascade = open_cascade(weights, settings)
-  plan = plan_stages(cascade, settings)
+  cascade, plan = open_plan(settings)
   note(f"compiling {', '.join(plan)} ...")
   cascade.compile(plan)
   note("compiled; i2vgen sample with these settings starts at once")
