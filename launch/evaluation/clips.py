@@ -98,14 +98,18 @@ def evaluate(
         "prompt": given.prompt,
         "seed": seed + len(rows),
       }
+      text = towers and towers.of_text(given.prompt)
       for name, clip in clips.items():
-        fps = given.fps if name == "real" else plan[name].sampling.fps
-        values = measures.of_clip(clip, fps, given.prompt, towers)
-        if name != "real":
-          sampling = plan[name].sampling
-          values |= measures.of_start(clip, sampling, given, towers)
-        if name != "real" and given.real is not None:
-          values |= _distances(power[name], power["real"])
+        picture, fps = None, given.fps
+        if stage := plan.get(name):
+          picture, fps = given.shown_to(stage), stage.sampling.fps
+        values = measures.of_clip(clip, fps)
+        if towers is not None:
+          values |= measures.of_content(clip, towers, picture, text)
+        if picture is not None:
+          values |= measures.of_start(clip, picture)
+          if given.real is not None:
+            values |= _distances(power[name], power["real"])
         row[COLUMNS[name]] = values
         powers[COLUMNS[name]].append(power[name])
         if features is not None:

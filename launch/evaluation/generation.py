@@ -9,10 +9,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from i2vgen_jax.cascade import Cascade
+from i2vgen_jax.preprocessing import center_crop_wide
 from i2vgen_jax.stage import Stage
 from i2vgen_jax.tokenizer import PromptWarning
 from launch.progress import ProgressBar
 
+Frame = UInt8[np.ndarray, "h w 3"]
 Frames = UInt8[np.ndarray, "f h w 3"]
 Clips = UInt8[np.ndarray, "b f h w 3"]
 Plan = Mapping[str, Stage]
@@ -32,9 +34,14 @@ class Given(NamedTuple):
 
   name: str
   prompt: str
-  picture: UInt8[np.ndarray, "h w 3"]
+  picture: Frame
   real: Frames | None = None
   fps: float | None = None
+
+  def shown_to(self, stage: Stage) -> Frame:
+    """The picture as a stage gets it."""
+    s = stage.sampling
+    return center_crop_wide(self.picture, *s.size, black_edge=s.black_edge)
 
 
 def generate(

@@ -8,10 +8,8 @@ from data_pipelines.footage import scores
 from data_pipelines.media.pictures import shrink
 from i2vgen_jax.evaluation import camera, embeddings
 from i2vgen_jax.evaluation.quality import psnr, ssim, steadiness
-from i2vgen_jax.preprocessing import center_crop_wide
-from i2vgen_jax.stage import Sampling
-from launch.evaluation.generation import Frames, Given
-from launch.evaluation.towers import Towers
+from launch.evaluation.generation import Frame, Frames
+from launch.evaluation.towers import Embedding, Towers
 
 # Every metric of a clip or of all clips, and what its values are.
 METRICS = {
@@ -36,21 +34,19 @@ _CAMERA_SIDE = 128
 Values = dict[str, float | None]
 
 
-def of_clip(clip: Frames, fps: float, prompt: str, towers: Towers | None):
-  """What a clip shows, whatever it was made of.
+def of_clip(clip: Frames, fps: float) -> Values:
+  """How a clip moves, whatever it was made of.
 
   Args:
     clip: at least two frames.
     fps: its frame rate.
-    prompt: what it should show.
-    towers: CLIP; None leaves its metrics out.
 
   Returns:
     Values by name; None is a value that cannot be measured.
   """
   speed = scores.motion(clip, np.arange(len(clip)) / fps)
   view = camera.measure(np.stack([shrink(f, _CAMERA_SIDE) for f in clip]))
-  values: Values = {
+  return {
     "steadiness": steadiness(clip),
     "motion": speed if math.isfinite(speed) else None,
     "camera_travel": math.hypot(view.x, view.y),
@@ -58,29 +54,36 @@ def of_clip(clip: Frames, fps: float, prompt: str, towers: Towers | None):
     "camera_roll": abs(view.roll),
     "camera_fit": view.fit,
   }
-  if towers is None:
-    return values
-  frames = towers.of_frames(clip)
-  values["frame_consistency"] = embeddings.frame_consistency(frames)
-  if towers.text_encoder is not None:
-    text = towers.of_text(prompt)
-    values["text_similarity"] = embeddings.similarity(frames, text)
-  return values
 
 
-def of_start(
-  clip: Frames, sampling: Sampling, given: Given, towers: Towers | None
-) -> Values:
-  """How well a made clip keeps to its picture."""
-  picture = center_crop_wide(
-    given.picture, *sampling.size, black_edge=sampling.black_edge
-  )
+def of_start(clip: Frames, picture: Frame) -> Values:
+  """How well a made clip keeps to its picture, which is as large."""
   likeness = psnr(clip[0], picture)
-  values: Values = {
+  return {
     "first_frame_psnr": likeness if math.isfinite(likeness) else None,
     "first_frame_ssim": ssim(clip[0], picture),
   }
-  if towers is not None:
-    frames, [shown] = map(towers.of_frames, (clip, picture[None]))
+
+
+def of_content(
+  clip: Frames,
+  towers: Towers,
+  picture: Frame | None = None,
+  text: Embedding | None = None,
+) -> Values:
+  """What a clip shows, by CLIP.
+
+  Args:
+    clip: at least two frames.
+    towers: CLIP.
+    picture: that the clip was made of, as large; None leaves it out.
+    text: embedding of the prompt; None leaves it out.
+  """
+  frames = towers.of_frames(clip)
+  values: Values = {"frame_consistency": embeddings.frame_consistency(frames)}
+  if picture is not None:
+    [shown] = towers.of_frames(picture[None])
     values["image_similarity"] = embeddings.similarity(frames, shown)
+  if text is not None:
+    values["text_similarity"] = embeddings.similarity(frames, text)
   return values

@@ -58,8 +58,10 @@ class Towers:
     params = {"params": self.image_encoder.params}
     return np.asarray(self._embed_views(params, np.stack(views)))
 
-  def of_text(self, text: str) -> Embedding:
-    """The embedding of a text."""
+  def of_text(self, text: str) -> Embedding | None:
+    """The embedding of a text; None without a text tower."""
+    if self.text_encoder is None:
+      return None
     params = {"params": self.text_encoder.params}
     [embedding] = self._embed_ids(params, self.tokenizer([text]).ids)
     return np.asarray(embedding)

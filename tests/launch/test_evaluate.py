@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from data_pipelines.shards.dataset import Example
 from launch import evaluate
 from launch.evaluation.measures import METRICS
 from launch.evaluation.report import Section
+from launch.evaluation.towers import Towers
 
 ALONE = {
   "frame_consistency", "text_similarity", "steadiness", "motion",
@@ -80,11 +82,21 @@ def test_worlds_are_the_default(run, weights, photographs, tmp_path):
 
 
 def test_pictures_with_prompts(run, weights, pictures, tmp_path):
-  status, _ = run(
-    *("evaluate", "--weights", weights, "--pictures", pictures),
-    *("--output", tmp_path, "--batch-size", 2),
+  of_frames, of_text = (
+    mock.patch.object(
+      Towers, method.__name__, autospec=True, side_effect=method
+    )
+    for method in (Towers.of_frames, Towers.of_text)
   )
+  with of_frames as of_frames, of_text as of_text:
+    status, _ = run(
+      *("evaluate", "--weights", weights, "--pictures", pictures),
+      *("--output", tmp_path, "--batch-size", 2),
+    )
   assert status == 0
+  # Of each stage the frames and the picture; the prompt for both.
+  assert of_frames.call_count == 3 * 2 * 2
+  assert of_text.call_count == 3
   figures, page = read(tmp_path)
   assert figures["means"].keys() == ALONE | OF_PICTURE
   assert "losses" not in figures

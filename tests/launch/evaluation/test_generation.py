@@ -1,8 +1,11 @@
 """Batches of clips: order, seeds and the last batch."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from i2vgen_jax.stage import Sampling
 from launch.evaluation.generation import Given, bilinear, generate
 
 
@@ -42,6 +45,13 @@ def test_clip_n_has_seed_n_in_any_batches(batch_size, sizes):
   assert made["refine"] == [106 + 12 * n for n in range(5)]
   # A smaller last batch would be compiled again.
   assert cascade.sizes == [size for size in sizes for _ in made]
+
+
+def test_picture_is_cropped_as_for_the_stage():
+  wide = np.arange(16 * 32 * 3, dtype=np.uint8).reshape(16, 32, 3)
+  sampling = Sampling(size=(16, 16), num_frames=2, fps=8.0)
+  shown = Given("a", "", wide).shown_to(SimpleNamespace(sampling=sampling))
+  np.testing.assert_array_equal(shown, wide[:, 8:24])
 
 
 def test_bilinear_enlarges_every_frame():

@@ -9,13 +9,10 @@ from skimage import data
 from data_pipelines.procedural import world
 from i2vgen_jax.cascade import BUNDLED
 from i2vgen_jax.interop import open_weights
-from i2vgen_jax.stage import Sampling
 from launch.evaluation import measures
-from launch.evaluation.generation import Given
 from launch.evaluation.towers import Towers
 
 PHOTO = np.ascontiguousarray(data.astronaut()[:256])
-SAMPLING = Sampling(size=(192, 128), num_frames=8, fps=8.0)
 
 
 @pytest.fixture(scope="module")
@@ -30,40 +27,45 @@ def panned(step):
 
 
 def test_still_clip(towers):
-  values = measures.of_clip(panned(0), 8.0, "a woman", towers)
+  values = measures.of_clip(panned(0), 8.0)
   assert values["motion"] == values["camera_travel"] == 0
   assert values["steadiness"] == values["camera_zoom"] == 1
-  assert values["frame_consistency"] == pytest.approx(1, abs=1e-5)
   assert values["camera_fit"] == pytest.approx(1, abs=1e-3)
+  text = towers.of_text("a woman")
+  values = measures.of_content(panned(0), towers, text=text)
+  assert values.keys() == {"frame_consistency", "text_similarity"}
+  assert values["frame_consistency"] == pytest.approx(1, abs=1e-5)
   assert -1 <= values["text_similarity"] < 1
 
 
 def test_panned_clip(towers):
-  values = measures.of_clip(panned(4), 8.0, "a woman", towers)
+  values = measures.of_clip(panned(4), 8.0)
   # In shorter sides: 4 pixels at 8 frames per second, and 28 in all.
   assert values["motion"] == pytest.approx(4 * 8 / 128, rel=0.25)
   assert values["camera_travel"] == pytest.approx(28 / 128, rel=0.1)
   assert values["steadiness"] < 0.99
-  assert values["frame_consistency"] < 0.9999
   # Half of the rate is half of the speed.
-  slow = measures.of_clip(panned(4), 4.0, "a woman", None)
+  slow = measures.of_clip(panned(4), 4.0)
   assert slow["motion"] == pytest.approx(values["motion"] / 2)
-  assert slow.keys() & {"frame_consistency", "text_similarity"} == set()
+  values = measures.of_content(panned(4), towers)
+  assert values.keys() == {"frame_consistency"}
+  assert values["frame_consistency"] < 0.9999
 
 
 def test_frames_far_apart_have_no_motion_value():
-  assert measures.of_clip(panned(4), 2.0, "", None)["motion"] is None
+  assert measures.of_clip(panned(4), 2.0)["motion"] is None
 
 
-def test_start_is_compared_with_the_cropped_picture(towers):
-  picture = np.repeat(np.repeat(panned(0)[0], 2, 0), 2, 1)
-  given = Given("a", "", picture)
-  values = measures.of_start(panned(0), SAMPLING, given, towers)
+def test_clip_is_compared_with_the_picture(towers):
+  picture = panned(0)[0]
+  values = measures.of_start(panned(0), picture)
+  values |= measures.of_content(panned(0), towers, picture)
   assert values["first_frame_psnr"] is None  # Infinite.
   assert values["first_frame_ssim"] == pytest.approx(1)
   assert values["image_similarity"] == pytest.approx(1, abs=1e-5)
   other = np.full_like(panned(0), 128)
-  worse = measures.of_start(other, SAMPLING, given, towers)
+  worse = measures.of_start(other, picture)
+  worse |= measures.of_content(other, towers, picture)
   assert worse["first_frame_psnr"] < 15
   assert worse["image_similarity"] < 0.95
 
@@ -92,7 +94,7 @@ def test_converted_towers_do_not_read_text(capsys):
   text = dataclasses.replace(text, config=config)
   networks = weights.networks | {"text_encoder": text}
   towers = Towers.load(dataclasses.replace(weights, networks=networks))
-  assert towers.text_encoder is None
+  assert towers.of_text("a woman") is None
   assert "the similarity of text is left out" in capsys.readouterr().err
   del networks["image_encoder"]
   assert Towers.load(dataclasses.replace(weights, networks=networks)) is None
