@@ -1,6 +1,7 @@
 """`i2vgen evaluate`: measures weights on held-out worlds or your own inputs."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,15 @@ from data_pipelines.footage.scores import load_hook
 from data_pipelines.procedural.photographs import Photographs
 from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.evaluation import lpips
 from i2vgen_jax.files import write_json
+from i2vgen_jax.interop.formats import safetensors_files
 from i2vgen_jax.stage import STAGES
 from launch import arguments, outputs
 from launch.arguments import Count, Seed, Text, Weights
 from launch.evaluation import clips, inputs, losses, report, worlds
 from launch.evaluation.generation import Clips, Plan
-from launch.evaluation.measures import METRICS
+from launch.evaluation.measures import METRICS, Lpips
 from launch.evaluation.report import NUM_SHOWN, Power, Section, Shown
 from launch.evaluation.towers import Towers
 from launch.progress import note
@@ -58,6 +61,8 @@ class Arguments(Settings):
     clip: Weights whose CLIP towers compare videos with pictures and prompts;
       those that are evaluated by default. Use the same ones for all weights
       that you compare.
+    lpips: Safetensors file with the state dict of lpips.LPIPS(net="alex"), for
+      the LPIPS distance of the first frame to the picture.
     features: MODULE:FUNCTION from uint8[f h w 3] frames to a vector, such as
       I3D, for the Fréchet distance to the real clips.
     num_clips: Number of clips of each world; or of pictures or records, which
@@ -71,6 +76,7 @@ class Arguments(Settings):
   pictures: Path | None = None
   dataset: Path | None = None
   clip: Weights | None = None
+  lpips: Path | None = None
   features: Text | None = None
   num_clips: Count = 128
   batch_size: Count = 16
@@ -90,7 +96,7 @@ def main(argv: list[str]) -> None:
   outputs.make_folder(args.output)
   cascade, plan = open_plan(args)
   settings = describe(args, cascade, plan)
-  chosen = ("photographs", "pictures", "dataset", "clip", "features")
+  chosen = ("photographs", "pictures", "dataset", "clip", "lpips", "features")
   chosen = {name: getattr(args, name) for name in chosen}
   settings["inputs"] = {k: str(v) for k, v in chosen.items() if v is not None}
   settings["inputs"] |= {"num_clips": args.num_clips, "seed": args.seed}
@@ -119,8 +125,11 @@ def _check(args: Arguments) -> None:
       "--photographs are for the procedural worlds; give it without --pictures "
       "and --dataset"
     )
-  if args.clip and not own:
-    raise InputError("--clip is for --pictures or --dataset; give one of them")
+  for name in ("clip", "lpips"):
+    if getattr(args, name) and not own:
+      raise InputError(
+        f"--{name} is for --pictures or --dataset; give one of them"
+      )
   if args.features and not args.dataset:
     raise InputError(
       "--features compare with real clips; give them with --dataset"
@@ -149,6 +158,11 @@ def _own_inputs(
       f"--features compare two or more real clips, and {args.dataset} gives "
       "fewer; use a dataset of clips, or more of them"
     )
+  judges = {
+    "towers": Towers.load(open_weights(args.clip or args.weights)),
+    "lpips": args.lpips and _read_lpips(args.lpips),
+    "features": args.features and load_hook(args.features),
+  }
   figures, curves = {}, {}
   if given.read(0).real is not None:
     curves = _losses(args, cascade, plan, given.count)
@@ -157,10 +171,9 @@ def _own_inputs(
     cascade,
     plan,
     given,
-    towers=Towers.load(open_weights(args.clip or args.weights)),
-    features=load_hook(args.features) if args.features else None,
     seed=args.seed,
     batch_size=args.batch_size,
+    **judges,
   )
   figures |= {"means": measured.means, "clips": measured.rows}
   columns = list(measured.powers)
@@ -206,6 +219,13 @@ def _loss_rows(
   for level in sorted({*itertools.chain(*curves.values())}):
     values = (curves.get(column, {}).get(level) for column in columns)
     yield [f"loss at timestep {level}", *values]
+
+
+def _read_lpips(path: Path) -> Lpips:
+  """The distance by the weights in a safetensors file."""
+  tensors = safetensors_files.read(path)
+  weights = lpips.from_state_dict(tensors.shapes, tensors.read, tensors.where)
+  return functools.partial(lpips.lpips, weights)
 
 
 def _check_prompts(cascade: Cascade, prompts: Sequence[str]) -> None:

@@ -57,6 +57,7 @@ def evaluate(
   inputs: Inputs,
   *,
   towers: Towers | None,
+  lpips: measures.Lpips | None,
   features: Features | None,
   seed: int,
   batch_size: int,
@@ -68,6 +69,7 @@ def evaluate(
     plan: the stages; see `check`.
     inputs: what the clips are made of.
     towers: CLIP; None leaves its metrics out.
+    lpips: distance of two pictures; None leaves it out.
     features: of a clip, for the Fréchet distance to the real ones; None leaves
       it out.
     seed: clip n has the seed `seed + n`.
@@ -107,7 +109,7 @@ def evaluate(
         if towers is not None:
           values |= measures.of_content(clip, towers, picture, text)
         if picture is not None:
-          values |= measures.of_start(clip, picture)
+          values |= measures.of_start(clip, picture, lpips)
           if given.real is not None:
             values |= _distances(power[name], power["real"])
         row[COLUMNS[name]] = values

@@ -1,6 +1,7 @@
 """The metrics of one clip, by itself and against its picture."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from launch.evaluation.towers import Embedding, Towers
 METRICS = {
   "first_frame_psnr": "first frame against the picture, dB",
   "first_frame_ssim": "first frame against the picture, 1 is equal",
+  "first_frame_lpips": "first frame against the picture, 0 is equal",
   "image_similarity": "CLIP: mean cosine of the frames with the picture",
   "text_similarity": "CLIP: mean cosine of the frames with the prompt",
   "frame_consistency": "CLIP: mean cosine of adjacent frames",
@@ -32,6 +34,7 @@ METRICS = {
 _CAMERA_SIDE = 128
 
 Values = dict[str, float | None]
+Lpips = Callable[[Frame, Frame], float]
 
 
 def of_clip(clip: Frames, fps: float) -> Values:
@@ -56,13 +59,24 @@ def of_clip(clip: Frames, fps: float) -> Values:
   }
 
 
-def of_start(clip: Frames, picture: Frame) -> Values:
-  """How well a made clip keeps to its picture, which is as large."""
+def of_start(
+  clip: Frames, picture: Frame, lpips: Lpips | None = None
+) -> Values:
+  """How well a made clip keeps to its picture.
+
+  Args:
+    clip: what was made of the picture.
+    picture: of the same size.
+    lpips: distance of two pictures; None leaves it out.
+  """
   likeness = psnr(clip[0], picture)
-  return {
+  values: Values = {
     "first_frame_psnr": likeness if math.isfinite(likeness) else None,
     "first_frame_ssim": ssim(clip[0], picture),
   }
+  if lpips is not None:
+    values["first_frame_lpips"] = lpips(clip[0], picture)
+  return values
 
 
 def of_content(

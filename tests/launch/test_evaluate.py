@@ -10,6 +10,7 @@ import pytest
 from cascade_standin import NUM_FRAMES, REFINED_SIZE, write_cascade
 from dataset_standin import counting_clip, write_dataset
 from PIL import Image
+from safetensors.numpy import save_file
 from skimage import data
 
 from data_pipelines.media import video
@@ -36,6 +37,25 @@ def pictures(tmp_path_factory):
     Image.fromarray(getattr(data, name)()).save(folder / f"{name}.jpg")
     (folder / f"{name}.txt").write_text(f"the {name} <moves> & shines\n")
   return folder
+
+
+@pytest.fixture(scope="module")
+def lpips_weights(tmp_path_factory):
+  """A file of LPIPS with random weights."""
+  rng = np.random.default_rng(0)
+  shapes = (
+    (0, (64, 3, 11, 11)), (3, (192, 64, 5, 5)), (6, (384, 192, 3, 3)),
+    (8, (256, 384, 3, 3)), (10, (256, 256, 3, 3)),
+  )  # fmt: skip
+  state = {}
+  for n, (number, shape) in enumerate(shapes):
+    layer, width = f"net.slice{n + 1}.{number}", shape[0]
+    state[f"{layer}.weight"] = rng.normal(0, np.prod(shape[1:]) ** -0.5, shape)
+    state[f"{layer}.bias"] = np.zeros(width)
+    state[f"lin{n}.model.1.weight"] = rng.uniform(0, 1, (1, width, 1, 1))
+  path = tmp_path_factory.mktemp("lpips") / "alex.safetensors"
+  save_file({k: v.astype(np.float32) for k, v in state.items()}, path)
+  return path
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +101,7 @@ def test_worlds_are_the_default(run, weights, photographs, tmp_path):
   assert not re.search(r'<script|<link|https?://|src="(?!data:)', page)
 
 
-def test_pictures_with_prompts(run, weights, pictures, tmp_path):
+def test_pictures_with_prompts(run, weights, pictures, lpips_weights, tmp_path):
   of_frames, of_text = (
     mock.patch.object(
       Towers, method.__name__, autospec=True, side_effect=method
@@ -91,14 +111,15 @@ def test_pictures_with_prompts(run, weights, pictures, tmp_path):
   with of_frames as of_frames, of_text as of_text:
     status, _ = run(
       *("evaluate", "--weights", weights, "--pictures", pictures),
-      *("--output", tmp_path, "--batch-size", 2),
+      *("--output", tmp_path, "--batch-size", 2, "--lpips", lpips_weights),
     )
   assert status == 0
   # Of each stage the frames and the picture; the prompt for both.
   assert of_frames.call_count == 3 * 2 * 2
   assert of_text.call_count == 3
   figures, page = read(tmp_path)
-  assert figures["means"].keys() == ALONE | OF_PICTURE
+  assert figures["means"].keys() == ALONE | OF_PICTURE | {"first_frame_lpips"}
+  assert all(0 < x < 9 for x in figures["means"]["first_frame_lpips"].values())
   assert "losses" not in figures
   rows = {row["name"]: row for row in figures["clips"]}
   assert rows.keys() == {"coffee.jpg", "chelsea.jpg", "rocket.jpg"}
@@ -175,6 +196,7 @@ def test_dataset_has_real_clips_beside(
     (["--pictures", "x", "--dataset", "y"], "exclude each other"),
     (["--pictures", "x", "--photographs", "y"], "procedural worlds"),
     (["--clip", "x"], "--clip is for --pictures or --dataset"),
+    (["--lpips", "x"], "--lpips is for --pictures or --dataset"),
     (["--pictures", "x", "--features", "a:b"], "compare with real clips"),
   ],
 )
