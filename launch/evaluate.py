@@ -17,7 +17,7 @@ from i2vgen_jax.interop.formats import safetensors_files
 from i2vgen_jax.stage import STAGES
 from launch import arguments, outputs
 from launch.arguments import Count, Seed, Text, Weights
-from launch.evaluation import clips, inputs, losses, report, worlds
+from launch.evaluation import clips, i3d, inputs, losses, report, worlds
 from launch.evaluation.generation import Clips, Plan
 from launch.evaluation.measures import METRICS, Lpips
 from launch.evaluation.report import NUM_SHOWN, Power, Section, Shown
@@ -63,8 +63,10 @@ class Arguments(Settings):
       that you compare.
     lpips: Safetensors file with the state dict of lpips.LPIPS(net="alex"), for
       the LPIPS distance of the first frame to the picture.
-    features: MODULE:FUNCTION from uint8[f h w 3] frames to a vector, such as
-      I3D, for the Fréchet distance to the real clips.
+    i3d: TorchScript file of an I3D, such as i3d_torchscript.pt, for the Fréchet
+      video distance (FVD) to the real clips; it is run by torch.
+    features: MODULE:FUNCTION from uint8[f h w 3] frames to a vector, for the
+      Fréchet distance by a network of your own.
     num_clips: Number of clips of each world; or of pictures or records, which
       are drawn at random if there are more.
     batch_size: Number of clips that are made at once; 1 takes least memory.
@@ -77,6 +79,7 @@ class Arguments(Settings):
   dataset: Path | None = None
   clip: Weights | None = None
   lpips: Path | None = None
+  i3d: Path | None = None
   features: Text | None = None
   num_clips: Count = 128
   batch_size: Count = 16
@@ -96,7 +99,8 @@ def main(argv: list[str]) -> None:
   outputs.make_folder(args.output)
   cascade, plan = open_plan(args)
   settings = describe(args, cascade, plan)
-  chosen = ("photographs", "pictures", "dataset", "clip", "lpips", "features")
+  chosen = ("photographs", "pictures", "dataset", "clip")
+  chosen += ("lpips", "i3d", "features")
   chosen = {name: getattr(args, name) for name in chosen}
   settings["inputs"] = {k: str(v) for k, v in chosen.items() if v is not None}
   settings["inputs"] |= {"num_clips": args.num_clips, "seed": args.seed}
@@ -130,9 +134,11 @@ def _check(args: Arguments) -> None:
       raise InputError(
         f"--{name} is for --pictures or --dataset; give one of them"
       )
-  if args.features and not args.dataset:
+  if args.i3d and args.features:
+    raise InputError("--i3d and --features exclude each other; give one")
+  if (args.i3d or args.features) and not args.dataset:
     raise InputError(
-      "--features compare with real clips; give them with --dataset"
+      "--i3d and --features compare with real clips; give --dataset"
     )
 
 
@@ -153,18 +159,24 @@ def _own_inputs(
     note(f"{given.count} of {found.count} inputs are drawn; see --num-clips")
   # All are read first, so that an unusable one costs no video.
   _check_prompts(cascade, [given.read(n).prompt for n in range(given.count)])
-  if args.features and (given.count < 2 or given.read(0).real is None):
-    raise InputError(
-      f"--features compare two or more real clips, and {args.dataset} gives "
-      "fewer; use a dataset of clips, or more of them"
-    )
+  features = args.i3d and i3d.load(args.i3d)
+  if args.features:
+    features = load_hook(args.features)
+  real = given.read(0).real
+  if features is not None:
+    if given.count < 2 or real is None:
+      raise InputError(
+        "--i3d and --features compare two or more real clips, and "
+        f"{args.dataset} gives fewer; use a dataset of clips, or more of them"
+      )
+    features(real)
   judges = {
     "towers": Towers.load(open_weights(args.clip or args.weights)),
     "lpips": args.lpips and _read_lpips(args.lpips),
-    "features": args.features and load_hook(args.features),
+    "features": features,
   }
   figures, curves = {}, {}
-  if given.read(0).real is not None:
+  if real is not None:
     curves = _losses(args, cascade, plan, given.count)
     figures["losses"] = curves
   measured = clips.evaluate(

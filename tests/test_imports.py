@@ -73,6 +73,7 @@ HOMES = {
   "torch": (
     "i2vgen_jax/interop/formats/torch_files.py",
     "launch/benchmarks/denoising.py",
+    "launch/evaluation/i3d.py",
   ),
   "tensorflow": ("data_pipelines/",),
   "tensorflow_datasets": ("data_pipelines/",),

@@ -28,7 +28,7 @@ METRICS = {
   "camera_fit": "correlation of the frames aligned by that camera",
   "spatial_distance": "spectrum against the real clip's, mean abs. log10",
   "temporal_distance": "spectrum against the real clip's, mean abs. log10",
-  "frechet_distance": "features against those of the real clips",
+  "frechet_distance": "features against those of the real clips; by I3D: FVD",
 }
 # Shorter side at which the motion of the camera is measured, in pixels.
 _CAMERA_SIDE = 128

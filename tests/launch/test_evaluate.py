@@ -7,6 +7,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from cascade_standin import NUM_FRAMES, REFINED_SIZE, write_cascade
 from dataset_standin import counting_clip, write_dataset
 from PIL import Image
@@ -198,6 +199,8 @@ def test_dataset_has_real_clips_beside(
     (["--clip", "x"], "--clip is for --pictures or --dataset"),
     (["--lpips", "x"], "--lpips is for --pictures or --dataset"),
     (["--pictures", "x", "--features", "a:b"], "compare with real clips"),
+    (["--pictures", "x", "--i3d", "y"], "compare with real clips"),
+    (["--dataset", "x", "--i3d", "y", "--features", "a:b"], "exclude each"),
   ],
 )
 def test_flags_without_effect_are_refused(refused, tmp_path, flags, message):
@@ -226,6 +229,25 @@ def test_features_need_several_real_clips(refused, weights, tmp_path):
   stills = write_dataset(tmp_path, "text_image", stills)
   line = refused(*argv, stills)
   assert "--features compare two or more real clips" in line
+
+
+def test_network_of_videos_is_tried_on_a_real_clip_first(
+  run, weights, dataset, tmp_path
+):
+  class Small(torch.nn.Module):
+    def forward(
+      self, x, rescale: bool = True, resize: bool = True,
+      return_features: bool = False,
+    ):  # fmt: skip
+      return torch.nn.functional.avg_pool3d(x, 9).flatten(1)
+
+  torch.jit.script(Small()).save(str(tmp_path / "i3d.pt"))
+  status, lines = run(
+    *("evaluate", "--weights", weights, "--dataset", dataset),
+    *("--i3d", tmp_path / "i3d.pt", "--output", tmp_path / "made"),
+  )
+  assert status == 2
+  assert "i3d.pt does not take a clip of 2 frames of 64x64" in lines[-1]
 
 
 def test_bad_output_is_refused_first(refused, weights, tmp_path):
