@@ -105,3 +105,10 @@ def test_weights_that_do_not_say_have_the_levels_they_sample_at(cascade):
   expected = (start + 1) * np.array([0.125, 0.375, 0.625, 0.875])
   np.testing.assert_array_equal(task.held_out_levels, expected.astype(int))
   assert task.frozen.keys() == {"vae", "text_encoder"}
+
+
+def test_a_mesh_that_does_not_divide_the_clips(weights, dataset, losses):
+  cascade = Cascade.load(weights, mesh=make_mesh(data=2, frames=4))
+  stages = {"base": cascade.plan()["base"]}
+  found = by_timestep(cascade, stages, dataset, count=1, seed=3, batch_size=8)
+  assert found["base"] == pytest.approx(losses["base"], rel=1e-4)
