@@ -44,6 +44,9 @@ Progress = Callable[[int], None]
 
 # Latents on a side of the smallest size that is suggested.
 _SMALLEST = 8
+# The default of XLA computes early what needs no input, and so holds twice the
+# memory: 25 GiB in place of 12 for variant (c) at 1280x704.
+_CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # A field of each tower, and the field of the U-Net that it must equal.
 _SHARED_WIDTHS = {
   "vae": ("latent_channels", "latent_channels"),
@@ -575,7 +578,8 @@ class Stage:
       traced = jitted.trace(*args, **kwargs, stage=stage)
       if compile_fn is not None:
         return compile_fn(traced, args)
-      program = traced.lower().compile()
+      on_cpu = jax.default_backend() == "cpu"
+      program = traced.lower().compile(_CPU_OPTIONS if on_cpu else None)
       check_fits(program, args, self._what_fits)
       return program
 
