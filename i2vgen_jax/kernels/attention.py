@@ -37,15 +37,15 @@ MAX_SCORES = 2**27
 MIN_SPLASH_PAIRS = 2**17
 # Most queries and most keys in a block of the splash kernel at head_dim 64, and
 # keys that it computes at a time: the fastest that fit in the memory of a core,
-# by `python -m launch.benchmarks.splash` for v5e, v5p, v6e and v7x. Fewer keys
-# at a time, as some block sizes would need, take up to 40 % longer.
-SPLASH_QUERIES = 1536
-SPLASH_KEYS = 2048
+# by `python -m launch.benchmarks.splash` for v5e, v5p and v6e. Fewer keys at a
+# time, as some block sizes would need, take up to 40 % longer.
+SPLASH_QUERIES = 1408
+SPLASH_KEYS = 2816
 SPLASH_STEP = 256
 # Starting a block takes as long as so many more of its rows.
 SPLASH_START = 512
 # Wider heads need smaller blocks to fit in the memory of a core.
-SPLASH_BLOCK_ELEMENTS = 2**17
+SPLASH_BLOCK_ELEMENTS = SPLASH_KEYS * 64
 
 
 def dot_product_attention(
@@ -73,29 +73,72 @@ def dot_product_attention(
     # The keys of one clip, shared by all its pixels.
     rows = [x.reshape(-1, x.shape[-1]) for x in (q, k, v)]
     return attend_rows(*rows, num_heads).reshape(q.shape)
-  shape, pairs = q.shape, q.shape[-2] * k.shape[-2]
-  q, k, v = (x.reshape(*x.shape[:-1], num_heads, -1) for x in (q, k, v))
+  heads = [split_heads(x, num_heads) for x in (q, k, v)]
+  return join_heads(attend_heads(*heads, causal))
+
+
+def split_heads(
+  x: Float[Array, "*b n c"], num_heads: int
+) -> Float[Array, "*b h n dim"]:
+  """The channels of each head, the heads first."""
+  if blocks.in_kernel():
+    return jnp.stack(jnp.split(x, num_heads, axis=-1), axis=-3)
+  return x.reshape(*x.shape[:-1], num_heads, -1).swapaxes(-3, -2)
+
+
+def join_heads(x: Float[Array, "*b h n dim"]) -> Float[Array, "*b n c"]:
+  """The inverse of `split_heads`."""
+  if blocks.in_kernel():
+    heads = [x[..., head, :, :] for head in range(x.shape[-3])]
+    return jnp.concatenate(heads, axis=-1)
+  x = x.swapaxes(-3, -2)
+  return x.reshape(*x.shape[:-2], -1)
+
+
+def attend_heads(
+  q: Float[Array, "*b h n dim"],
+  k: Float[Array, "*d h m dim"],
+  v: Float[Array, "*d h m dim"],
+  causal: bool = False,
+) -> Float[Array, "*b h n dim"]:
+  """`dot_product_attention` of heads, as the kernel of a TPU takes them."""
   if causal:
-    return _plain(q, k, v, is_causal=True).reshape(shape)
-  kernels = {"tpu": _splash} if pairs >= MIN_SPLASH_PAIRS else {}
+    return _of_sequences(functools.partial(_plain, is_causal=True), q, k, v)
+  kernels = {}
+  if q.shape[-2] * k.shape[-2] >= MIN_SPLASH_PAIRS:
+    kernels["tpu"] = _splash
   if _fits_cudnn(q):
-    kernels["cuda"] = functools.partial(_plain, implementation="cudnn")
-  y = for_platform(q, k, v, **kernels, default=_in_blocks)
-  return y.reshape(shape)
+    cudnn = functools.partial(_plain, implementation="cudnn")
+    kernels["cuda"] = functools.partial(_of_sequences, cudnn)
+  plain = functools.partial(_of_sequences, _in_blocks)
+  return for_platform(q, k, v, **kernels, default=plain)
+
+
+def _of_sequences(
+  attend: Callable[..., Array], q: Array, k: Array, v: Array
+) -> Array:
+  """attend of arrays [d h n dim] and [d h m dim].
+
+  Queries that share their keys are joined to one sequence.
+  """
+  place = k.ndim - 3
+  joined = jnp.moveaxis(q, -3, place)
+  heads, dim = k.shape[-3], k.shape[-1]
+  flat = [x.reshape(-1, *x.shape[-3:]) for x in (k, v)]
+  y = attend(joined.reshape(len(flat[0]), heads, -1, dim), *flat)
+  return jnp.moveaxis(y.reshape(joined.shape), place, -3)
 
 
 # ---- CPU and GPU ----
 
 
 def _plain(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
-  """All scores at once, unless the implementation does otherwise."""
-  flat = [x.reshape(-1, *x.shape[-3:]) for x in (_fold(q, k), k, v)]
-  return jax.nn.dot_product_attention(*flat, **kwargs).reshape(q.shape)
+  """All scores at once, unless the implementation does otherwise.
 
-
-def _fold(q: Array, k: Array) -> Array:
-  """Joins the queries that share their keys: [*d n' h dim]."""
-  return q.reshape(*k.shape[:-3], -1, *q.shape[-2:])
+  The compiler removes the transposes, which undo those of `split_heads`.
+  """
+  tokens_first = [x.swapaxes(1, 2) for x in (q, k, v)]
+  return jax.nn.dot_product_attention(*tokens_first, **kwargs).swapaxes(1, 2)
 
 
 def _fits_cudnn(q: Array) -> bool:
@@ -108,12 +151,13 @@ def _in_blocks(q: Array, k: Array, v: Array) -> Array:
 
   The backward pass computes the scores of each block again.
   """
-  shape, q = q.shape, _fold(q, k)
-  n, heads, m = q.shape[-3], q.shape[-2], k.shape[-3]
+  (_, heads, n, _), m = q.shape, k.shape[2]
   if math.prod(q.shape[:-1]) * m <= MAX_SCORES:
-    return _plain(q, k, v).reshape(shape)
+    return _plain(q, k, v)
   count = -(-n * heads * m // MAX_SCORES)
   size = -(-n // count)
+  # Tokens first, as the projections before and after have them.
+  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
 
   @jax.checkpoint
   def block(queries: Array, keys: Array, values: Array) -> Array:
@@ -127,8 +171,7 @@ def _in_blocks(q: Array, k: Array, v: Array) -> Array:
     y = jax.lax.map(lambda part: block(part, keys, values), queries)
     return y.reshape(-1, *y.shape[2:])[:n]
 
-  flat = tuple(x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-  return jax.lax.map(sequence, flat).reshape(shape)
+  return jax.lax.map(sequence, (q, k, v)).swapaxes(1, 2)
 
 
 # ---- TPU ----
@@ -158,25 +201,17 @@ class _ValidKeys(masks._ComputableMask):
 
 def _splash(q: Array, k: Array, v: Array) -> Array:
   axes = [(ROWS, "frames")[: x.ndim - 3] for x in (q, k, v)]
-  return on_each_device(_splash_on_device, (q, k, v), axes)
+  on_device = functools.partial(_of_sequences, _splash_sequences)
+  return on_each_device(on_device, (q, k, v), axes)
 
 
-def _splash_on_device(q: Array, k: Array, v: Array) -> Array:
-  """The kernel on [h n d], with n and m padded to whole blocks."""
-  shape, dim = q.shape, q.shape[-1]
-  q = _fold(q, k)
-  n, m, heads = q.shape[-3], k.shape[-3], q.shape[-2]
+def _splash_sequences(q: Array, k: Array, v: Array) -> Array:
+  """The kernel, with n and m padded to whole blocks."""
+  (_, heads, n, dim), m = q.shape, k.shape[2]
   kernel, padded = splash_kernel(n, m, heads, *splash_blocks(n, m, dim))
-
-  def heads_first(x: Array, length: int) -> Array:
-    x = x.reshape(-1, *x.shape[-3:])
-    x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
-    return x.swapaxes(1, 2)
-
-  q = heads_first(q * np.float32(dim**-0.5).astype(q.dtype), padded[0])
-  k, v = heads_first(k, padded[1]), heads_first(v, padded[1])
-  y = jax.vmap(kernel)(q, k, v).swapaxes(1, 2)[:, :n]
-  return y.reshape(shape)
+  pad = blocks.pad_pixels
+  q = pad(q * np.float32(dim**-0.5).astype(q.dtype), padded[0])
+  return jax.vmap(kernel)(q, pad(k, padded[1]), pad(v, padded[1]))[:, :, :n]
 
 
 def splash_kernel(
@@ -193,9 +228,6 @@ def splash_kernel(
     step: keys that are computed at a time.
   """
   padded = -(-n // block_q) * block_q, -(-m // block_kv) * block_kv
-  # The tokens of keys and values along the lanes, of which 64 channels would
-  # use half: the transposes before the kernel are faster.
-  tokens_last = splash.QKVLayout.SEQ_MINOR
   kernel = splash.make_splash_mha_single_device(
     mask=masks.MultiHeadMask([_ValidKeys(padded, m)] * heads),
     block_sizes=splash.BlockSizes(
@@ -206,8 +238,6 @@ def splash_kernel(
       block_kv_dkv=block_kv,
       block_kv_dkv_compute=step,
       use_fused_bwd_kernel=True,
-      k_layout=tokens_last,
-      v_layout=tokens_last,
     ),
   )
   return kernel, padded

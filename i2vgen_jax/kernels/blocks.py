@@ -9,6 +9,7 @@ Pallas kernel runs the same code for one block of pixels after another.
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -52,21 +53,22 @@ def _tracing() -> Iterator[None]:
 def on_blocks(
   fn: Callable[..., Any],
   params: Params,
-  clips: Sequence[Float[Array, "b f n _"]],
+  clips: Sequence[Float[Array, "b f *_ n _"]],
   shared: Sequence[Float[Array, "b *_ c"]] = (),
   *,
   mixes_frames: bool,
 ) -> Any:
   """fn(params, *clips, *shared), on a TPU for blocks of pixels.
 
-  A block has all frames of a few pixels of a clip. The backward pass is that
-  of fn, without blocks.
+  A block has a few pixels of a frame, or of all frames of a clip. The backward
+  pass is that of fn, without blocks.
 
   Args:
     fn: function whose results at a pixel depend on that pixel of `clips` alone,
       or on all its frames.
     params: weights, of which each block has all.
-    clips: arrays of n pixels a frame, as are the results.
+    clips: arrays of n pixels a frame, as are the results: [b f n c], or
+      [b f h n d] for h heads.
     shared: arrays of which each block has all that belongs to its clip, without
       pixels: [b f k c], values of each frame, or [b m c].
     mixes_frames: whether results depend on other frames of their pixel. Decides
@@ -92,7 +94,7 @@ def on_blocks(
     kernel = functools.partial(_kernel, call, mixes_frames)
     kernel = with_backward_of(plain, kernel)
     results = for_platform(*args, tpu=kernel, default=plain)
-  return jax.tree.map(lambda y: y[:, :, :n], results)
+  return jax.tree.map(lambda y: y[..., :n, :], results)
 
 
 def _kernel(
@@ -107,7 +109,7 @@ def _kernel(
   def run(*arrays: Array) -> Any:
     stop = len(clips) + len(shared)
     parts = arrays[: len(clips)], arrays[len(clips) : stop], arrays[stop:]
-    return _on_device(call, *parts)
+    return _on_device(call, mixes_frames, *parts)
 
   each_frame = (ROWS,) if mixes_frames else (ROWS, "frames")
   each_pixel = (ROWS, None, "frames") if mixes_frames else each_frame
@@ -121,21 +123,43 @@ def _kernel(
 
 def _on_device(
   call: Callable,
+  mixes_frames: bool,
   clips: Sequence[Array],
   shared: Sequence[Array],
   leaves: Sequence[Array],
 ) -> Any:
   b, f, n, _ = clips[0].shape
-  widest = max(LANES, *(x.shape[-1] for x in clips))
-  size, padded = split(n, BLOCK_ELEMENTS // (f * widest))
+  frames = f if mixes_frames else 1
+  widest = max(math.prod(x.shape[2:]) // n for x in clips)
+  size, padded = split(n, BLOCK_ELEMENTS // (frames * max(LANES, widest)))
   clips = [pad_pixels(x, padded) for x in clips]
 
-  def for_block(x: Array, *pixels: int) -> jax.ShapeDtypeStruct:
-    shape = (1, f, *pixels, x.shape[-1]) if pixels else (1, *x.shape[1:])
-    return jax.ShapeDtypeStruct(shape, x.dtype)
+  def of_pixels(shape: tuple[int, ...]) -> pl.BlockSpec:
+    """For an array [b f *heads n c]."""
+    heads = shape[2:-2]
+    none = (0,) * len(heads)
+    return pl.BlockSpec(
+      (1, frames, *heads, size, shape[-1]),
+      lambda i, j, k: (i, j, *none, k, 0),
+    )
 
+  def of_clip(shape: tuple[int, ...]) -> pl.BlockSpec:
+    """For an array [b f k c] or [b m c]."""
+    if len(shape) == 4:
+      return pl.BlockSpec((1, frames, *shape[2:]), lambda i, j, k: (i, j, 0, 0))
+    return pl.BlockSpec((1, *shape[1:]), lambda i, j, k: (i, 0, 0))
+
+  def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
+    place = (0,) * len(shape)
+    return pl.BlockSpec(shape, lambda i, j, k: place)
+
+  inputs = [of_pixels(x.shape) for x in clips]
+  inputs += [of_clip(x.shape) for x in shared]
   # Only the weights that fn uses travel.
-  small = [*(for_block(x, size) for x in clips), *map(for_block, shared)]
+  small = [
+    jax.ShapeDtypeStruct(spec.block_shape, x.dtype)
+    for spec, x in zip(inputs, [*clips, *shared], strict=True)
+  ]
   with _tracing():
     trace = jax.make_jaxpr(call, return_shape=True)
     jaxpr, results = trace(leaves, *small)
@@ -162,38 +186,26 @@ def _on_device(
     for ref, value in zip(outputs, values, strict=True):
       ref[...] = value
 
-  def of_pixels(channels: int) -> pl.BlockSpec:
-    return pl.BlockSpec((1, f, size, channels), lambda i, j: (i, 0, j, 0))
-
-  def of_clip(x: Array) -> pl.BlockSpec:
-    place = (0,) * (x.ndim - 1)
-    return pl.BlockSpec((1, *x.shape[1:]), lambda i, j: (i, *place))
-
-  def whole(x: Array) -> pl.BlockSpec:
-    place = (0,) * x.ndim
-    return pl.BlockSpec(x.shape, lambda i, j: place)
-
+  shapes = [(b, f, *x.shape[2:-2], padded, x.shape[-1]) for x in flat]
   outputs = pl.pallas_call(
     block,
-    grid=(b, padded // size),
-    in_specs=[
-      *map(whole, weights),
-      *(of_pixels(x.shape[-1]) for x in clips),
-      *map(of_clip, shared),
-    ],
-    out_specs=[of_pixels(x.shape[-1]) for x in flat],
+    grid=(b, f // frames, padded // size),
+    in_specs=[*(whole(x.shape) for x in weights), *inputs],
+    out_specs=[of_pixels(shape) for shape in shapes],
     out_shape=[
-      jax.ShapeDtypeStruct((b, f, padded, x.shape[-1]), x.dtype) for x in flat
+      jax.ShapeDtypeStruct(shape, x.dtype)
+      for shape, x in zip(shapes, flat, strict=True)
     ],
     compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
     name="on_blocks",
   )(*weights, *clips, *shared)
-  return jax.tree.unflatten(tree, [y[:, :, :n] for y in outputs])
+  return jax.tree.unflatten(tree, [y[..., :n, :] for y in outputs])
 
 
-def pad_pixels(x: Float[Array, "b f n c"], length: int) -> Array:
+def pad_pixels(x: Float[Array, "*b n c"], length: int) -> Array:
   """x with zeros after its n pixels."""
-  return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
+  rest = length - x.shape[-2]
+  return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, rest), (0, 0)])
 
 
 def split(length: int, most: int) -> tuple[int, int]:

@@ -54,7 +54,7 @@ class Layer(nn.Module, kw_only=True):
   def in_blocks(
     self,
     method: str,
-    clips: Sequence[Float[Array, "b f n _"]],
+    clips: Sequence[Float[Array, "b f *_ n _"]],
     shared: Sequence[Float[Array, "b *_ c"]] = (),
     mixes_frames: bool = False,
   ) -> Any:

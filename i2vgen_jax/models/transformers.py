@@ -2,7 +2,12 @@
 
 from jaxtyping import Float
 
-from i2vgen_jax.kernels.attention import dot_product_attention
+from i2vgen_jax.kernels.attention import (
+  attend_heads,
+  dot_product_attention,
+  join_heads,
+  split_heads,
+)
 from i2vgen_jax.kernels.frame_attention import frame_attention
 from i2vgen_jax.kernels.group_norm import apply_factors
 from i2vgen_jax.models.attention import TransformerBlock
@@ -32,7 +37,7 @@ class SpatialTransformer(Layer):
     clips = to_pixels(x)
     factors = self.norm(clips)
     y, q, k, v = self.in_blocks("before", (clips,), (factors,))
-    attended = dot_product_attention(q, k, v, self.features // self.head_dim)
+    attended = attend_heads(q, k, v)
     shared = self.block.attn_2.keys_values(context)
     return self.in_blocks("after", (clips, y, attended), shared).reshape(
       x.shape
@@ -43,16 +48,19 @@ class SpatialTransformer(Layer):
   ) -> tuple[Array, Array, Array, Array]:
     """What is done to each pixel before self-attention."""
     y = self.proj_in(apply_factors(x, factors).astype(x.dtype))
-    return y, *self.block.before(y)
+    num_heads = self.features // self.head_dim
+    # Split here, as the kernel of attention takes them.
+    return y, *(split_heads(part, num_heads) for part in self.block.before(y))
 
   def after(
     self,
     x: Float[Array, "b f n c"],
     y: Float[Array, "b f n c"],
-    attended: Float[Array, "b f n c"],
+    attended: Float[Array, "b f h n d"],
     *keys_values: Float[Array, "b m c"],
   ) -> Float[Array, "b f n c"]:
     """What is done to each pixel after self-attention."""
+    attended = join_heads(attended)
     return x + self.proj_out(self.block.after(y, attended, *keys_values))
 
 

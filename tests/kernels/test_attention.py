@@ -105,11 +105,11 @@ def test_a_block_of_splash_pads_little(length, most, unit):
 
 @pytest.mark.parametrize(
   ("length", "block"),
-  [(14080, 2048), (14400, 1536), (3520, 1792), (1792, 1792), (880, 1024)],
+  [(14080, 2816), (14400, 2560), (3520, 1792), (1792, 1792), (880, 1024)],
 )
 def test_blocks_of_keys_at_real_lengths(length, block):
   """At most 7 % of the keys are padding at the levels that cost most."""
-  assert attention._block(length, 2048, 256) == block
+  assert attention.splash_blocks(length, length, 64)[1] == block
 
 
 @pytest.mark.parametrize("length", [1, 2, 91, 220])
