@@ -58,6 +58,9 @@ def check_same(
   before = flatten_dict(read_json(path), sep=".")
   # As JSON has it: tuples are lists.
   after = flatten_dict(json.loads(json.dumps(config)), sep=".")
+  if len(before.get("data.buckets", ())) > 1:
+    # Runs that began before there was such a key.
+    before.setdefault("data.equal_work", False)
   fixed = _ORDER
   if config.get("objective") == "lora":
     fixed += "|" + _ADDED
@@ -66,7 +69,7 @@ def check_same(
       continue
     if key not in allowed:
       raise InputError(
-        f"{workdir} was trained with {key}={before[key]}, now it is "
+        f"{workdir} was trained with --config.{key}={before[key]}, now it is "
         f"{after[key]}; use the value from before, another workdir, or "
         f"--allow={key}"
       )

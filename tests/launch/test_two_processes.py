@@ -187,7 +187,7 @@ def test_a_run_is_not_resumed_with_other_data(start, tmp_path):
   other = start(tmp_path, longer, "--config.train.seed=1")
   text = other.communicate(timeout=500)[0]
   assert other.returncode == 2
-  assert "was trained with train.seed=0, now it is 1" in text
+  assert "was trained with --config.train.seed=0, now it is 1" in text
   assert "--allow=train.seed" in text
   finish(
     [start(tmp_path, longer, "--config.train.seed=1", "--allow=train.seed")]

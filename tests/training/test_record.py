@@ -130,9 +130,24 @@ def test_a_resumed_run_may_change_what_does_not_decide_the_order(workdir):
   ],
 )
 def test_what_decides_the_order_is_kept(workdir, changed, key):
-  with pytest.raises(InputError, match=f"with {key}=.*--allow={key}"):
+  with pytest.raises(InputError, match=f"with --config.{key}=.*--allow={key}"):
     record.check_same(workdir, CONFIG | changed, ("other",))
   record.check_same(workdir, CONFIG | changed, (key,))
+
+
+def test_a_run_older_than_equal_work_is_resumed_without_it(tmp_path):
+  several = {"buckets": [[1, 8.0, 1.0], [8, 8.0, 1.0]]}
+  files.write_json(tmp_path / record.CONFIG, {"data": several})
+  equal = several | {"equal_work": True}
+  with pytest.raises(
+    InputError, match=r"with --config\.data\.equal_work=False, now it is True;"
+  ):
+    record.check_same(tmp_path, {"data": equal}, ())
+  record.check_same(tmp_path, {"data": equal | {"equal_work": False}}, ())
+  # All batches of one bucket are equal.
+  one = {"buckets": [[8, 8.0, 1.0]]}
+  files.write_json(tmp_path / record.CONFIG, {"data": one})
+  record.check_same(tmp_path, {"data": one | {"equal_work": True}}, ())
 
 
 @pytest.mark.parametrize(
@@ -146,7 +161,7 @@ def test_a_lora_is_continued_on_the_same_weights_alone(tmp_path, changed, key):
   config = {"objective": "lora", "init_from": "base", "lora": {"alpha": 1}}
   files.write_json(tmp_path / record.CONFIG, config)
   record.check_same(tmp_path, config, ())
-  with pytest.raises(InputError, match=f"with {key}=.*--allow={key}"):
+  with pytest.raises(InputError, match=f"with --config.{key}=.*--allow={key}"):
     record.check_same(tmp_path, config | changed, ())
   # Other trainings only start from them.
   config |= {"objective": "diffusion"}
