@@ -364,7 +364,7 @@ class Stage:
     self,
     params: Mapping[str, Params],
     cond: Conditioning,
-    negative_ids: Int[Array, "1 n"],
+    negative_ids: Int[Array, "1 n"] | None,
   ) -> Conditioning:
     """The unconditional branch of guidance, as in public variant (c).
 

@@ -390,11 +390,15 @@ def test_kept_latents_are_encoded_once(monkeypatch):
   np.testing.assert_array_equal(again.moments, first.moments[swap])
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_picture_has_clips_above_their_samples(guidance_scale):
-  task, batch = make_denoising(), make_batch(0, size=2)
+@pytest.mark.parametrize(
+  ("guidance_scale", "use_text"), [(1.0, True), (2.0, True), (2.0, False)]
+)
+def test_picture_has_clips_above_their_samples(guidance_scale, use_text):
+  task = make_denoising(unet=UNet(use_text=use_text))
+  batch = make_batch(0, size=2)
   stage = task.stage.with_sampling(guidance_scale=guidance_scale)
-  task = dataclasses.replace(task, stage=stage)
+  ids = task.negative_ids if use_text else None
+  task = dataclasses.replace(task, stage=stage, negative_ids=ids)
   params = jax.jit(task.init_params)(RNG)
   picture = np.array(jax.jit(task.sample_picture)(params, task.frozen, batch))
   rows = picture.reshape(2, 2, 8, 4, 8, 3).transpose(1, 0, 3, 2, 4, 5)
