@@ -135,8 +135,10 @@ def pair(start, tmp_path_factory):
 def assert_close_runs(a: Path, b: Path):
   assert losses(a).keys() == {1, 2, 3, 4}
   assert losses(a) == pytest.approx(losses(b), rel=1e-4)
-  kernels = [exported(x)["conv_in"]["kernel"] for x in (a, b)]
-  np.testing.assert_allclose(*kernels, atol=2e-3)
+  # Of all elements: Adam's steps are as long for a gradient of rounding errors.
+  kernels = [exported(x)["conv_in"]["kernel"].astype(float) for x in (a, b)]
+  difference, size = map(np.linalg.norm, (np.subtract(*kernels), kernels[1]))
+  assert difference < 0.01 * size
 
 
 def test_a_job_of_two_processes_equals_one_process(alone, pair):
