@@ -113,6 +113,7 @@ def _quiet() -> None:
   logging.getLogger("asyncio").setLevel("CRITICAL")
   # Start-up messages of TensorFlow, and of transformers without torch.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   sys.unraisablehook = _unraisable
 

@@ -20,6 +20,8 @@ from unittest import mock
 
 import cascade_standin
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from pip._internal.commands import create_command
 
 from launch import arguments, cli, launch, train
@@ -233,6 +235,17 @@ def test_only_documented_programs_are_left_unread():
   used = {words[0] for text in texts for words in in_blocks(text)}
   used |= {words[0] for text in texts for words in in_sentences(text)}
   assert used == UNREAD.keys() | READERS.keys()
+
+
+def test_every_dependency_has_a_tested_version():
+  lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+  pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+  tested = {canonicalize_name(name): pin for name, pin in pins.items()}
+  extras = PROJECT["optional-dependencies"].values()
+  for text in itertools.chain(PROJECT["dependencies"], *extras):
+    wanted = Requirement(text)
+    if wanted.name != PROJECT["name"]:
+      assert tested[canonicalize_name(wanted.name)] in wanted.specifier, text
 
 
 def test_a_recipe_starts_from_what_one_before_leaves():
