@@ -1,0 +1,111 @@
+"""The commands of README.md and docs/real-footage.md, executed in their order.
+
+Bash runs the blocks of a page as they are there, but for the lengths below. A
+folder with the package, which is installed already, stands for the clone.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def clone(tmp_path):
+  """A working directory with what the commands name of the repository."""
+  for name in ("configs", "docs", "i2vgen_jax"):
+    (tmp_path / name).symlink_to(REPOSITORY / name)
+  return tmp_path
+
+
+def execute(page, section, folder, lengths):
+  """Runs the blocks of a section of a page in a folder; returns the output.
+
+  Args:
+    page: path in the repository.
+    section: its title, up to where the next section begins.
+    folder: working directory.
+    lengths: replacements of text, each of which must be there.
+  """
+  text = (REPOSITORY / page).read_text()
+  section = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+  script = "\n".join(re.findall(r"^```bash\n(.*?)^```", section, re.M | re.S))
+  assert script
+  for old, new in lengths.items():
+    assert old in script
+    script = script.replace(old, new)
+  # One device, as a reader has; tests/conftest.py makes eight.
+  flags = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
+  path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+  done = subprocess.run(
+    ["bash", "-euo", "pipefail", "-c", script],
+    cwd=folder,
+    env=os.environ | {"PATH": path, "XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+  )
+  assert not done.returncode, done.stderr
+  return done.stdout + done.stderr
+
+
+def test_the_readme_makes_a_video(clone):
+  programs = clone / ".venv" / "bin"
+  programs.mkdir(parents=True)
+  (programs / "i2vgen").symlink_to(Path(sys.executable).with_name("i2vgen"))
+  lengths = {
+    # The environment is that of the tests.
+    "python3 -m venv .venv && .venv/bin/pip install -q -e . &&": "",
+    # The page does not end, and has tests of its own.
+    ".venv/bin/pip install -q -e '.[serve]' &&": "",
+    ".venv/bin/i2vgen serve --gallery gallery": "",
+  }
+  execute("README.md", "Make a video", clone, lengths)
+  assert (clone / "video.mp4").exists() and (clone / "video.png").exists()
+
+
+@pytest.mark.slow
+def test_the_readme_trains_on_clips(clone, clips):
+  (clone / "clips").symlink_to(clips)
+  lengths = {
+    ". .venv/bin/activate && pip install -q -e '.[data]'": "",
+    # The fewest after the warm-up.
+    "num_steps=50": "num_steps=5",
+    "num_steps=60": "num_steps=6",
+  }
+  shown = execute("README.md", "Train on your own clips", clone, lengths)
+  assert "wrote 3 clips" in shown
+  assert "training from step 0 to 5" in shown
+  assert "training from step 5 to 6" in shown
+  assert "WARNING" not in shown
+  assert (clone / "inspection" / "index.html").exists()
+  report = json.loads((clone / "trained.json").read_text())
+  assert report["weights"]["folder"] == "runs/clips"
+  page = (clone / "evaluation" / "report.html").read_text()
+  assert page.count("<video") >= 3 and "runs/clips" in page
+
+
+@pytest.mark.slow
+def test_the_tutorial_trains_on_a_film(clone, film):
+  film("bbb")  # Skips where the download of the page fails.
+  page, lists = "docs/real-footage.md", clone / "data" / "film"
+  execute(page, "The film and its captions", clone, {})
+  for name, count in {"train": 8, "unseen": 3}.items():
+    rows = (lists / f"{name}.csv").read_text().splitlines()
+    (lists / f"{name}.csv").write_text("\n".join(rows[: 1 + count]))
+  shown = execute(page, "Shards", clone, {})
+  assert shown.count("i2vgen: wrote ") == 3
+  lengths = {
+    "num_steps=500": "num_steps=2 --config.train.warmup_steps=0",
+    "log_every=10": "log_every=1",
+    "sample_every=50": "sample_every=2",
+  }
+  shown = execute(page, "Training", clone, lengths)
+  assert "step 2/2" in shown
+  report = (clone / "runs" / "footage" / "metrics.jsonl").read_text()
+  assert '"unseen_loss"' in report
