@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/real-footage.md, executed in their order.
+"""The commands of README.md, executed in their order.
 
 Bash runs the blocks of a page as they are there, but for the lengths below. A
 folder with the package, which is installed already, stands for the clone.
@@ -88,24 +88,3 @@ def test_the_readme_trains_on_clips(clone, clips):
   assert report["weights"]["folder"] == "runs/clips"
   page = (clone / "evaluation" / "report.html").read_text()
   assert page.count("<video") >= 3 and "runs/clips" in page
-
-
-@pytest.mark.slow
-def test_the_tutorial_trains_on_a_film(clone, film):
-  film("bbb")  # Skips where the download of the page fails.
-  page, lists = "docs/real-footage.md", clone / "data" / "film"
-  execute(page, "The film and its captions", clone, {})
-  for name, count in {"train": 8, "unseen": 3}.items():
-    rows = (lists / f"{name}.csv").read_text().splitlines()
-    (lists / f"{name}.csv").write_text("\n".join(rows[: 1 + count]))
-  shown = execute(page, "Shards", clone, {})
-  assert shown.count("i2vgen: wrote ") == 3
-  lengths = {
-    "num_steps=500": "num_steps=2 --config.train.warmup_steps=0",
-    "log_every=10": "log_every=1",
-    "sample_every=50": "sample_every=2",
-  }
-  shown = execute(page, "Training", clone, lengths)
-  assert "step 2/2" in shown
-  report = (clone / "runs" / "footage" / "metrics.jsonl").read_text()
-  assert '"unseen_loss"' in report
