@@ -12,6 +12,7 @@ from PIL import Image
 import i2vgen_jax
 from i2vgen_jax import sharding, stage
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.kernels import attention
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -134,6 +135,31 @@ def test_mesh(folder, pictures, alone, monkeypatch, data, fsdp, frames):
   assert bool(split) == (fsdp > 1)
   clips = pipe(pictures[0], PROMPT, seed=3)
   assert difference(clips, alone) <= 1
+
+
+def test_programs_of_a_cpu_are_scheduled_for_memory(
+  folder, pictures, monkeypatch
+):
+  """Results of blocks of queries are not held before their loop begins."""
+  monkeypatch.setattr(attention, "MAX_SCORES", 2**16)
+  pipe = i2vgen_jax.load(folder, size=(512, 512))
+
+  def temporary_bytes():
+    """Of conditioning and start, an evaluation, and the decoder."""
+    sizes = []
+    monkeypatch.setattr(
+      stage,
+      "check_fits",
+      lambda program, *_: sizes.append(program.memory_analysis()),
+    )
+    pipe(pictures[0], PROMPT)
+    return [size.temp_size_in_bytes for size in sizes]
+
+  scheduled = temporary_bytes()
+  monkeypatch.setattr(stage, "_CPU_OPTIONS", {})
+  start, evaluation, _ = temporary_bytes()
+  assert scheduled[0] < 0.9 * start
+  assert scheduled[1] < 0.9 * evaluation
 
 
 # ---- What is refused, before anything runs ----
