@@ -27,6 +27,7 @@ _FREE = {
   "remat_policy",
   "dtype",
   "param_dtype",
+  "height_padding",
   "concat_gain",
 }
 _FREE |= {"use_text", "use_image_embeds", "use_fps", "local_image"}
