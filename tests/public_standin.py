@@ -36,18 +36,19 @@ VISION = CLIPVisionModel(
   projection_dim=WIDTH,
 )
 VAE = AutoencoderKL(block_channels=(32, 32), layers_per_block=1)
+# The smallest that VGen allows.
+SMALL_UNET = {
+  "block_channels": (32, 32),
+  "layers_per_block": 1,
+  "head_dim": 4,
+  "context_dim": WIDTH,
+}
 TOWERS = {"vae": VAE, "text_encoder": TEXT, "image_encoder": VISION}
 
 
 def unet(variant="released", **fields):
-  """A U-Net of a public variant; by default the smallest that VGen allows."""
-  small = {
-    "block_channels": (32, 32),
-    "layers_per_block": 1,
-    "head_dim": 4,
-    "context_dim": WIDTH,
-  }
-  return VARIANTS[variant].unet.clone(**small | fields)
+  """A U-Net of a public variant; by default a small one."""
+  return VARIANTS[variant].unet.clone(**SMALL_UNET | fields)
 
 
 @functools.cache

@@ -59,16 +59,20 @@ def refused(run):
 
 @pytest.fixture
 def fresh_flags(monkeypatch):
-  """Resets absl's global flags."""
+  """Resets absl's global flags after a test; a test may do it in between."""
   known = set(flags.FLAGS)
   monkeypatch.setattr(sys, "argv", sys.argv)
+
+  def reset():
+    for name in set(flags.FLAGS) - known:
+      delattr(flags.FLAGS, name)
+    flags.FLAGS["config"].unparse()
+    flags.FLAGS["workdir"].unparse()
+    flags.FLAGS.unparse_flags()
+
   flags.FLAGS.unparse_flags()
-  yield
-  for name in set(flags.FLAGS) - known:
-    delattr(flags.FLAGS, name)
-  flags.FLAGS["config"].unparse()
-  flags.FLAGS["workdir"].unparse()
-  flags.FLAGS.unparse_flags()
+  yield reset
+  reset()
 
 
 @pytest.fixture
