@@ -14,13 +14,18 @@ function . { record . "$@"; }
 """
 
 
+def bash_blocks(text):
+  """The bash blocks of a page."""
+  return re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+
+
 def in_blocks(text):
   """The words of each command in the bash blocks of a page.
 
   Bash itself splits a block into commands, with its variables, loops and
   patterns, but finds no program and records the words instead.
   """
-  for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S):
+  for block in bash_blocks(text):
     # Bash asks the handler for plain names only.
     script = _RECORDER + block.replace(".venv/bin/", "")
     done = subprocess.run(

@@ -5,14 +5,12 @@ folder with the package, which is installed already, stands for the clone.
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).parents[2]
+from documentation import REPOSITORY, bash_blocks
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def clone(tmp_path):
 
 
 def execute(page, section, folder, lengths):
-  """Runs the blocks of a section of a page in a folder; returns the output.
+  """Runs the blocks of a section of a page in a folder.
 
   Args:
     page: path in the repository.
@@ -34,7 +32,7 @@ def execute(page, section, folder, lengths):
   """
   text = (REPOSITORY / page).read_text()
   section = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-  script = "\n".join(re.findall(r"^```bash\n(.*?)^```", section, re.M | re.S))
+  script = "\n".join(bash_blocks(section))
   assert script
   for old, new in lengths.items():
     assert old in script
@@ -50,7 +48,6 @@ def execute(page, section, folder, lengths):
     text=True,
   )
   assert not done.returncode, done.stderr
-  return done.stdout + done.stderr
 
 
 def test_the_readme_makes_a_video(clone):

@@ -12,8 +12,8 @@ from i2vgen_jax.errors import InputError
 from launch.evaluation import i3d
 
 
-class Small(torch.nn.Module):
-  """Has the arguments of the public file; features are means and extremes."""
+class Network(torch.nn.Module):
+  """Has the arguments of the public file."""
 
   def forward(
     self,
@@ -25,10 +25,24 @@ class Small(torch.nn.Module):
     assert not rescale and not resize and return_features
     assert x.size(0) == 1 and x.size(1) == 3, "channels first"
     assert x.size(3) == 224 and x.size(4) == 224, "squares"
+    return self.features(x)
+
+
+class Small(Network):
+  """Features are means and extremes."""
+
+  def features(self, x: torch.Tensor):
     assert x.size(2) > 2, "too few frames"
     means = x.mean(dim=[3, 4]).flatten(1)
     ends = torch.stack([x.min(), x.max()])
     return torch.cat([means, ends[None]], dim=1)
+
+
+class Picture(Network):
+  """Features are the pixels."""
+
+  def features(self, x: torch.Tensor):
+    return x.flatten(1)
 
 
 def save(folder, module):
@@ -53,16 +67,6 @@ def test_network_gets_what_the_public_file_takes(tmp_path):
 
 
 def test_frames_are_stretched_as_torch_does(tmp_path):
-  class Picture(torch.nn.Module):
-    def forward(
-      self,
-      x: torch.Tensor,
-      rescale: bool = True,
-      resize: bool = True,
-      return_features: bool = False,
-    ):
-      return x.flatten(1)
-
   features = i3d.load(save(tmp_path, Picture()))
   frames = np.random.default_rng(0).integers(0, 256, (1, 3, 5, 3), np.uint8)
   made = features(frames).reshape(3, 224, 224)
