@@ -4,7 +4,7 @@ Plain attention writes a score for each pair of tokens: 120 GB at the first
 level of the released U-Net at 1280x704. Where that is too much, or slow, this
 module uses
 
-- on a TPU, JAX's splash attention kernel, on each device's part of the arrays;
+- on a TPU, a flash attention kernel, on each device's part of the arrays;
 - on a GPU, cuDNN's fused kernel, in half precision;
 - elsewhere, blocks of queries, one after another.
 """
@@ -16,16 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-  splash_attention_kernel as splash,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-  splash_attention_mask as masks,
-)
 from jaxtyping import Float
 
 from i2vgen_jax.kernels import blocks
+from i2vgen_jax.kernels.flash_attention import flash_attention
 from i2vgen_jax.kernels.frame_attention import attend_rows
 from i2vgen_jax.kernels.platform import for_platform
 from i2vgen_jax.sharding import ROWS, on_each_device
@@ -33,19 +27,8 @@ from i2vgen_jax.types import Array
 
 # Plain attention holds at most so many scores: 512 MB in float32.
 MAX_SCORES = 2**27
-# Queries x keys of a head from which on the splash kernel is used.
-MIN_SPLASH_PAIRS = 2**17
-# Most queries and most keys in a block of the splash kernel at head_dim 64, and
-# keys that it computes at a time: the fastest that fit in the memory of a core,
-# by `python -m launch.benchmarks.splash` for v5e, v5p and v6e. Fewer keys at a
-# time, as some block sizes would need, take up to 40 % longer.
-SPLASH_QUERIES = 1408
-SPLASH_KEYS = 2816
-SPLASH_STEP = 256
-# Starting a block takes as long as so many more of its rows.
-SPLASH_START = 512
-# Wider heads need smaller blocks to fit in the memory of a core.
-SPLASH_BLOCK_ELEMENTS = SPLASH_KEYS * 64
+# Queries x keys of a head from which on the flash kernel is used.
+MIN_FLASH_PAIRS = 2**17
 
 
 def dot_product_attention(
@@ -105,13 +88,19 @@ def attend_heads(
   if causal:
     return _of_sequences(functools.partial(_plain, is_causal=True), q, k, v)
   kernels = {}
-  if q.shape[-2] * k.shape[-2] >= MIN_SPLASH_PAIRS:
-    kernels["tpu"] = _splash
+  if q.shape[-2] * k.shape[-2] >= MIN_FLASH_PAIRS:
+    kernels["tpu"] = _flash
   if _fits_cudnn(q):
     cudnn = functools.partial(_plain, implementation="cudnn")
     kernels["cuda"] = functools.partial(_of_sequences, cudnn)
   plain = functools.partial(_of_sequences, _in_blocks)
   return for_platform(q, k, v, **kernels, default=plain)
+
+
+def _flash(q: Array, k: Array, v: Array) -> Array:
+  axes = [(ROWS, "frames")[: x.ndim - 3] for x in (q, k, v)]
+  on_device = functools.partial(_of_sequences, flash_attention)
+  return on_each_device(on_device, (q, k, v), axes)
 
 
 def _of_sequences(
@@ -172,89 +161,3 @@ def _in_blocks(q: Array, k: Array, v: Array) -> Array:
     return y.reshape(-1, *y.shape[2:])[:n]
 
   return jax.lax.map(sequence, (q, k, v)).swapaxes(1, 2)
-
-
-# ---- TPU ----
-
-
-class _ValidKeys(masks._ComputableMask):
-  """Masks the keys that pad a sequence to whole blocks.
-
-  The kernel computes it in the last block of keys only. The public masks have
-  no such form: a stored one takes n x m bytes, and segment ids are compared in
-  every block.
-  """
-
-  def __init__(self, shape: tuple[int, int], length: int):
-    self.length = length
-    super().__init__(shape, lambda _, key: key < length)
-
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, _ValidKeys) and (self.shape, self.length) == (
-      other.shape,
-      other.length,
-    )
-
-  def __hash__(self) -> int:
-    return hash((self.shape, self.length))
-
-
-def _splash(q: Array, k: Array, v: Array) -> Array:
-  axes = [(ROWS, "frames")[: x.ndim - 3] for x in (q, k, v)]
-  on_device = functools.partial(_of_sequences, _splash_sequences)
-  return on_each_device(on_device, (q, k, v), axes)
-
-
-def _splash_sequences(q: Array, k: Array, v: Array) -> Array:
-  """The kernel, with n and m padded to whole blocks."""
-  (_, heads, n, dim), m = q.shape, k.shape[2]
-  kernel, padded = splash_kernel(n, m, heads, *splash_blocks(n, m, dim))
-  pad = blocks.pad_pixels
-  q = pad(q * np.float32(dim**-0.5).astype(q.dtype), padded[0])
-  return jax.vmap(kernel)(q, pad(k, padded[1]), pad(v, padded[1]))[:, :, :n]
-
-
-def splash_kernel(
-  n: int, m: int, heads: int, block_q: int, block_kv: int, step: int
-) -> tuple[Callable[..., Array], tuple[int, int]]:
-  """Splash attention of n queries and m keys, and both in whole blocks.
-
-  Args:
-    n: number of queries.
-    m: number of keys.
-    heads: number of heads.
-    block_q: queries in a block.
-    block_kv: keys in a block.
-    step: keys that are computed at a time.
-  """
-  padded = -(-n // block_q) * block_q, -(-m // block_kv) * block_kv
-  kernel = splash.make_splash_mha_single_device(
-    mask=masks.MultiHeadMask([_ValidKeys(padded, m)] * heads),
-    block_sizes=splash.BlockSizes(
-      block_q=block_q,
-      block_kv=block_kv,
-      block_kv_compute=step,
-      block_q_dkv=block_q,
-      block_kv_dkv=block_kv,
-      block_kv_dkv_compute=step,
-      use_fused_bwd_kernel=True,
-    ),
-  )
-  return kernel, padded
-
-
-def splash_blocks(n: int, m: int, dim: int) -> tuple[int, int, int]:
-  """Queries, keys, and keys at a time of a block, for heads of `dim`."""
-  most = max(blocks.LANES, SPLASH_BLOCK_ELEMENTS // dim)
-  step = min(SPLASH_STEP, most, -(-m // blocks.LANES) * blocks.LANES)
-  return (
-    _block(n, min(most, SPLASH_QUERIES), blocks.LANES),
-    _block(m, min(most, SPLASH_KEYS), step),
-    step,
-  )
-
-
-def _block(length: int, most: int, unit: int) -> int:
-  """The fastest block of up to `most` rows, a multiple of `unit`."""
-  sizes = range(unit, most + 1, unit)
-  return min(sizes, key=lambda size: -(-length // size) * (size + SPLASH_START))

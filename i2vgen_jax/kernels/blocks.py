@@ -196,10 +196,20 @@ def _on_device(
       jax.ShapeDtypeStruct(shape, x.dtype)
       for shape, x in zip(shapes, flat, strict=True)
     ],
-    compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
+    compiler_params=compiler_params(axes=3),
     name="on_blocks",
   )(*weights, *clips, *shared)
   return jax.tree.unflatten(tree, [y[..., :n, :] for y in outputs])
+
+
+def compiler_params(axes: int) -> pltpu.CompilerParams:
+  """Of a kernel whose steps along all axes of its grid are independent.
+
+  Two cores of a chip share them.
+  """
+  return pltpu.CompilerParams(
+    dimension_semantics=("parallel",) * axes, vmem_limit_bytes=VMEM_BYTES
+  )
 
 
 def pad_pixels(x: Float[Array, "*b n c"], length: int) -> Array:

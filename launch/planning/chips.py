@@ -30,6 +30,7 @@ class Chip:
     bandwidth: bytes of HBM a second.
     clock: cycles a second.
     cores: cores that share the work of a kernel.
+    matrix_unit: rows and columns of its matrix units.
     link: bytes a second over one link in one direction.
     smallest: its smallest topology.
   """
@@ -41,6 +42,7 @@ class Chip:
   bandwidth: float
   clock: float
   cores: int
+  matrix_unit: int
   link: float
   smallest: str
 
@@ -49,13 +51,30 @@ CHIPS = {
   chip.name: chip
   for chip in (
     # A chip of v4 is two devices, as is one of v7x.
-    Chip("v4", "TPU v4", 137.5e12, 16 * _GB, 614e9, 1.05e9, 1, 45e9, "2x2x1"),
-    Chip("v5e", "TPU v5 lite", 197e12, 16 * _GB, 819e9, 1.5e9, 1, 45e9, "2x2"),
-    Chip("v5p", "TPU v5", 459e12, 95 * _GB, 2765e9, 1.75e9, 2, 90e9, "2x2x1"),
     Chip(
-      "v6e", "TPU v6 lite", 918e12, 32 * _GB, 1640e9, 1.75e9, 1, 90e9, "2x2"
+      "v4", "TPU v4", 137.5e12, 16 * _GB, 614e9, 1.05e9, 1, 128, 45e9, "2x2x1"
     ),
-    Chip("tpu7x", "TPU7x", 1153e12, 96 * _GB, 3690e9, 2.0e9, 1, 90e9, "2x2x1"),
+    Chip(
+      "v5e", "TPU v5 lite", 197e12, 16 * _GB, 819e9, 1.5e9, 1, 128, 45e9, "2x2"
+    ),
+    Chip(
+      "v5p", "TPU v5", 459e12, 95 * _GB, 2765e9, 1.75e9, 2, 128, 90e9, "2x2x1"
+    ),
+    Chip(
+      "v6e",
+      "TPU v6 lite",
+      918e12,
+      32 * _GB,
+      1640e9,
+      1.75e9,
+      1,
+      256,
+      90e9,
+      "2x2",
+    ),
+    Chip(
+      "tpu7x", "TPU7x", 1153e12, 96 * _GB, 3690e9, 2.0e9, 1, 256, 90e9, "2x2x1"
+    ),
   )
 }
 # Without these, libtpu asks the metadata server of a cloud machine.

@@ -31,6 +31,8 @@ _NO_LAYER = re.compile(
   r"|shard_map|scan|.*\[.*"
 )
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
+# Part of the key of what is kept, which changes with how times are modelled.
+_TIMES = "2"
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 Say = Callable[[str], None]
@@ -119,7 +121,7 @@ def estimate(
   """
   lowered = traced.lower()
   # Locations name source lines, which change without changing the program.
-  key = _key(lowered.as_text(debug_info=False), topology)
+  key = _key(_TIMES + lowered.as_text(debug_info=False), topology)
   known = _known(key)
   if known is None:
     made = _compile(traced, lowered, topology, say)

@@ -28,6 +28,7 @@ from jax.extend.core import JaxprEqn
 from jax.sharding import SingleDeviceSharding
 
 from i2vgen_jax.errors import InputError
+from i2vgen_jax.flops import equations, flops_of
 from launch.planning import chips
 
 _BUNDLES = re.compile(r"total scheduled bundles:\s*(\d+)")
@@ -45,11 +46,14 @@ class Kernel:
     program: the exported call.
     steps: number of steps of its grid.
     traffic: bytes of its operands and results.
+    products: for each matrix product of a step, [m k] by [k n], how often it is
+      computed, m, k and n.
   """
 
   program: bytes
   steps: int
   traffic: int
+  products: tuple[tuple[int, int, int, int], ...] = ()
 
   @property
   def key(self) -> str:
@@ -57,9 +61,26 @@ class Kernel:
     return hashlib.sha256(self.program).hexdigest()
 
   def seconds(self, bundles: int, chip: chips.Chip) -> float:
-    """Time of one call: that of its bundles, or that of its traffic."""
+    """Time of one call: the longest of its bundles, products and traffic.
+
+    A schedule may start products faster than the matrix unit can compute them.
+    """
     busy = bundles * self.steps / chip.clock / chip.cores
-    return max(busy, self.traffic / chip.bandwidth)
+    work = sum(
+      2
+      * times
+      * _whole(k, chip)
+      * min(m * _whole(n, chip), _whole(m, chip) * n)
+      for times, m, k, n in self.products
+    )
+    return max(
+      busy, work * self.steps / chip.peak, self.traffic / chip.bandwidth
+    )
+
+
+def _whole(size: int, chip: chips.Chip) -> int:
+  """A side of a matrix with what fills up the matrix unit."""
+  return -(-size // chip.matrix_unit) * chip.matrix_unit
 
 
 def kernel_of(equation: JaxprEqn) -> Kernel:
@@ -81,7 +102,23 @@ def kernel_of(equation: JaxprEqn) -> Kernel:
     program=bytes(exported.serialize()),
     steps=math.prod(equation.params["grid_mapping"].grid),
     traffic=sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays),
+    products=tuple(
+      (times, *_sides(each))
+      for each, times, _ in equations(equation.params["jaxpr"])
+      if each.primitive.name == "dot_general"
+    ),
   )
+
+
+def _sides(equation: JaxprEqn) -> tuple[int, int, int]:
+  """m, k and n of a matrix product [m k] by [k n]."""
+  contracted, _ = equation.params["dimension_numbers"]
+  a, b = (
+    [size for i, size in enumerate(v.aval.shape) if i not in axes]
+    for v, axes in zip(equation.invars, contracted, strict=True)
+  )
+  k = flops_of(equation) // 2 // math.prod(a + b)
+  return math.prod(a), k, math.prod(b)
 
 
 def count_bundles(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from model_testing import draw
 
-from i2vgen_jax.kernels import attention
+from i2vgen_jax.kernels import attention, flash_attention
 from i2vgen_jax.kernels.attention import dot_product_attention
 from i2vgen_jax.kernels.frame_attention import frame_attention
 
@@ -49,21 +49,32 @@ LENGTHS = [1, 91, 127, 128, 129, 220, 880, 900, 920]
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-  monkeypatch.setattr(attention, "MIN_SPLASH_PAIRS", 0)
-  for name, size in (("QUERIES", 256), ("KEYS", 256), ("STEP", 128)):
-    monkeypatch.setattr(attention, f"SPLASH_{name}", size)
+  monkeypatch.setattr(attention, "MIN_FLASH_PAIRS", 0)
+  sizes = {"QUERIES": 256, "STEP": 384}
+  sizes |= {"SPLASH_QUERIES": 256, "SPLASH_KEYS": 256, "SPLASH_STEP": 128}
+  for name, size in sizes.items():
+    monkeypatch.setattr(flash_attention, name, size)
+
+
+@pytest.fixture(params=["flash", "splash"])
+def either_kernel(request, monkeypatch):
+  """The kernel that holds all keys of a head, and that for more keys."""
+  if request.param == "splash":
+    monkeypatch.setattr(flash_attention, "MAX_KEY_BYTES", 0)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("heads", [1, 2])
-def test_splash_at_odd_lengths(tpu_kernels, small_blocks, length, heads):
+def test_flash_attention_at_odd_lengths(
+  tpu_kernels, small_blocks, either_kernel, length, heads
+):
   q, k, v = (draw(2, length, heads * 64, seed=i) for i in range(3))
   y = jax.jit(dot_product_attention, static_argnums=3)(q, k, v, heads)
   np.testing.assert_allclose(y, expected(q, k, v, heads), atol=2e-5)
 
 
 @pytest.mark.parametrize("tokens", [(200, 77), (130, 145), (91, 400)])
-def test_splash_gradients(tpu_kernels, small_blocks, tokens):
+def test_flash_attention_gradients(tpu_kernels, small_blocks, tokens):
   n, m = tokens
   args = (draw(1, n, 64), draw(1, m, 64, seed=1), draw(1, m, 64, seed=2))
   found = gradients(lambda *args: dot_product_attention(*args, 1), *args)
@@ -75,7 +86,9 @@ def test_splash_gradients(tpu_kernels, small_blocks, tokens):
   assert_near(found, gradients(plain, *args), 1e-4)
 
 
-def test_splash_of_frames_that_share_their_keys(tpu_kernels, small_blocks):
+def test_flash_attention_of_frames_that_share_their_keys(
+  tpu_kernels, small_blocks
+):
   q = draw(2, 3, 91, 128)
   k, v = draw(2, 145, 128, seed=1), draw(2, 145, 128, seed=2)
   y = dot_product_attention(q, k, v, 2)
@@ -85,18 +98,30 @@ def test_splash_of_frames_that_share_their_keys(tpu_kernels, small_blocks):
     )
 
 
-def test_splash_of_a_wide_head(tpu_kernels, small_blocks):
+def test_flash_attention_of_a_wide_head(
+  tpu_kernels, small_blocks, either_kernel
+):
   """One head of 512 channels, as in the autoencoder."""
   q, k, v = (draw(1, 300, 512, seed=i) for i in range(3))
   y = dot_product_attention(q, k, v, 1)
   np.testing.assert_allclose(y, expected(q, k, v, 1), atol=2e-5)
 
 
+def test_flash_attention_of_large_and_small_scores(tpu_kernels, small_blocks):
+  """All scores of the first keys are far below those of the last."""
+  q, k, v = (draw(1, 500, 64, seed=i) for i in range(3))
+  q = np.abs(q)
+  k = np.abs(k) * np.linspace(-30, 30, 500)[:, None].astype(np.float32)
+  for keys in (k, -k):
+    y = dot_product_attention(q, keys, v, 1)
+    np.testing.assert_allclose(y, expected(q, keys, v, 1), atol=1e-4)
+
+
 @pytest.mark.parametrize("unit", [128, 256])
 @pytest.mark.parametrize("most", [512, 2048])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_block_of_splash_pads_little(length, most, unit):
-  block = attention._block(length, most, unit)
+def test_a_block_pads_little(length, most, unit):
+  block = flash_attention.block_of(length, most, unit)
   assert block % unit == 0
   assert block <= most
   padded = -(-length // block) * block
@@ -109,7 +134,7 @@ def test_a_block_of_splash_pads_little(length, most, unit):
 )
 def test_blocks_of_keys_at_real_lengths(length, block):
   """At most 7 % of the keys are padding at the levels that cost most."""
-  assert attention.splash_blocks(length, length, 64)[1] == block
+  assert flash_attention.splash_blocks(length, length, 64)[1] == block
 
 
 @pytest.mark.parametrize("length", [1, 2, 91, 220])

@@ -9,7 +9,13 @@ from data_pipelines.media import video
 from data_pipelines.procedural.build import build_procedural
 from data_pipelines.shards.dataset import dataset_dir
 from launch import cli
-from launch.benchmarks import demand, denoising, reading, shortcuts, splash
+from launch.benchmarks import (
+  attention,
+  demand,
+  denoising,
+  reading,
+  shortcuts,
+)
 from launch.benchmarks.demand import Case
 from launch.benchmarks.reading import DECODER, Way
 
@@ -128,11 +134,12 @@ def test_shortcuts_are_measured(capsys, monkeypatch):
   assert float(against_whole) > float(against_true) > 10
 
 
-def test_speed_of_splash_by_its_blocks(capsys, monkeypatch):
-  monkeypatch.setattr(splash, "OTHERS", ((128, 128, 128),))
-  splash.main(["--length", "256", "--heads", "1"])
-  title, chosen, other = capsys.readouterr().out.splitlines()
-  assert title.split()[-2:] == ["forward", "backward"]
-  assert chosen.startswith("  256, 256, 256")
-  assert other.startswith("  128, 128, 128")
-  assert all(float(x) > 0 for x in (*chosen.split()[3:], *other.split()[3:]))
+def test_speed_of_attention_by_its_blocks(capsys, monkeypatch):
+  monkeypatch.setattr(attention, "OTHERS", ())
+  monkeypatch.setattr(attention, "SPLASH_OTHERS", ((128, 128, 128),))
+  attention.main(["--length", "256", "--heads", "1"])
+  title, ours, chosen, other = capsys.readouterr().out.splitlines()
+  assert title.split() == ["blocks", "forward", "backward"]
+  assert ours.startswith("  flash 256, 1280")
+  assert chosen.startswith("  splash 256, 256, 256")
+  assert other.startswith("  splash 128, 128, 128")

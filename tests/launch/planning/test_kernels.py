@@ -20,6 +20,27 @@ def test_time_is_that_of_bundles_or_of_traffic():
   assert slow.seconds(3500, V5P) == pytest.approx(1.0)
 
 
+def test_a_kernel_takes_as_long_as_its_matrix_products():
+  # Both sides of a product that the matrix unit holds are filled up to 128.
+  product = 7, 1000, 64, 256
+  kernel = Kernel(b"", steps=10, traffic=1, products=(product,))
+  seconds = 10 * 7 * 2 * 1000 * 128 * 256 / V5P.peak
+  assert kernel.seconds(1, V5P) == pytest.approx(seconds)
+
+
+def test_products_of_a_kernel():
+  def scores(q, k, y):
+    y[...] = jax.lax.dot_general(q[...], k[...], (((1,), (1,)), ((), ())))
+
+  def call(q, k):
+    shape = jax.ShapeDtypeStruct((16, 256), jnp.float32)
+    return pl.pallas_call(scores, out_shape=shape)(q, k)
+
+  arrays = [jax.ShapeDtypeStruct((n, 128), jnp.float32) for n in (16, 256)]
+  (equation,) = jax.make_jaxpr(call)(*arrays).jaxpr.eqns
+  assert kernels.kernel_of(equation).products == ((1, 16, 128, 256),)
+
+
 def test_bundles_grow_with_the_work_of_a_block():
   def kernel_of(count):
     def sine(x, y):
