@@ -94,6 +94,10 @@ def on_blocks(
     kernel = functools.partial(_kernel, call, mixes_frames)
     kernel = with_backward_of(plain, kernel)
     results = for_platform(*args, tpu=kernel, default=plain)
+  if mixes_frames:
+    # So that gradients of clips and of results are split alike. Otherwise the
+    # compiler leaves out a sum over devices in the gradient of a weight.
+    results = jax.tree.map(split_pixels, results)
   return jax.tree.map(lambda y: y[..., :n, :], results)
 
 

@@ -88,6 +88,18 @@ def test_a_block_of_the_unet_on_a_mesh(check, layout, size):
     check(forward, clips, *rest)
 
 
+@pytest.mark.parametrize("layout", [(2, 1, 2), (1, 2, 2), (2, 2, 2), (1, 1, 4)])
+def test_gradients_of_a_block_of_the_unet_on_a_mesh(random_params, layout):
+  clips, *rest = feed(4, 3, 5, batch=4)
+  params = random_params(BLOCK, clips, *rest, deterministic=True)
+  wanted = jax.jit(gradients)(params, clips, *rest)
+  devices = jax.devices()[: np.prod(layout)]
+  mesh = sharding.make_mesh(*layout, devices=devices)
+  clips = jax.device_put(clips, sharding.frames_sharding(mesh, 4))
+  with jax.set_mesh(mesh):
+    assert_same(jax.jit(gradients)(params, clips, *rest), wanted)
+
+
 def test_devices_exchange_parts_of_the_frames(random_params):
   """Layers over time get all frames of some pixels, and gather no clips."""
   block = TemporalConvBlock(norm_groups=4, dropout=0.0)
