@@ -2,6 +2,7 @@
 
 import sys
 
+import av
 import numpy as np
 import pytest
 import skimage.data
@@ -23,6 +24,29 @@ def photos(tmp_path_factory):
   for name, pixels in pictures.items():
     Image.fromarray(pixels).save(folder / name)
   return {path.stem: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+  """A folder of three clips of 1.5 seconds, with their captions."""
+  folder = tmp_path_factory.mktemp("clips")
+  pictures = {
+    "cat": (skimage.data.chelsea(), "a cat that looks up"),
+    "coffee": (skimage.data.coffee(), "a cup of coffee on a table"),
+    "rocket": (skimage.data.rocket(), "a rocket in the evening"),
+  }
+  for step, (name, (pixels, caption)) in enumerate(pictures.items(), 2):
+    picture = Image.fromarray(pixels).resize((480, 320))
+    with av.open(str(folder / f"{name}.mp4"), "w") as file:
+      stream = file.add_stream("libx264", rate=24)
+      stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+      for x in range(0, 36 * step, step):
+        box = (x, 60, x + 320, 240)
+        frame = av.VideoFrame.from_image(picture.crop(box))
+        file.mux(stream.encode(frame))
+      file.mux(stream.encode())
+    (folder / f"{name}.txt").write_text(caption)
+  return folder
 
 
 @pytest.fixture(autouse=True)

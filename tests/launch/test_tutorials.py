@@ -1,9 +1,10 @@
-"""The first commands of README.md, executed in their order.
+"""The commands of README.md for a video and a training, executed in order.
 
 Bash runs the blocks of a page as they are there, but for the lengths below. A
 folder with the package, which is installed already, stands for the clone.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def clone(tmp_path):
 
 
 def execute(page, section, folder, lengths):
-  """Runs the blocks of a section of a page in a folder.
+  """Runs the blocks of a section of a page in a folder; returns the output.
 
   Args:
     page: path in the repository.
@@ -48,6 +49,7 @@ def execute(page, section, folder, lengths):
     text=True,
   )
   assert not done.returncode, done.stderr
+  return done.stdout + done.stderr
 
 
 def test_the_readme_makes_a_video(clone):
@@ -63,3 +65,24 @@ def test_the_readme_makes_a_video(clone):
   }
   execute("README.md", "Make a video", clone, lengths)
   assert (clone / "video.mp4").exists() and (clone / "video.png").exists()
+
+
+@pytest.mark.slow
+def test_the_readme_trains_on_clips(clone, clips):
+  (clone / "clips").symlink_to(clips)
+  lengths = {
+    ". .venv/bin/activate && pip install -q -e '.[data]'": "",
+    # The fewest after the warm-up.
+    "num_steps=50": "num_steps=5",
+    "num_steps=60": "num_steps=6",
+  }
+  shown = execute("README.md", "Train on your own clips", clone, lengths)
+  assert "wrote 3 clips" in shown
+  assert "training from step 0 to 5" in shown
+  assert "training from step 5 to 6" in shown
+  assert "WARNING" not in shown
+  assert (clone / "inspection" / "index.html").exists()
+  report = json.loads((clone / "trained.json").read_text())
+  assert report["weights"]["folder"] == str(clone / "runs" / "clips")
+  page = (clone / "evaluation" / "report.html").read_text()
+  assert page.count("<video") == 9 and "runs/clips" in page
