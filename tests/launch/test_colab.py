@@ -43,7 +43,7 @@ def execute(tmp_path, monkeypatch):
         found += count
       assert found == 1, name
     metadata = {"metadata": {"path": tmp_path}}
-    NotebookClient(notebook, timeout=300, resources=metadata).execute()
+    NotebookClient(notebook, timeout=600, resources=metadata).execute()
     return notebook.cells
 
   return execute
@@ -85,6 +85,20 @@ def test_forms_reach_the_video(execute, tmp_path, photos, weights):
   assert report["weights"]["folder"] == str(folder)
   tensors = open_weights(folder).networks["base"].tensors
   assert set(map(str, tensors.dtypes.values())) == {"bfloat16"}
+
+
+@pytest.mark.slow
+def test_trains_a_lora_on_clips(execute, tmp_path, clips):
+  cells = execute(clips=str(clips), name="mine", lora_steps=5)
+  assert "wrote 3 clips" in printed(cells)
+  assert "training a LoRA of rank 8" in printed(cells)
+  report = json.loads((tmp_path / "mine" / "video.json").read_text())
+  assert report["weights"]["folder"] == str(tmp_path / "mine" / "run")
+  assert report["prompt"] == "the camera pans left slowly"
+  video, _ = [
+    o.data for o in cells[3].outputs if o.output_type == "display_data"
+  ]
+  assert "data:video/mp4;base64" in video["text/html"]
 
 
 def test_stops_at_an_error_of_the_command(execute, tmp_path):
@@ -142,7 +156,8 @@ def test_the_kernel_keeps_its_packages(preinstalled):
 
 
 @pytest.mark.parametrize(
-  ("runtime", "extra"), [("cpu", None), ("gpu", "cuda"), ("tpu", "tpu")]
+  ("runtime", "extra"),
+  [("cpu", None), ("gpu", "cuda"), ("tpu", "tpu"), ("cpu", "data")],
 )
 def test_the_environment_resolves(preinstalled, runtime, extra):
   extras = ["--extra", extra] if extra else []
