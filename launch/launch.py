@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -210,6 +211,8 @@ def main(argv: list[str]) -> None:
   changed = ("git", "-C", str(CLONE), "status", "--porcelain", "-uno")
   if recipe.stage and running.call(changed):
     note("changes that are not committed are left out")
+  # As Ctrl-C: what was created is deleted.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   running.run(job, recipe, args.poll)
 
 

@@ -4,7 +4,7 @@ A run is a command line that leaves all its results in files, and a training
 resumes by the same one. So a sweep starts processes and looks at their exit
 status. Engines such as Ray Tune, submitit and the launchers of Hydra were not
 taken: they run Python functions, with a service, a queue or a config system of
-their own, and a cluster's queue takes the commands that --dry-run prints.
+their own, and jobs elsewhere are those of `i2vgen launch`.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from i2vgen_jax.errors import InputError, writing
 from i2vgen_jax.files import locked, read_json, write_json
 from i2vgen_jax.training import record
 from i2vgen_jax.training.laps import spent
-from launch import arguments, outputs, ranking
+from launch import arguments, launch, outputs, ranking
 from launch.arguments import Count, Text
 from launch.progress import Row, StateTable, note
 
@@ -45,12 +45,13 @@ class Arguments:
       i2vgen sweep configs/sweep_training.py --workdir sweeps/training \\
           --metric loss -- train --config=configs/i2vgen_xl.py:tiny_lora
 
-  After -- follow train, evaluate or sample and the arguments of all runs. The
-  function `sweep` of the file yields a dict for each run: keys of the config
-  for train, flags for the others. Each run has a folder in the workdir, with
-  its log. The same command continues a sweep: finished runs are skipped, failed
-  and interrupted ones are started again. At the end report.csv ranks the runs,
-  and report.png shows the metric against the cost.
+  After -- follow train, evaluate, sample or launch, which starts a job for each
+  run, and the arguments of all runs. The function `sweep` of the file yields a
+  dict for each run: keys of the config for train and launch, flags for the
+  others. Each run has a folder in the workdir, with its log. The same command
+  continues a sweep: finished runs are skipped, failed and interrupted ones are
+  started again. At the end report.csv ranks the runs, and report.png shows the
+  metric against the cost.
 
   Attributes:
     file: Python file with the function `sweep`.
@@ -61,7 +62,8 @@ class Arguments:
     cost: What the metric is drawn against: a name as for --metric, a setting,
       or the seconds of the command, for train those of its training steps.
     at_once: Number of runs at the same time.
-    dry_run: Print the command of each run, and run none.
+    dry_run: Print the command of each run, for launch with all that its job
+      would write and run, and run none.
   """
 
   file: tyro.conf.Positional[Path]
@@ -86,7 +88,11 @@ def main(argv: list[str]) -> None:
   args = arguments.parse(Arguments, argv[:dashes], "i2vgen sweep")
   runs = make_runs(args.file, args.workdir, argv[dashes + 1 :])
   if args.dry_run:
-    print(*(f"i2vgen {shlex.join(run.words)}" for run in runs), sep="\n")
+    for run in runs:
+      print(f"i2vgen {shlex.join(run.words)}")
+      command, *rest = run.words
+      if command == "launch":
+        launch.main([*rest[:1], "--dry-run", *rest[1:]])
     return
   outputs.make_folder(args.workdir)
   with locked(args.workdir) as lock:
@@ -110,6 +116,7 @@ def main(argv: list[str]) -> None:
 # file with its results.
 _COMMANDS = {
   "train": ("--config.", "--workdir={}", record.METRICS),
+  "launch": ("--config.", "--workdir={}", record.METRICS),
   "evaluate": ("--", "--output={}", "figures.json"),
   "sample": ("--", "--output={}/video.mp4", "video.json"),
 }
@@ -142,6 +149,9 @@ class Run:
     flags = [f"{prefix}{k}={v}" for k, v in self.settings.items()]
     self._command = [*self.shared, *flags]
     self.words = [*self._command, output.format(self.folder)]
+    if self.shared[0] == "launch":
+      # Behind the backend. Names are unique: no two jobs train in one folder.
+      self.words.insert(2, f"--name=sweep-{_digest(str(self.folder))}")
 
   def is_finished(self) -> bool:
     """Whether it ended well, now or before.
@@ -199,8 +209,10 @@ def make_runs(file: Path, workdir: Path, shared: Sequence[str]) -> list[Run]:
   if not shared or shared[0] not in _COMMANDS:
     names = ", ".join(_COMMANDS)
     raise InputError(f"sweep needs -- and a command after it: one of {names}")
-  flag = _COMMANDS[shared[0]][1].partition("=")[0]
-  if any(word.partition("=")[0] == flag for word in shared):
+  own = {_COMMANDS[shared[0]][1].partition("=")[0]}
+  if shared[0] == "launch":
+    own.add("--name")
+  for flag in own.intersection(word.partition("=")[0] for word in shared):
     raise InputError(f"sweep sets {flag} of each run itself; leave it out")
   if not file.is_file():
     raise InputError(f"no file {file}; check the path")
@@ -230,7 +242,11 @@ def name_of(settings: Mapping[str, Any]) -> str:
   plain = re.sub(r"[^\w.=,+-]+", "_", text, flags=re.ASCII)
   if plain == text and len(text) <= _LONGEST:
     return text
-  return f"{plain[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+  return f"{plain[:_LONGEST]}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 # ---- The runs ----

@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pip._internal.commands import create_command
 
-from launch import arguments, cli, launch, train
+from launch import arguments, cli, launch, sweep, train
 from launch.planning import chips
 
 pytestmark = pytest.mark.usefixtures("fresh_flags", "no_job", "trained")
@@ -92,10 +92,9 @@ def read_i2vgen(name, *argv):
       train.load_config(args.config)
       chips.chip_of(args.topology)
     elif name == "sweep":
-      # The command that all runs share; each gets a workdir of its own.
       shared = argv[argv.index("--") + 1 :]
-      own = ["--workdir=runs/0"] if shared[0] == "train" else []
-      read_i2vgen(*shared, *own)
+      first, *_ = sweep.make_runs(args.file, args.workdir, shared)
+      read_i2vgen(*first.words)
 
 
 def read_python(flag, module="", *argv):

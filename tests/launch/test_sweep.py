@@ -272,10 +272,11 @@ def test_examples_change_settings_that_exist(name, tmp_path):
 @pytest.mark.parametrize(
   ("text", "argv", "part"),
   [
-    (SWEEP, [], "a command after it: one of train, evaluate, sample"),
-    (SWEEP, ["convert"], "one of train, evaluate, sample"),
+    (SWEEP, [], "a command after it: one of train, launch, evaluate"),
+    (SWEEP, ["convert"], "one of train, launch, evaluate, sample"),
     (SWEEP, ["train", "--workdir=x"], "sets --workdir of each run itself"),
     (SWEEP, ["sample", "--output", "x.mp4"], "sets --output of each run"),
+    (SWEEP, ["launch", "gke", "--name=x"], "sets --name of each run itself"),
     ("x = 1", ["train"], "no function sweep in"),
     ("def sweep():\n  yield from ()", ["train"], "no function sweep in"),
     ("def sweep():\n  yield 3", ["train"], "yields 3; yield a dict"),

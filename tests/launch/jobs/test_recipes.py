@@ -186,6 +186,37 @@ def test_plans_first_what_is_trained(dry_run, backend, topology):
   assert "plan" not in dry_run(backend, "--no-plan")[1][0]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sweep_renders_a_job_for_each_run(
+  backend, capsys, monkeypatch, tmp_path
+):
+  monkeypatch.chdir(tmp_path)
+  Path("rates.py").write_text(
+    "def sweep():\n"
+    "  for rate in (0.1, 0.2):\n"
+    "    yield {'train.learning_rate': rate}\n"
+  )
+  config, _, *others = TRAIN[1:]
+  argv = ("sweep", "rates.py", "--workdir=/bucket/rates", "--metric=loss")
+  argv = (*argv, "--dry-run", "--", "launch", backend, *BACKENDS[backend])
+  assert cli.main([*argv, "--", config, *others]) == 0
+  printed = capsys.readouterr().out
+  _, *jobs = re.split(r"^i2vgen (launch .*)\n", printed, flags=re.M)
+  names = []
+  for rate, words, shown in zip((0.1, 0.2), jobs[::2], jobs[1::2], strict=True):
+    command, backend, name, *rest = shlex.split(words)
+    assert rest[-2:] == [
+      f"--config.train.learning_rate={rate}",
+      f"--workdir=/bucket/rates/train.learning_rate={rate}",
+    ]
+    # It is what the command itself prints, which the other tests check.
+    assert cli.main([command, backend, "--dry-run", name, *rest]) == 0
+    assert shown == capsys.readouterr().out
+    assert name.removeprefix("--name=") in shown
+    names.append(name)
+  assert len({*names}) == 2
+
+
 @pytest.mark.parametrize("fits", [True, False])
 def test_starts_only_what_fits(fits, monkeypatch, capsys, tmp_path):
   monkeypatch.chdir(tmp_path)

@@ -1,7 +1,10 @@
 """Whole launches, with stand-ins for gcloud, kubectl, sbatch and the hosts."""
 
+import os
 import shlex
+import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from launch import cli
 from launch.jobs import running
+from launch.jobs.hosts import CLONE
 
 TRAIN = ("--", "--config=configs/x.py:base", "--workdir=/bucket/runs/it's mine")
 JOB = ("--name=films-1", "--no-plan", "--poll=0.1")
@@ -191,9 +195,8 @@ def test_gke_waits_for_the_job_set(start, world):
   assert verbs == ["create", "get", "get", "delete"]
 
 
-@pytest.mark.parametrize("ending", [0, 1, 2])
-def test_slurm_requeues_all_but_unusable_input(start, world, ending):
-  (world / "endings").write_text(f"{ending}\n")
+@pytest.fixture
+def slurm(world):
   program(world / "bin" / "srun", 'shift; exec "$@"')
   program(world / "bin" / "i2vgen", HOST["i2vgen"])
   program(world / "bin" / "scontrol", 'echo "$*" >> "$WORLD/calls"')
@@ -201,11 +204,72 @@ def test_slurm_requeues_all_but_unusable_input(start, world, ending):
     world / "bin" / "sbatch",
     'SLURM_JOB_ID=7 bash "${@: -1}" > "${2#--output=}" 2>&1',
   )
+
+
+@pytest.mark.parametrize("ending", [0, 1, 2])
+@pytest.mark.usefixtures("slurm")
+def test_slurm_requeues_all_but_unusable_input(start, world, ending):
+  (world / "endings").write_text(f"{ending}\n")
   status, out, err = start("launch", "slurm", *JOB, "--tpu=v5p-16", *TRAIN)
   assert "slurm: training 1," in out
   assert status == (2 if ending else 0)
   assert (world / "calls").exists() == (ending == 1)
   assert ("sbatch ended with status" in err) == bool(ending)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_sweep_starts_a_job_for_each_run(start, world, monkeypatch):
+  """One fails, and is the only one that the next start launches."""
+  monkeypatch.setenv("PYTHONPATH", str(CLONE))
+  Path("rates.py").write_text(
+    "def sweep():\n"
+    "  for rate in (3, 1, 2):\n"
+    "    yield {'train.learning_rate': rate}\n"
+  )
+  program(
+    world / "bin" / "i2vgen",
+    r"""
+    printf '%s ' "$@" | tee -a "$WORLD/trainings"
+    for word; do
+      case $word in
+      --workdir=*) cd "${word#--workdir=}" ;;
+      *rate=*) loss=${word##*=} ;;
+      esac
+    done
+    if [ "$loss" = 1 ] && mkdir "$WORLD/failed"; then exit 2; fi
+    echo "{\"step\": 1, \"loss\": $loss, \"time\": 5}" > metrics.jsonl """,
+  )
+  argv = ("sweep", "rates.py", "--workdir=rates", "--metric=loss")
+  argv = (*argv, "--cost=step", "--at-once=2", "--", "launch", "slurm")
+  argv = (*argv, "--tpu=v5p-16", "--no-plan", "--poll=0.1")
+  argv = (*argv, "--", "--config=configs/x.py:base")
+  with pytest.raises(SystemExit):
+    start(*argv)
+  trainings = (world / "trainings").read_text()
+  assert trainings.count("train --config=configs/x.py:base") == 3
+  log = Path("rates/train.learning_rate=1/log.txt").read_text()
+  assert "sbatch ended with status 2" in log
+  status, out, _ = start(*argv)
+  assert status == 0
+  trainings = (world / "trainings").read_text()
+  assert trainings.count("train --config") == 4
+  ranks = [line.split()[1] for line in out.splitlines()[1:]]
+  assert ranks == ["1", "2", "3"]
+
+
+def test_the_end_of_the_launching_process_deletes(world):
+  (world / "endings").write_text("endless\n")
+  process = subprocess.Popen(
+    [sys.executable, "-m", "launch.cli", *QUEUED, *TRAIN],
+    env=os.environ | {"PYTHONPATH": str(CLONE)},
+  )
+  end = time.monotonic() + 60
+  while not (world / "trainings").exists():
+    assert time.monotonic() < end
+    time.sleep(0.1)
+  process.terminate()
+  assert process.wait(60) == 130
+  assert changes(world) == ["create", "delete"]
 
 
 def test_shows_each_line_of_a_log_once(tmp_path, capsys):
