@@ -153,31 +153,33 @@ def _own_inputs(
   if args.pictures:
     found = inputs.of_pictures(args.pictures)
   else:
-    found = inputs.of_dataset(args.dataset, last.sampling, args.seed)
+    frames = last.sampling.num_frames
+    found = inputs.of_dataset(args.dataset, frames, args.seed)
   given = found.drawn(args.num_clips, args.seed)
   if given.count < found.count:
     note(f"{given.count} of {found.count} inputs are drawn; see --num-clips")
   # All are read first, so that an unusable one costs no video.
-  _check_prompts(cascade, [given.read(n).prompt for n in range(given.count)])
+  first = given.read(0, last.sampling)
+  others = (given.read(n, last.sampling) for n in range(1, given.count))
+  _check_prompts(cascade, [first.prompt, *(clip.prompt for clip in others)])
   features = args.i3d and i3d.load(args.i3d)
   if args.features:
     features = load_hook(args.features)
-  real = given.read(0).real
   if features is not None:
-    if given.count < 2 or real is None:
+    if given.count < 2 or first.real is None:
       raise InputError(
         "--i3d and --features compare two or more real clips, and "
         f"{args.dataset} gives fewer; use a dataset of clips, or more of them"
       )
-    features(real)
+    features(first.real)
   judges = {
     "towers": Towers.load(open_weights(args.clip or args.weights)),
     "lpips": args.lpips and _read_lpips(args.lpips),
     "features": features,
   }
   figures, curves = {}, {}
-  if real is not None:
-    curves = _losses(args, cascade, plan, given.count)
+  if first.real is not None:
+    curves = _losses(args, cascade, plan, given)
     figures["losses"] = curves
   measured = clips.evaluate(
     cascade,
@@ -208,18 +210,13 @@ def _own_inputs(
 
 
 def _losses(
-  args: Arguments, cascade: Cascade, plan: Plan, count: int
+  args: Arguments, cascade: Cascade, plan: Plan, given: inputs.Inputs
 ) -> dict[str, losses.Losses]:
   """The losses of each stage, by its name in the tables."""
   # Not the plan itself, as they do not depend on how it samples.
   stages = cascade.plan([*plan], size=args.size, num_frames=args.num_frames)
   found = losses.by_timestep(
-    cascade,
-    stages,
-    args.dataset,
-    count=count,
-    seed=args.seed,
-    batch_size=args.batch_size,
+    cascade, stages, given, seed=args.seed, batch_size=args.batch_size
   )
   return {clips.COLUMNS[name]: curve for name, curve in found.items()}
 

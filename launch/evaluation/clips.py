@@ -81,7 +81,8 @@ def evaluate(
   batches = generate(
     cascade,
     plan,
-    *inputs,
+    inputs.count,
+    lambda n: inputs.read(n, plan[last].sampling),
     seeds=range(seed, seed + inputs.count),
     batch_size=batch_size,
     label="clips",

@@ -24,18 +24,20 @@ class Inputs(NamedTuple):
 
   Attributes:
     count: number of inputs.
-    read: returns input number n.
+    read: returns input number n, with the real clip as the stage with these
+      settings would see it: of its size, of its number of frames, and nearly of
+      its frame rate.
   """
 
   count: int
-  read: Callable[[int], Given]
+  read: Callable[[int, Sampling], Given]
 
   def drawn(self, count: int, seed: int) -> "Inputs":
     """At most `count` of them, drawn at random, in their order."""
     rng = np.random.default_rng(seed)
     chosen = rng.choice(self.count, min(count, self.count), replace=False)
     chosen = np.sort(chosen).tolist()
-    return Inputs(len(chosen), lambda n: self.read(chosen[n]))
+    return Inputs(len(chosen), lambda n, s: self.read(chosen[n], s))
 
 
 def of_pictures(path: Path) -> Inputs:
@@ -64,7 +66,7 @@ def of_pictures(path: Path) -> Inputs:
   if not rows:
     raise InputError(f"no pictures in {path}; give NAME.jpg with NAME.txt")
 
-  def read(number: int) -> Given:
+  def read(number: int, _: Sampling) -> Given:
     row = rows[number]
     picture = preprocessing.load_picture(row.location)
     return Given(row.path, row.captions[0], picture)
@@ -72,13 +74,12 @@ def of_pictures(path: Path) -> Inputs:
   return Inputs(len(rows), read)
 
 
-def of_dataset(directory: Path, sampling: Sampling, seed: int) -> Inputs:
+def of_dataset(directory: Path, num_frames: int, seed: int) -> Inputs:
   """Records, with their first captions and, for clips, the real frames.
 
   Args:
     directory: DATA_DIR/text_video/1.0.0 or DATA_DIR/text_image/1.0.0.
-    sampling: of the last stage. Real clips have its size, its number of frames
-      and nearly its frame rate, as those of a training.
+    num_frames: number of frames that a clip must have.
     seed: draws where in a clip the frames are taken.
 
   Raises:
@@ -86,11 +87,10 @@ def of_dataset(directory: Path, sampling: Sampling, seed: int) -> Inputs:
       are too short.
   """
   records = Dataset([directory])
-  bucket = Bucket(sampling.num_frames, sampling.fps, 1, sampling.size)
   if records.kind.startswith("latent"):
     raise InputError(f"{directory} has latents; give the dataset of pixels")
   if records.kind == "text_video":
-    total, need = len(records), bucket.num_frames
+    total, need = len(records), num_frames
     records = records.where(lambda rows: Entry(*rows.T).num_frames >= need)
     if not len(records):
       raise InputError(
@@ -100,12 +100,13 @@ def of_dataset(directory: Path, sampling: Sampling, seed: int) -> Inputs:
     if short := total - len(records):
       note(f"{short} of {total} clips have fewer than {need} frames: left out")
 
-  def read(number: int) -> Given:
+  def read(number: int, sampling: Sampling) -> Given:
     record = records[number]
     name, prompt = record["id"].decode(), record["captions"][0].decode()
     if records.kind == "text_image":
       [picture], _ = load_frames(record)
       return Given(name, prompt, picture)
+    bucket = Bucket(sampling.num_frames, sampling.fps, 1, sampling.size)
     rng, fps = np.random.default_rng([seed, number]), record["fps"]
     window = bucket.draw_window(record["num_frames"], fps, rng)
     nearest = functools.partial(window.nearest_frames, native_fps=fps)

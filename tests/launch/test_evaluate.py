@@ -191,6 +191,30 @@ def test_dataset_has_real_clips_beside(
   assert np.median(real[1] - real[0]) == pytest.approx(20, abs=3)
 
 
+def test_the_loss_is_of_the_clips_that_are_made(run, weights, tmp_path):
+  clips = {
+    f"c{n}": counting_clip(f"c{n}", (96, 64), NUM_FRAMES, ["x"], fps=4 + n)
+    for n in range(5)
+  }
+
+  def evaluate(name, clips):
+    dataset = write_dataset(tmp_path / name, "text_video", clips)
+    status, _ = run(
+      *("evaluate", "--weights", weights, "--dataset", dataset),
+      *("--stage", "base", "--steps", 1, "--num-clips", 1),
+      *("--output", tmp_path / name),
+    )
+    assert status == 0
+    figures, _ = read(tmp_path / name)
+    [row] = figures["clips"]
+    return row["name"], figures["losses"]
+
+  drawn, losses = evaluate("all", [*clips.values()])
+  assert evaluate("one", [clips[drawn]]) == (drawn, losses)
+  other = next(name for name in clips if name != drawn)
+  assert evaluate("other", [clips[other]]) != (other, losses)
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

@@ -26,12 +26,12 @@ def test_folder_and_list_of_pictures(tmp_path):
   found = inputs.of_pictures(tmp_path)
   assert found.count == 3
   for n in range(3):
-    given = found.read(n)
+    given = found.read(n, SAMPLING)
     assert (given.name, given.prompt) == (f"{n}.png", f"prompt {n}")
     assert given.picture.shape == (40, 60, 3)
     assert (given.picture == 10 * n).all()
     assert given.real is None
-  [given] = [*map(inputs.of_pictures(tmp_path / "list.csv").read, [0])]
+  given = inputs.of_pictures(tmp_path / "list.csv").read(0, SAMPLING)
   assert given.prompt == "from a list"
   assert (given.picture == 20).all()
 
@@ -50,9 +50,11 @@ def test_unusable_pictures_are_named(tmp_path):
 
 
 def test_some_are_drawn_at_random(tmp_path):
-  found = inputs.Inputs(100, lambda n: n)
+  found = inputs.Inputs(100, lambda n, _: n)
   drawn = [found.drawn(10, seed) for seed in (0, 0, 1)]
-  numbers = [[some.read(n) for n in range(some.count)] for some in drawn]
+  numbers = [
+    [some.read(n, SAMPLING) for n in range(some.count)] for some in drawn
+  ]
   assert numbers[0] == numbers[1] == sorted(set(numbers[0]))
   assert numbers[0] != numbers[2]
   assert found.drawn(200, 0).count == 100
@@ -61,12 +63,10 @@ def test_some_are_drawn_at_random(tmp_path):
 def test_clips_are_cut_to_the_stage(tmp_path):
   """Every second of the frames at 8 fps, at a stage of 4 fps."""
   clips = [counting_clip(f"c{n}", (96, 64), 9, [f"clip {n}"]) for n in range(3)]
-  found = inputs.of_dataset(
-    write_dataset(tmp_path, "text_video", clips), SAMPLING, 0
-  )
+  found = inputs.of_dataset(write_dataset(tmp_path, "text_video", clips), 3, 0)
   starts = set()
   for n in range(found.count):
-    given = found.read(n)
+    given = found.read(n, SAMPLING)
     assert (given.name, given.prompt) == (f"c{n}", f"clip {n}")
     assert given.real.shape == (3, 32, 48, 3)
     assert given.picture.shape == (64, 96, 3)
@@ -83,7 +83,7 @@ def test_pictures_of_a_dataset_have_no_real_clip(tmp_path):
   directory = write_dataset(
     tmp_path, "text_image", [Example(jpeg, ["a wall"], "s", 1, 48, 32)]
   )
-  given = inputs.of_dataset(directory, SAMPLING, 0).read(0)
+  given = inputs.of_dataset(directory, 3, 0).read(0, SAMPLING)
   assert given.prompt == "a wall"
   assert given.real is None
   assert (given.picture == 90).all()
@@ -92,8 +92,8 @@ def test_pictures_of_a_dataset_have_no_real_clip(tmp_path):
 def test_short_clips_are_left_out_and_counted(tmp_path, capsys):
   clips = [counting_clip(f"c{n}", (48, 32), 1 + n, ["x"]) for n in range(4)]
   directory = write_dataset(tmp_path / "some", "text_video", clips)
-  assert inputs.of_dataset(directory, SAMPLING, 0).count == 2
+  assert inputs.of_dataset(directory, 3, 0).count == 2
   assert "2 of 4 clips have fewer than 3 frames" in capsys.readouterr().err
   directory = write_dataset(tmp_path / "none", "text_video", clips[:2])
   with pytest.raises(InputError, match=r"none of the 2 clips .* has 3 frames"):
-    inputs.of_dataset(directory, SAMPLING, 0)
+    inputs.of_dataset(directory, 3, 0)

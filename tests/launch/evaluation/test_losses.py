@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from cascade_standin import get_config
+from cascade_standin import NUM_FRAMES, get_config
 from dataset_standin import counting_clip, write_dataset
 
 from data_pipelines.loading.reader import Reader
@@ -13,6 +13,7 @@ from i2vgen_jax.cascade import Cascade
 from i2vgen_jax.files import read_json
 from i2vgen_jax.sharding import make_mesh
 from i2vgen_jax.training.denoising import Denoising
+from launch.evaluation import inputs
 from launch.evaluation.losses import by_timestep
 
 
@@ -23,17 +24,27 @@ def cascade(weights):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
+  # Of two frames, so that nothing is drawn.
   clips = [
-    counting_clip(f"c{n}", (96, 64), n, [f"clip {n}"]) for n in (5, 8, 6)
+    counting_clip(f"c{n}", (96, 64), NUM_FRAMES, [f"clip {n}"], fps=4 + n)
+    for n in range(3)
   ]
   return write_dataset(tmp_path_factory.mktemp("data"), "text_video", clips)
 
 
 @pytest.fixture(scope="module")
-def losses(cascade, dataset):
-  return by_timestep(
-    cascade, cascade.plan(), dataset, count=1, seed=3, batch_size=8
-  )
+def found(dataset):
+  return inputs.of_dataset(dataset, NUM_FRAMES, 0)
+
+
+@pytest.fixture(scope="module")
+def one(found):
+  return inputs.Inputs(1, found.read)
+
+
+@pytest.fixture(scope="module")
+def losses(cascade, one):
+  return by_timestep(cascade, cascade.plan(), one, seed=3, batch_size=8)
 
 
 def test_levels_are_those_of_the_training(losses):
@@ -48,7 +59,7 @@ def test_levels_are_those_of_the_training(losses):
   ("name", "config"), [("base", "tiny"), ("refine", "tiny_refine")]
 )
 def test_losses_are_those_of_the_training(
-  cascade, dataset, losses, weights, name, config
+  cascade, tmp_path, losses, weights, name, config
 ):
   config = get_config(config)
   config.frozen = str(weights)
@@ -59,6 +70,8 @@ def test_losses_are_those_of_the_training(
   mesh = make_mesh(devices=jax.devices()[:1])
   task = Denoising.from_config(config, mesh)
   sampling = task.stage.sampling
+  clip = counting_clip("c0", (96, 64), NUM_FRAMES, ["clip 0"], fps=4)
+  dataset = write_dataset(tmp_path, "text_video", [clip])
   batch = Reader(
     [str(dataset)],
     batch_size=1,
@@ -79,10 +92,10 @@ def test_losses_are_those_of_the_training(
   assert losses[name][level] == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_each_clip_counts_once_in_batches_of_any_size(cascade, dataset, losses):
+def test_each_clip_counts_once_in_batches_of_any_size(cascade, found, losses):
   stages = {"base": cascade.plan()["base"]}
   whole, parts = (
-    by_timestep(cascade, stages, dataset, count=3, seed=3, batch_size=size)
+    by_timestep(cascade, stages, found, seed=3, batch_size=size)
     for size in (8, 2)
   )
   assert parts["base"] == pytest.approx(whole["base"], rel=1e-5)
@@ -107,8 +120,8 @@ def test_weights_that_do_not_say_have_the_levels_they_sample_at(cascade):
   assert task.frozen.keys() == {"vae", "text_encoder"}
 
 
-def test_a_mesh_that_does_not_divide_the_clips(weights, dataset, losses):
+def test_a_mesh_that_does_not_divide_the_clips(weights, one, losses):
   cascade = Cascade.load(weights, mesh=make_mesh(data=2, frames=4))
   stages = {"base": cascade.plan()["base"]}
-  found = by_timestep(cascade, stages, dataset, count=1, seed=3, batch_size=8)
+  found = by_timestep(cascade, stages, one, seed=3, batch_size=8)
   assert found["base"] == pytest.approx(losses["base"], rel=1e-4)
