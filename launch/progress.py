@@ -30,6 +30,7 @@ class ProgressBar:
     self.silent = False
     self._job, self._total, self._done = "", 0, 0
     self._start = self._first = 0.0
+    self._at_first = 0
     self._compiles = False
     self._bar: tqdm | None = None
 
@@ -62,14 +63,14 @@ class ProgressBar:
     if done <= self._done or done > self._total or self.silent:
       return
     if not self._done:
-      # The first piece includes compilation: estimates start after it.
-      self._first = time.monotonic()
+      # What comes first includes compilation: estimates start after it.
+      self._first, self._at_first = time.monotonic(), done
     if sys.stderr.isatty():
       self._draw(done)
     elif done * _LINES // self._total > self._done * _LINES // self._total:
       left = ""
       if self._done:
-        seconds = (time.monotonic() - self._first) / (done - 1)
+        seconds = (time.monotonic() - self._first) / (done - self._at_first)
         seconds *= self._total - done
         left = f", {tqdm.format_interval(seconds)} left"
       self._print(f"{self._job}: {done}/{self._total}{left}")

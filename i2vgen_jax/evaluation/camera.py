@@ -22,6 +22,8 @@ _STEPS = 8
 _SAME = 0.6
 # Distance, in units of `_UNITS`, at which a clip has none of the moves.
 _FAR = 0.75
+# Bound of log(zoom): frames of nothing in common may be aligned at any scale.
+_MOST = 5.0
 # Differences of x, y, log(zoom) and roll that count as much as each other:
 # those of a slow move.
 _UNITS = np.array([0.08, 0.08, np.log(1.1), 8.0])
@@ -34,7 +36,8 @@ class CameraMotion:
   Attributes:
     x: travel of the view's centre to the right, in shorter sides.
     y: travel of the view's centre down, in shorter sides.
-    zoom: ratio of the magnifications, above 1 if the picture grows.
+    zoom: ratio of the magnifications, above 1 if the picture grows, and from
+      1/148 to 148.
     roll: rotation of the camera in degrees clockwise; the picture turns the
       other way.
     fit: mean correlation of the later frames with the aligned first one.
@@ -78,7 +81,7 @@ def measure(clip: UInt8[np.ndarray, "f h w 3"]) -> CameraMotion:
   return CameraMotion(
     x=float(x),
     y=float(y),
-    zoom=float(np.exp(-log_side)),
+    zoom=float(np.exp(np.clip(-log_side, -_MOST, _MOST))),
     roll=float(np.rad2deg(roll)),
     fit=float(np.mean(fits)),
   )

@@ -70,6 +70,7 @@ def generate(
   """
   batch_size = min(batch_size, count)
   with ProgressBar() as progress:
+    progress.begin(label, count, f"compiling, then the first {batch_size} ...")
     for start in range(0, count, batch_size):
       # A smaller last batch would be compiled again.
       numbers = [n % count for n in range(start, start + batch_size)]
@@ -85,7 +86,7 @@ def generate(
             stage, clips, prompts, seed=[seeds[n] for n in numbers]
           )
         made[name] = clips[: end - start]
-      progress(label, end, count)
+      progress.update(end)
       yield batch[: end - start], made
 
 

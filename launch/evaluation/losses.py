@@ -65,6 +65,8 @@ def _of_stage(
   batch_size = min(batch_size, count)
   totals = dict.fromkeys(np.unique(task.held_out_levels).tolist(), 0.0)
   with ProgressBar() as progress:
+    first = f"compiling, then the first {batch_size} ..."
+    progress.begin(f"loss of {task.stage.name}", count, first)
     for start in range(0, count, batch_size):
       # A smaller last batch would be compiled again.
       rows = [n % count for n in range(start, start + batch_size)]
@@ -75,7 +77,7 @@ def _of_stage(
         at = np.full(batch_size, level)
         values = losses(params, task.frozen, batch, key, at)
         totals[level] += float(values[: end - start].sum())
-      progress(f"loss of {task.stage.name}", end, count)
+      progress.update(end)
   return {level: total / count for level, total in totals.items()}
 
 

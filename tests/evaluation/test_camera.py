@@ -74,3 +74,15 @@ def test_a_picture_without_detail_stays_still():
   measured = camera.measure(gray)
   assert (measured.x, measured.y, measured.roll) == (0, 0, 0)
   assert measured.zoom == 1
+
+
+def test_frames_with_nothing_in_common_have_a_finite_zoom():
+  zooms = []
+  for seed in range(20, 50):
+    rng = np.random.default_rng(seed)
+    clip = np.full((8, 32, 48, 3), 100, np.uint8)
+    clip[0] += rng.integers(0, 3, (32, 48, 1), np.uint8)
+    clip[1:] += rng.integers(0, 30, (7, 32, 48, 1), np.uint8)
+    zooms.append(camera.measure(clip).zoom)
+  assert max(zooms) == pytest.approx(np.exp(5))
+  assert min(zooms) > 0

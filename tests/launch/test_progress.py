@@ -61,6 +61,16 @@ def test_remaining_time_leaves_out_the_compiler(capsys, clock):
   assert text == "base: 500/1000, 1:23:20 left"
 
 
+def test_remaining_time_of_batches(capsys, clock):
+  bar = ProgressBar()
+  bar.begin("clips", 64)
+  for done in (16, 32):
+    clock[0] += 160
+    bar.update(done)
+  text = capsys.readouterr().err.splitlines()[-1]
+  assert text == "clips: 32/64, 05:20 left"
+
+
 def test_terminal_rewrites_one_line(monkeypatch, clock):
   terminal = Terminal()
   monkeypatch.setattr(sys, "stderr", terminal)
