@@ -114,7 +114,8 @@ def _blocks(gallery: Gallery, limits: dict[str, Any]) -> gr.Blocks:
         )
     gr.Markdown("## Gallery")
     shelf = gr.HTML()
-    start.click(None, outputs=message, js="() => ''")
+    for event in (picker.change, start.click):
+      event(None, outputs=message, js="() => ''")
     run = start.click(
       make,
       [picker, prompt, seed],

@@ -227,6 +227,8 @@ def test_runs_wait_show_their_steps_and_are_cancelled(
   gate.clear()
   tab.press("Make the video")
   tab.wait(lambda: "0/2 steps" in tab.text(".result"))
+  # Nothing else is where the progress is.
+  assert not tab.all(".result .html-container")[0].text
   assert tab.text(".message") == ""
   tab.press("Cancel")
   tab.says("Cancelled")
@@ -271,6 +273,7 @@ def test_bad_form_has_one_message(tab, site, photos):
   tab.press("Make the video")
   tab.says("there is no picture; choose one")
   tab.choose(photos["square"])
+  tab.wait(lambda: not tab.text(".message"))
   tab.press("Make the video")
   tab.says("the prompt is empty")
   tab.fill("Prompt", PROMPT)
