@@ -248,6 +248,17 @@ def _check_prompts(cascade: Cascade, prompts: Sequence[str]) -> None:
 
 # ---- The procedural worlds ----
 
+# What the figures are, by the start of their labels.
+_MEANINGS = {
+  "motion": "share of clips that move as the prompt says",
+  "first frame psnr": METRICS["first_frame_psnr"],
+  "spatial distance": METRICS["spatial_distance"],
+  "temporal distance": METRICS["temporal_distance"],
+  "moving region psnr": "what moves, against the real clip, dB",
+  "  bilinear": "base clips, enlarged",
+  "  clips better": "share of clips that are better refined than enlarged",
+}
+
 
 def _worlds(
   args: Arguments, cascade: Cascade, plan: Plan
@@ -275,12 +286,13 @@ def _worlds(
       label=shows,
     )
     prompts = [clip.caption for clip in draw(sampling.size)]
+    found = [*rows(figures[shows])]
     sections.append(
       Section(
         title=f"World: {shows}",
         names=["figure", "value", "95 % reach"],
-        rows=[*rows(figures[shows])],
-        meanings=[],
+        rows=found,
+        meanings=[_meaning(label) for label, *_ in found],
         losses={},
         powers={
           name: Power.mean([*map(Power.of, some)])
@@ -290,6 +302,11 @@ def _worlds(
       )
     )
   return figures, sections
+
+
+def _meaning(label: str) -> str:
+  found = (_MEANINGS[start] for start in _MEANINGS if label.startswith(start))
+  return next(found, "")
 
 
 def _shown(

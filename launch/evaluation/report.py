@@ -57,7 +57,7 @@ class Section(NamedTuple):
     title: heading.
     names: of the columns of the table of figures.
     rows: of that table.
-    meanings: what each row is; empty if the labels say it.
+    meanings: what each row is; empty where the labels say it.
     losses: of the denoisers by timestep, by name; empty without real clips.
     powers: mean spectra by name.
     shown: videos.
@@ -79,11 +79,8 @@ def page(
   made = Page(title)
   for section in sections:
     made.add("h2", section.title)
-    if section.meanings:
-      pairs = zip(section.rows, section.meanings, strict=True)
-      made.table([*section.names, "meaning"], [[*r, text] for r, text in pairs])
-    else:
-      made.table(section.names, section.rows)
+    pairs = zip(section.rows, section.meanings, strict=True)
+    made.table([*section.names, "meaning"], [[*r, text] for r, text in pairs])
     if section.losses:
       made.add("h3", "Loss by noise level")
       plot = plots.losses(section.losses)

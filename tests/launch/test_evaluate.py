@@ -93,6 +93,7 @@ def test_worlds_are_the_default(run, weights, photographs, tmp_path):
     assert figures[shows]["motion_chance"] == pytest.approx(expected)
     assert len(figures[shows]["first_frame_psnr_autoencoder"]) == 2
     assert f"World: {shows}" in page
+  assert page.count("share of clips that move as the prompt says") == 2 * 6
   assert figures["settings"]["inputs"]["num_clips"] == 2
   made = videos(page)
   assert len(made) == 2 * 2 * 3
