@@ -211,7 +211,7 @@ def make_runs(file: Path, workdir: Path, shared: Sequence[str]) -> list[Run]:
     raise InputError(f"sweep needs -- and a command after it: one of {names}")
   own = {_COMMANDS[shared[0]][1].partition("=")[0]}
   if shared[0] == "launch":
-    own.add("--name")
+    own |= {"--name", "--dry-run"}
   for flag in own.intersection(word.partition("=")[0] for word in shared):
     raise InputError(f"sweep sets {flag} of each run itself; leave it out")
   if not file.is_file():

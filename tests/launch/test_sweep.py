@@ -277,6 +277,7 @@ def test_examples_change_settings_that_exist(name, tmp_path):
     (SWEEP, ["train", "--workdir=x"], "sets --workdir of each run itself"),
     (SWEEP, ["sample", "--output", "x.mp4"], "sets --output of each run"),
     (SWEEP, ["launch", "gke", "--name=x"], "sets --name of each run itself"),
+    (SWEEP, ["launch", "gke", "--dry-run"], "sets --dry-run of each run"),
     ("x = 1", ["train"], "no function sweep in"),
     ("def sweep():\n  yield from ()", ["train"], "no function sweep in"),
     ("def sweep():\n  yield 3", ["train"], "yields 3; yield a dict"),
