@@ -126,7 +126,7 @@ def _find_shots(file: Path, samples: "_Samples") -> list[Shot]:
   if not times:
     raise InputError(f"{row.path} has no frame from start to end", "no-frames")
   if (np.diff(times) <= 0).any():
-    text = f"the frame times of {row.path} do not increase"
+    text = f"the frame times of {row.path} do not increase; encode it again"
     raise InputError(text, "no-times")
   least = max(settings.min_frames, math.ceil(shots.MIN_SECONDS * fps))
   if not found and len(times) < least + 2 * shots.TRIM:
