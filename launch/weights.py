@@ -45,5 +45,11 @@ def _of_run(workdir: Path) -> interop.StoredWeights:
   is_lora = (export / "lora").is_dir()
   trained = interop.open_weights(config["init_from"] if is_lora else export)
   networks = frozen.networks | trained.networks
+  if is_lora:
+    # With the settings of the run, as a whole network is exported.
+    stage = networks[name := config["component"]]
+    sampling = stage.config["sampling"] | config["sampling"]
+    changed = stage.config | {"sampling": sampling}
+    networks[name] = dataclasses.replace(stage, config=changed)
   weights = dataclasses.replace(frozen, folder=workdir, networks=networks)
   return weights.with_lora(export / "lora") if is_lora else weights

@@ -54,14 +54,18 @@ def test_a_lora_is_added_to_what_it_was_trained_on(workdir, weights):
     workdir / "export" / "lora", tree, 1.0, table, {"stage": "base"}
   )
   told = {"frozen": str(weights), "init_from": str(weights)}
+  told |= {"component": "base", "sampling": {"size": [64, 32]}}
   write_json(workdir / "config.json", told)
-  found = run_weights.open_weights(str(workdir))
+  changed = run_weights.open_weights(str(workdir)).networks["base"]
   pairs = zip(
-    jax.tree.leaves(found.networks["base"].load().params),
+    jax.tree.leaves(changed.load().params),
     jax.tree.leaves(base.load().params),
     strict=True,
   )
   assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
+  # What the run made pictures with takes the place of the same settings.
+  sampling = base.config["sampling"] | told["sampling"]
+  assert changed.config == base.config | {"sampling": sampling}
 
 
 def test_other_paths_are_as_ever(weights):
