@@ -1,6 +1,7 @@
 """How a run ends before its last step: by a signal, in a hang, left alone."""
 
 import contextlib
+import ctypes
 import faulthandler
 import os
 import re
@@ -104,14 +105,33 @@ def ending_with_others() -> Iterator[None]:
   (`EX_TEMPFAIL`), and nothing else is waited for: Orbax and the exit of JAX
   would wait for the lost process until their timeouts.
   """
+  if jax.process_count() == 1:
+    yield
+    return
+  # JAX's coordination service raises no error, but aborts the process
+  # from a thread of its own, where Python's handlers of signals do not run.
+  set_handler = ctypes.CDLL(None).signal
+  set_handler.restype = ctypes.c_void_p
+  before = set_handler(signal.SIGABRT, _end_aborted)
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
-    if jax.process_count() == 1 or not _LOST.search(str(e)):
+    if not _LOST.search(str(e)):
       raise
     reason = textwrap.shorten(str(e), 200, placeholder="...")
     _say_end(f"lost another process of the job: {reason}")
     os._exit(os.EX_TEMPFAIL)
+  finally:
+    set_handler(signal.SIGABRT, ctypes.c_void_p(before))
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _end_aborted(_: int) -> None:
+  _say_end(
+    "was aborted by JAX for the reason above, as a rule because another "
+    "process of the job is gone"
+  )
+  os._exit(os.EX_TEMPFAIL)
 
 
 def _say_end(reason: str) -> None:

@@ -1,6 +1,8 @@
-"""Errors of JAX that say that another process of the job is gone."""
+"""How JAX says that another process of the job is gone."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -49,3 +51,26 @@ def test_other_errors_stay(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 1)
   with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
     fail(LOST[0])
+
+
+ABORTED = """
+import ctypes, threading
+import jax
+from i2vgen_jax.training import supervision
+
+jax.process_count = lambda: 2
+with supervision.ending_with_others():
+  threading.Thread(target=ctypes.CDLL(None).abort).start()
+  while True:  # As Python code that keeps its lock.
+    pass
+"""
+
+
+def test_an_abort_of_jax_ends_the_process_with_one_line():
+  done = subprocess.run(
+    [sys.executable, "-c", ABORTED], capture_output=True, text=True
+  )
+  assert done.returncode == 75
+  (line,) = done.stderr.splitlines()
+  assert "process 0 was aborted by JAX for the reason above" in line
+  assert line.endswith("; the same command resumes the run")
