@@ -1,8 +1,10 @@
 """`i2vgen train` in its own processes: jobs of several, kills, refusals."""
 
+import bisect
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -222,23 +224,36 @@ def test_a_job_that_loses_a_process_ends_and_resumes_exactly(
 
 @pytest.mark.slow
 def test_ten_kills_change_nothing(start, tmp_path):
-  options = ("--config.train.checkpoint_every=1", "--config.train.num_steps=60")
-  finish([start(tmp_path / "whole", *options)])
-  killed, saving = tmp_path / "killed", 0
-  moments = random.Random(0)
-  for _ in range(10):
-    process = start(killed, *options)
-    begun = wait_for_line(process, "training from step")
-    step = int(begun.split()[3]) + moments.randint(1, 5)
-    wait_for_line(process, f"step {step}/")
-    time.sleep(moments.uniform(0, 0.5))
+  options = ("--config.train.checkpoint_every=1", "--config.train.num_steps=40")
+  said = re.compile(r"(?:training from )?step (\d+)")
+  begun, whole = time.monotonic(), start(tmp_path / "whole", *options)
+  # Seconds until the process was started, and until steps 0, 1 and so on.
+  times = [0.0]
+  times += [time.monotonic() - begun for x in whole.stdout if said.match(x)]
+  assert whole.wait() == 0 and len(times) == 42
+  # Not to its very end, as the run that is killed may be somewhat faster.
+  tenth = 0.095 * (time.monotonic() - begun)
+
+  # In each tenth: in the start, in steps and saves, in the export.
+  moments = [tenth * (k + random.random()) for k in range(10)]
+  saving = 0
+  for moment in moments:
+    process = start(tmp_path / "killed", *options)
+    place = bisect.bisect(times, moment) - 1
+    if place:
+      lines = map(said.match, process.stdout)
+      assert any(line and int(line[1]) >= place - 1 for line in lines)
+    time.sleep(moment - times[place])
+    assert process.poll() is None
     process.kill()
     process.wait()
-    saving += any((killed / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+    saves = [*tmp_path.glob("killed/checkpoints/*.orbax-checkpoint-tmp*")]
+    print(f"killed at {moment:.2f} s, {len(saves)} saves were going on")
+    saving += len(saves)
   assert saving
-  finish([start(killed, *options)])
-  assert losses(killed).keys() == set(range(1, 61))
-  assert_same_runs(killed, tmp_path / "whole")
+  finish([start(tmp_path / "killed", *options)])
+  assert losses(tmp_path / "killed").keys() == set(range(1, 41))
+  assert_same_runs(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.slow
