@@ -1,13 +1,22 @@
-"""A base stage trained on a real film gets better at held-out clips."""
+"""Networks trained on a real film get better at held-out clips."""
 
 import cascade_standin
+import diffusers
+import jax
+import model_testing
+import numpy as np
+import public_standin
 import pytest
+import torch
 from PIL import Image
+from unet_reference import draw_inputs, their_output
 
 from data_pipelines.footage.build import build_footage
 from data_pipelines.footage.settings import FootageSettings, ScanSettings
 from i2vgen_jax.training import record
+from i2vgen_jax.training.checkpoint import load_params
 from launch import train
+from launch.weights import open_weights
 
 # It takes minutes to decode the film and to train.
 pytestmark = pytest.mark.slow
@@ -56,3 +65,60 @@ def test_the_loss_on_held_out_clips_falls(shards, tmp_path):
   assert unseen[40] < 0.95 * unseen[20]
   assert Image.open(tmp_path / "curve.png").format == "PNG"
   assert Image.open(tmp_path / "samples" / "step_00000040.png").width == 8 * 64
+
+
+def tune(name, repository, shards, workdir, **changes):
+  """Held-out losses of a training of small weights of public variant (c)."""
+  config = cascade_standin.get_config(name)
+  config.frozen = config.init_from = str(repository)
+  config.lora.rank = 4
+  config.unet.update(public_standin.SMALL_UNET)
+  config.unet.update({"dtype": "float32", "remat": False})
+  config.data.video_dirs = (str(shards["train"]),)
+  config.data.unseen_dirs = (str(shards["unseen"]),)
+  config.data.update({"size": (16, 16), "buckets": ((2, 8.0, 1.0),)})
+  config.sampling.update({"size": (16, 16), "num_frames": 2, "num_steps": 2})
+  # Random weights have more to learn than released ones.
+  config.train.update({"num_steps": 200, "learning_rate": 2e-3})
+  config.train.update({"log_every": 10, "sample_every": 50} | changes)
+  train.run(config, workdir)
+  reports = record.read(workdir)
+  return [r["unseen_loss"] for r in reports if "unseen_loss" in r]
+
+
+@pytest.fixture(scope="module")
+def untuned(repository, shards, tmp_path_factory):
+  """Held-out loss of the weights that a fine-tuning starts from."""
+  workdir = tmp_path_factory.mktemp("untuned")
+  still = {"num_steps": 1, "warmup_steps": 0, "learning_rate": 0.0}
+  [loss] = tune("released_tuned", repository, shards, workdir, **still)
+  return loss
+
+
+@pytest.mark.parametrize("name", ["released_tuned", "released_lora"])
+def test_fine_tuning_lowers_the_loss_on_held_out_clips(
+  name, repository, shards, untuned, tmp_path, run
+):
+  workdir, folder = tmp_path / "run", tmp_path / "diffusers"
+  losses = tune(name, repository, shards, workdir)
+  print(f"{name}: held-out loss {untuned:.4f}, then {losses}")
+  assert len(losses) == 4
+  assert losses[-1] < losses[0] < untuned
+
+  network = open_weights(str(workdir)).networks["base"].load(np.float32)
+  if name == "released_lora":
+    trained, whole = map(
+      model_testing.count, (load_params(workdir), network.params)
+    )
+    assert trained < 0.05 * whole
+    source = [repository, "--lora", workdir / "export" / "lora"]
+  else:
+    source = [workdir / "export" / "base"]
+  assert run("convert", *source, folder, "--to", "diffusers")[0] == 0
+  theirs = diffusers.I2VGenXLUNet.from_pretrained(folder / "unet")
+  inputs = draw_inputs(1, 4, 16, 16, public_standin.WIDTH)
+  with torch.no_grad():
+    expected = their_output(theirs.eval(), **inputs).numpy()
+  run_unet = jax.jit(network.module.apply)
+  ours = run_unet({"params": network.params}, **inputs)
+  assert np.abs(ours - expected).max() < 1e-4 * np.abs(expected).max()
