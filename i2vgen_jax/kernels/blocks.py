@@ -8,7 +8,9 @@ Pallas kernel runs the same code for one block of pixels after another.
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
-from i2vgen_jax.kernels.platform import for_platform, with_backward_of
+from i2vgen_jax.kernels.platform import for_platform
 from i2vgen_jax.sharding import ROWS, on_each_device, split_pixels
 from i2vgen_jax.types import Array, Params
 
@@ -28,9 +30,14 @@ from i2vgen_jax.types import Array, Params
 SUBLANES, LANES = 8, 128
 # Frames x pixels x channels of a block.
 BLOCK_ELEMENTS = 2**17 + 2**15
+# The same where a block also holds all that the backward pass needs.
+BACKWARD_ELEMENTS = BLOCK_ELEMENTS // 4
 # Functions with larger weights are left to the compiler, which is good at wide
-# layers.
+# layers. In a backward pass, gradients take four times as much beside them.
 MAX_WEIGHT_BYTES = 24 * 2**20
+MAX_BACKWARD_BYTES = 6 * 2**20
+# Most cores of a chip, each of which has its own sums of gradients.
+CORES = 2
 VMEM_BYTES = 60 * 2**20
 
 _in_kernel = contextvars.ContextVar("in_kernel", default=False)
@@ -60,8 +67,8 @@ def on_blocks(
 ) -> Any:
   """fn(params, *clips, *shared), on a TPU for blocks of pixels.
 
-  A block has a few pixels of a frame, or of all frames of a clip. The backward
-  pass is that of fn, without blocks.
+  A block has a few pixels of a frame, or of all frames of a clip, in the
+  backward pass as well.
 
   Args:
     fn: function whose results at a pixel depend on that pixel of `clips` alone,
@@ -88,11 +95,14 @@ def on_blocks(
   if mixes_frames:
     clips = [split_pixels(x) for x in clips]
   args = (leaves, tuple(clips), tuple(shared))
-  if sum(x.size * x.dtype.itemsize for x in leaves) > MAX_WEIGHT_BYTES:
+  size = sum(x.size * x.dtype.itemsize for x in leaves)
+  if size > MAX_WEIGHT_BYTES:
     results = plain(*args)
   else:
-    kernel = functools.partial(_kernel, call, mixes_frames)
-    kernel = with_backward_of(plain, kernel)
+    kernel = jax.custom_vjp(functools.partial(_forward, call, mixes_frames))
+    in_blocks = functools.partial(_backward, call, mixes_frames)
+    backward = in_blocks if size <= MAX_BACKWARD_BYTES else _vjp_of(plain)
+    kernel.defvjp(lambda *args: (kernel(*args), args), backward)
     results = for_platform(*args, tpu=kernel, default=plain)
   if mixes_frames:
     # So that gradients of clips and of results are split alike. Otherwise the
@@ -101,19 +111,71 @@ def on_blocks(
   return jax.tree.map(lambda y: y[..., :n, :], results)
 
 
-def _kernel(
+def _vjp_of(plain: Callable) -> Callable:
+  return lambda args, gradients: jax.vjp(plain, *args)[1](gradients)
+
+
+def _forward(
   call: Callable,
   mixes_frames: bool,
   leaves: Sequence[Array],
   clips: Sequence[Array],
   shared: Sequence[Array],
 ) -> Any:
-  """The kernel on each device's part of the arrays."""
+  def results(*arrays: Any) -> Any:
+    return call(*arrays), (), ()
+
+  return _kernel(results, mixes_frames, False, leaves, clips, shared)[0]
+
+
+def _backward(
+  call: Callable, mixes_frames: bool, args: Any, gradients: Any
+) -> Any:
+  """Gradients of the arguments of `_forward`, from those of its results."""
+  leaves, clips, shared = args
+  flat, tree = jax.tree.flatten(gradients)
+
+  def pull_back(leaves: Sequence[Array], *arrays: Array) -> Any:
+    here, rest = arrays[: len(clips)], arrays[len(clips) :]
+    of_results, shared = rest[: len(flat)], rest[len(flat) :]
+    _, pullback = jax.vjp(call, leaves, *here, *shared)
+    of_leaves, *others = pullback(jax.tree.unflatten(tree, of_results))
+    return others[: len(clips)], others[len(clips) :], of_leaves
+
+  args = (leaves, (*clips, *flat), shared)
+  of_clips, *sums = _kernel(pull_back, mixes_frames, True, *args)
+  of_shared, of_leaves = (
+    [y.astype(x.dtype).reshape(x.shape) for x, y in zip(*pair, strict=True)]
+    for pair in zip((shared, leaves), sums, strict=True)
+  )
+  return of_leaves, tuple(of_clips), tuple(of_shared)
+
+
+def _kernel(
+  call: Callable,
+  mixes_frames: bool,
+  sums: bool,
+  leaves: Sequence[Array],
+  clips: Sequence[Array],
+  shared: Sequence[Array],
+) -> Any:
+  """The kernel on each device's part of the arrays.
+
+  Args:
+    call: function of leaves, clips and shared. Its results are a tree of arrays
+      like `clips`; and of what is summed over all blocks of a clip, and over
+      all blocks: arrays like `shared`, and like `leaves`.
+    mixes_frames: see `on_blocks`.
+    sums: whether there are sums.
+    leaves: weights.
+    clips: see `on_blocks`.
+    shared: see `on_blocks`.
+  """
 
   def run(*arrays: Array) -> Any:
     stop = len(clips) + len(shared)
     parts = arrays[: len(clips)], arrays[len(clips) : stop], arrays[stop:]
-    return _on_device(call, mixes_frames, *parts)
+    return _on_device(call, mixes_frames, sums, *parts)
 
   each_frame = (ROWS,) if mixes_frames else (ROWS, "frames")
   each_pixel = (ROWS, None, "frames") if mixes_frames else each_frame
@@ -122,44 +184,85 @@ def _kernel(
     *(each_frame if x.ndim == 4 else (ROWS,) for x in shared),
     *[()] * len(leaves),
   ]
-  return on_each_device(run, (*clips, *shared, *leaves), axes)
+  results, of_clips, of_all = on_each_device(
+    run, (*clips, *shared, *leaves), axes
+  )
+  of_clips = [
+    y.sum(2) if x.ndim == 4 else y.sum((1, 2))
+    for x, y in zip(shared, of_clips, strict=sums)
+  ]
+  return results, of_clips, [y.sum((0, 1, 2)) for y in of_all]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+  """Blocks of arrays by the steps of a kernel.
+
+  Its axes are core, clip, frame and block of pixels.
+
+  Attributes:
+    cores: number of parts of the pixels that have sums of their own.
+    frames: frames in a block, all or one.
+    size: pixels in a block.
+    num_blocks: number of blocks of pixels of each core.
+  """
+
+  cores: int
+  frames: int
+  size: int
+  num_blocks: int
+
+  def of_pixels(self, shape: tuple[int, ...]) -> pl.BlockSpec:
+    """For an array [b f *heads n c]."""
+    heads = shape[2:-2]
+    none = (0,) * len(heads)
+    return pl.BlockSpec(
+      (1, self.frames, *heads, self.size, shape[-1]),
+      lambda core, i, j, k: (i, j, *none, core * self.num_blocks + k, 0),
+    )
+
+  def of_clip(self, shape: tuple[int, ...]) -> pl.BlockSpec:
+    """For an array [b f k c] or [b m c]."""
+    if len(shape) == 4:
+      block = (1, self.frames, *shape[2:])
+      return pl.BlockSpec(block, lambda core, i, j, k: (i, j, 0, 0))
+    return pl.BlockSpec((1, *shape[1:]), lambda core, i, j, k: (i, 0, 0))
+
+  def whole(self, shape: tuple[int, ...]) -> pl.BlockSpec:
+    place = (0,) * len(shape)
+    return pl.BlockSpec(shape, lambda core, i, j, k: place)
+
+  def of_core(self, spec: pl.BlockSpec) -> pl.BlockSpec:
+    """For an array that has an axis of cores before those of `spec`."""
+    return pl.BlockSpec(
+      (1, *spec.block_shape),
+      lambda core, *rest: (core, *spec.index_map(core, *rest)),
+    )
 
 
 def _on_device(
   call: Callable,
   mixes_frames: bool,
+  sums: bool,
   clips: Sequence[Array],
   shared: Sequence[Array],
   leaves: Sequence[Array],
 ) -> Any:
+  """The same as `_kernel`, with one sum for each of the device's parts.
+
+  Sums over the blocks of a clip are [b 1 1 ...], or [b f 1 ...] of an array
+  that has frames, and those over all blocks [1 1 1 ...].
+  """
   b, f, n, _ = clips[0].shape
   frames = f if mixes_frames else 1
   widest = max(math.prod(x.shape[2:]) // n for x in clips)
-  size, padded = split(n, BLOCK_ELEMENTS // (frames * max(LANES, widest)))
-  clips = [pad_pixels(x, padded) for x in clips]
-
-  def of_pixels(shape: tuple[int, ...]) -> pl.BlockSpec:
-    """For an array [b f *heads n c]."""
-    heads = shape[2:-2]
-    none = (0,) * len(heads)
-    return pl.BlockSpec(
-      (1, frames, *heads, size, shape[-1]),
-      lambda i, j, k: (i, j, *none, k, 0),
-    )
-
-  def of_clip(shape: tuple[int, ...]) -> pl.BlockSpec:
-    """For an array [b f k c] or [b m c]."""
-    if len(shape) == 4:
-      return pl.BlockSpec((1, frames, *shape[2:]), lambda i, j, k: (i, j, 0, 0))
-    return pl.BlockSpec((1, *shape[1:]), lambda i, j, k: (i, 0, 0))
-
-  def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
-    place = (0,) * len(shape)
-    return pl.BlockSpec(shape, lambda i, j, k: place)
-
-  inputs = [of_pixels(x.shape) for x in clips]
-  inputs += [of_clip(x.shape) for x in shared]
-  # Only the weights that fn uses travel.
+  cores, elements = (CORES, BACKWARD_ELEMENTS) if sums else (1, BLOCK_ELEMENTS)
+  rows = elements // (frames * max(LANES, widest))
+  size, padded = split(-(-n // cores), rows)
+  grid = _Grid(cores, frames, size, padded // size)
+  clips = [pad_pixels(x, cores * padded) for x in clips]
+  inputs = [grid.of_pixels(x.shape) for x in clips]
+  inputs += [grid.of_clip(x.shape) for x in shared]
   small = [
     jax.ShapeDtypeStruct(spec.block_shape, x.dtype)
     for spec, x in zip(inputs, [*clips, *shared], strict=True)
@@ -167,18 +270,28 @@ def _on_device(
   with _tracing():
     trace = jax.make_jaxpr(call, return_shape=True)
     jaxpr, results = trace(leaves, *small)
+  # Only the weights that fn uses travel.
   read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
   is_read = [id(v) in read for v in jaxpr.jaxpr.invars[: len(leaves)]]
-  weights = [x for x, used in zip(leaves, is_read, strict=True) if used]
   # Memory has no arrays of fewer than two axes.
-  weights = [x.reshape(-1, x.shape[-1]) if x.ndim < 2 else x for x in weights]
-  flat, tree = jax.tree.flatten(results)
+  weights = [
+    x.reshape(-1, x.shape[-1]) if x.ndim < 2 else x
+    for x in itertools.compress(leaves, is_read)
+  ]
+  flat, tree = jax.tree.flatten(results[0])
+  # Shape, block, and the axes of the grid along which blocks are summed.
+  shapes = [(b, f, *x.shape[2:-2], cores * padded, x.shape[-1]) for x in flat]
+  outputs = [(shape, grid.of_pixels(shape), ()) for shape in shapes]
+  for x in shared if sums else ():
+    spec, axes = grid.of_clip(x.shape), (3,) if x.ndim == 4 else (2, 3)
+    outputs.append(((cores, *x.shape), grid.of_core(spec), axes))
+  for x in weights if sums else ():
+    spec = grid.of_core(grid.whole(x.shape))
+    outputs.append(((cores, *x.shape), spec, (1, 2, 3)))
 
   def block(*refs: Any) -> None:
-    inputs, outputs = refs[: -len(flat)], refs[-len(flat) :]
-    arrays = [ref[...] for ref in inputs]
-    given, rest = arrays[: len(weights)], arrays[len(weights) :]
-    given = iter(given)
+    arrays = [ref[...] for ref in refs[: -len(outputs)]]
+    given, rest = iter(arrays[: len(weights)]), arrays[len(weights) :]
     everything = [
       next(given).reshape(x.shape) if used else jnp.zeros((), x.dtype)
       for x, used in zip(leaves, is_read, strict=True)
@@ -187,32 +300,109 @@ def _on_device(
       values = jax.core.eval_jaxpr(
         jaxpr.jaxpr, jaxpr.consts, *everything, *rest
       )
-    for ref, value in zip(outputs, values, strict=True):
-      ref[...] = value
+    if sums:
+      others = len(values) - len(leaves)
+      values[others:] = itertools.compress(values[others:], is_read)
+    for ref, value, (_, _, axes) in zip(
+      refs[-len(outputs) :], values, outputs, strict=True
+    ):
+      if axes:
+        _add(ref, value, axes)
+      else:
+        ref[...] = value
 
-  shapes = [(b, f, *x.shape[2:-2], padded, x.shape[-1]) for x in flat]
-  outputs = pl.pallas_call(
+  found = pl.pallas_call(
     block,
-    grid=(b, f // frames, padded // size),
-    in_specs=[*(whole(x.shape) for x in weights), *inputs],
-    out_specs=[of_pixels(shape) for shape in shapes],
+    grid=(cores, b, f // frames, grid.num_blocks),
+    in_specs=[*(grid.whole(x.shape) for x in weights), *inputs],
+    out_specs=[spec for _, spec, _ in outputs],
     out_shape=[
-      jax.ShapeDtypeStruct(shape, x.dtype)
-      for shape, x in zip(shapes, flat, strict=True)
+      jax.ShapeDtypeStruct(shape, jnp.float32 if axes else x.dtype)
+      for (shape, _, axes), x in itertools.zip_longest(outputs, flat)
     ],
-    compiler_params=compiler_params(axes=3),
+    compiler_params=compiler_params(
+      "parallel", *["arbitrary" if sums else "parallel"] * 3
+    ),
     name="on_blocks",
   )(*weights, *clips, *shared)
-  return jax.tree.unflatten(tree, [y[..., :n, :] for y in outputs])
+  results = jax.tree.unflatten(
+    tree, [y[..., :n, :] for y in found[: len(flat)]]
+  )
+  if not sums:
+    return results, (), ()
+  found = [y.sum(0) for y in found[len(flat) :]]
+  of_clips = [
+    y[:, :, None] if y.ndim == 4 else y[:, None, None]
+    for y in found[: len(shared)]
+  ]
+  of_weights = iter(found[len(shared) :])
+  of_all = [
+    next(of_weights).reshape(x.shape) if used else jnp.zeros(x.shape)
+    for x, used in zip(leaves, is_read, strict=True)
+  ]
+  return results, of_clips, [y[None, None, None] for y in of_all]
 
 
-def compiler_params(axes: int) -> pltpu.CompilerParams:
-  """Of a kernel whose steps along all axes of its grid are independent.
+def _add(ref: Any, value: Array, axes: Sequence[int]) -> None:
+  """Adds to a block, which is zero at the first step along axes of the grid."""
+  is_first = functools.reduce(
+    jnp.logical_and, [pl.program_id(axis) == 0 for axis in axes]
+  )
 
-  Two cores of a chip share them.
+  @pl.when(is_first)
+  def start() -> None:
+    ref[...] = jnp.zeros_like(ref)
+
+  ref[...] += value.astype(ref.dtype).reshape(ref.shape)
+
+
+def matrix_product(
+  x: Float[Array, "*n c"], kernel: Float[Array, "c d"]
+) -> Float[Array, "*n d"]:
+  """x @ kernel in float32, with gradients that a kernel can compute.
+
+  Those are products of two matrices in the dtype of x.
+  """
+  if not in_kernel():
+    return _contract(x, x.ndim - 1, kernel, 0)
+  y = _rows_product(x.reshape(-1, x.shape[-1]), kernel)
+  return y.reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _rows_product(x: Array, kernel: Array) -> Array:
+  return _contract(x, 1, kernel, 0)
+
+
+def _rows_product_gradients(
+  args: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+  x, kernel = args
+  gradient = gradient.astype(x.dtype)
+  return (
+    _contract(gradient, 1, kernel, 1).astype(x.dtype),
+    _contract(x, 0, gradient, 0).astype(kernel.dtype),
+  )
+
+
+_rows_product.defvjp(
+  lambda *args: (_rows_product(*args), args), _rows_product_gradients
+)
+
+
+def _contract(a: Array, axis_a: int, b: Array, axis_b: int) -> Array:
+  axes = (((axis_a,), (axis_b,)), ((), ()))
+  return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+
+
+def compiler_params(*axes: str) -> pltpu.CompilerParams:
+  """Of a kernel whose steps along the axes of its grid are as named.
+
+  Those along axes that are "parallel" are independent: the cores of a chip
+  share them. Others are "arbitrary".
   """
   return pltpu.CompilerParams(
-    dimension_semantics=("parallel",) * axes, vmem_limit_bytes=VMEM_BYTES
+    dimension_semantics=axes, vmem_limit_bytes=VMEM_BYTES
   )
 
 

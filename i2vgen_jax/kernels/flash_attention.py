@@ -93,7 +93,7 @@ def forward(q: Array, k: Array, v: Array, block_q: int, step: int) -> Array:
     in_specs=[queries(block_q), keys, keys],
     out_specs=queries(block_q),
     out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
-    compiler_params=blocks.compiler_params(axes=3),
+    compiler_params=blocks.compiler_params(*["parallel"] * 3),
     name="flash_attention",
   )(q, k, v)
 

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
 from i2vgen_jax.kernels import blocks
@@ -114,8 +113,6 @@ def _sums(x: Float[Array, "b f n c"]) -> Float[Array, "b f 1 2 c"]:
     in_specs=[pl.BlockSpec((1, f, size, c), lambda i, j: (i, 0, j, 0))],
     out_specs=pl.BlockSpec((1, f, 2, c), lambda i, j: (i, 0, 0, 0)),
     out_shape=jax.ShapeDtypeStruct((b, f, 2, c), jnp.float32),
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "arbitrary")
-    ),
+    compiler_params=blocks.compiler_params("parallel", "arbitrary"),
     name="group_norm_sums",
   )(x)[:, :, None]

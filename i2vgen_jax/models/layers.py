@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Num
 
-from i2vgen_jax.kernels.blocks import on_blocks
+from i2vgen_jax.kernels.blocks import matrix_product, on_blocks
 from i2vgen_jax.kernels.group_norm import apply_factors, group_norm_factors
 from i2vgen_jax.kernels.platform import for_platform
 from i2vgen_jax.types import Array
@@ -91,12 +91,14 @@ class Layer(nn.Module, kw_only=True):
     return self.part(nn.Conv, name, features, (size, size), **settings)
 
 
-def product(x: Array, kernel: Array, dims: Any, **kwargs: Any) -> Array:
-  """`dot_general` that adds in float32; the result has the dtype of x."""
-  y = lax.dot_general(
-    x, kernel, dims, preferred_element_type=jnp.float32, **kwargs
-  )
-  return y.astype(x.dtype)
+def product(x: Array, kernel: Array, dims: Any, precision: None) -> Array:
+  """The `dot_general` of a dense layer, with the dtype of x.
+
+  Sums are float32. The axes are always the last one of x and the first one of
+  the kernel.
+  """
+  del dims, precision
+  return matrix_product(x, kernel).astype(x.dtype)
 
 
 def convolution(
@@ -249,10 +251,7 @@ class TemporalConv(Layer):
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     # Products with whole frames, which are then shifted: compilers transpose
     # the array for a convolution over this axis.
-    before, at, after = (
-      jnp.matmul(x, kernel[i], preferred_element_type=jnp.float32)
-      for i in range(3)
-    )
+    before, at, after = (matrix_product(x, kernel[i]) for i in range(3))
     edge = jnp.zeros_like(at[:, :1])
     before = jnp.concatenate([edge, before[:, :-1]], axis=1)
     after = jnp.concatenate([after[:, 1:], edge], axis=1)

@@ -12,6 +12,7 @@ bundles of each to FOLDER/bundles.json.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax import export
@@ -46,6 +48,7 @@ class Kernel:
     program: the exported call.
     steps: number of steps of its grid.
     traffic: bytes of its operands and results.
+    parallel: number of parts of the grid that cores may share.
     products: for each matrix product of a step, [m k] by [k n], how often it is
       computed, m, k and n.
   """
@@ -53,6 +56,7 @@ class Kernel:
   program: bytes
   steps: int
   traffic: int
+  parallel: int = 1
   products: tuple[tuple[int, int, int, int], ...] = ()
 
   @property
@@ -65,7 +69,8 @@ class Kernel:
 
     A schedule may start products faster than the matrix unit can compute them.
     """
-    busy = bundles * self.steps / chip.clock / chip.cores
+    cores = min(chip.cores, self.parallel)
+    busy = bundles * self.steps / chip.clock / cores
     work = sum(
       2
       * times
@@ -74,7 +79,9 @@ class Kernel:
       for times, m, k, n in self.products
     )
     return max(
-      busy, work * self.steps / chip.peak, self.traffic / chip.bandwidth
+      busy,
+      work * self.steps / (chip.peak * cores / chip.cores),
+      self.traffic / chip.bandwidth,
     )
 
 
@@ -98,15 +105,29 @@ def kernel_of(equation: JaxprEqn) -> Kernel:
       jax.jit(call), platforms=["tpu"], disabled_checks=_UNCHECKED
     )(*shapes)
   arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
+  mapping = equation.params["grid_mapping"]
   return Kernel(
     program=bytes(exported.serialize()),
-    steps=math.prod(equation.params["grid_mapping"].grid),
+    steps=math.prod(mapping.grid),
+    parallel=_parallel(mapping, equation.params["compiler_params"]),
     traffic=sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays),
     products=tuple(
       (times, *_sides(each))
       for each, times, _ in equations(equation.params["jaxpr"])
       if each.primitive.name == "dot_general"
     ),
+  )
+
+
+def _parallel(mapping: Any, params: Any) -> int:
+  """Number of parts of a grid: the axes of `jax.vmap` and those said to be."""
+  # A kernel without parameters has no parallel axes.
+  named = getattr(params, "dimension_semantics", None)
+  semantics = iter(named or itertools.repeat("arbitrary"))
+  return math.prod(
+    size
+    for axis, size in enumerate(mapping.grid)
+    if axis in mapping.vmapped_dims or next(semantics) == "parallel"
   )
 
 

@@ -14,8 +14,10 @@ V5P = chips.CHIPS["v5p"]
 
 def test_time_is_that_of_bundles_or_of_traffic():
   kernel = Kernel(b"", steps=10, traffic=1000)
+  assert kernel.seconds(3500, V5P) == pytest.approx(10 * 3500 / 1.75e9)
+  shared = Kernel(b"", steps=10, traffic=1000, parallel=5)
   # Two cores share the steps.
-  assert kernel.seconds(3500, V5P) == pytest.approx(10 * 3500 / 1.75e9 / 2)
+  assert shared.seconds(3500, V5P) == pytest.approx(10 * 3500 / 1.75e9 / 2)
   slow = Kernel(b"", steps=10, traffic=2765 * 10**9)
   assert slow.seconds(3500, V5P) == pytest.approx(1.0)
 
@@ -23,12 +25,12 @@ def test_time_is_that_of_bundles_or_of_traffic():
 def test_a_kernel_takes_as_long_as_its_matrix_products():
   # Both sides of a product that the matrix unit holds are filled up to 128.
   product = 7, 1000, 64, 256
-  kernel = Kernel(b"", steps=10, traffic=1, products=(product,))
+  kernel = Kernel(b"", steps=10, traffic=1, parallel=2, products=(product,))
   seconds = 10 * 7 * 2 * 1000 * 128 * 256 / V5P.peak
   assert kernel.seconds(1, V5P) == pytest.approx(seconds)
 
 
-def test_products_of_a_kernel():
+def test_products_and_parallel_parts_of_a_kernel():
   def scores(q, k, y):
     y[...] = jax.lax.dot_general(q[...], k[...], (((1,), (1,)), ((), ())))
 
@@ -39,6 +41,10 @@ def test_products_of_a_kernel():
   arrays = [jax.ShapeDtypeStruct((n, 128), jnp.float32) for n in (16, 256)]
   (equation,) = jax.make_jaxpr(call)(*arrays).jaxpr.eqns
   assert kernels.kernel_of(equation).products == ((1, 16, 128, 256),)
+  [equation] = jax.make_jaxpr(jax.vmap(call))(
+    *(jax.ShapeDtypeStruct((6, *x.shape), x.dtype) for x in arrays)
+  ).jaxpr.eqns
+  assert kernels.kernel_of(equation).parallel == 6
 
 
 def test_bundles_grow_with_the_work_of_a_block():
