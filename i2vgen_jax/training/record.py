@@ -173,7 +173,7 @@ def draw(workdir: Path) -> None:
     axes.set(title=title, xlabel="step", ylim=(0, None))
     axes.grid(alpha=0.3)
     if len(axes.lines) > 1:
-      axes.legend()
+      figure.legend(handles=axes.lines, loc="outside upper center", ncols=3)
   _draw_time(next(panels), rows)
   with replacing(workdir / CURVE) as temporary:
     figure.savefig(
