@@ -228,7 +228,7 @@ def test_runs_wait_show_their_steps_and_are_cancelled(
   tab.press("Make the video")
   tab.wait(lambda: "0/2 steps" in tab.text(".result"))
   # Nothing else is where the progress is.
-  assert not tab.all(".result .html-container")[0].text
+  tab.wait(lambda: not tab.all(".result .html-container")[0].text)
   assert tab.text(".message") == ""
   tab.press("Cancel")
   tab.says("Cancelled")
