@@ -21,7 +21,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
-from i2vgen_jax.kernels.platform import for_platform
+from i2vgen_jax.kernels.platform import (
+  backward_of,
+  for_platform,
+  with_backward,
+)
 from i2vgen_jax.sharding import ROWS, on_each_device, split_pixels
 from i2vgen_jax.types import Array, Params
 
@@ -99,20 +103,17 @@ def on_blocks(
   if size > MAX_WEIGHT_BYTES:
     results = plain(*args)
   else:
-    kernel = jax.custom_vjp(functools.partial(_forward, call, mixes_frames))
-    in_blocks = functools.partial(_backward, call, mixes_frames)
-    backward = in_blocks if size <= MAX_BACKWARD_BYTES else _vjp_of(plain)
-    kernel.defvjp(lambda *args: (kernel(*args), args), backward)
+    kernel = functools.partial(_forward, call, mixes_frames)
+    backward = functools.partial(_backward, call, mixes_frames)
+    if size > MAX_BACKWARD_BYTES:
+      backward = backward_of(plain)
+    kernel = with_backward(kernel, backward)
     results = for_platform(*args, tpu=kernel, default=plain)
   if mixes_frames:
     # So that gradients of clips and of results are split alike. Otherwise the
     # compiler leaves out a sum over devices in the gradient of a weight.
     results = jax.tree.map(split_pixels, results)
   return jax.tree.map(lambda y: y[..., :n, :], results)
-
-
-def _vjp_of(plain: Callable) -> Callable:
-  return lambda args, gradients: jax.vjp(plain, *args)[1](gradients)
 
 
 def _forward(
@@ -364,14 +365,14 @@ def matrix_product(
   Those are products of two matrices in the dtype of x.
   """
   if not in_kernel():
-    return _contract(x, x.ndim - 1, kernel, 0)
+    return contract(x, x.ndim - 1, kernel, 0)
   y = _rows_product(x.reshape(-1, x.shape[-1]), kernel)
   return y.reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp
 def _rows_product(x: Array, kernel: Array) -> Array:
-  return _contract(x, 1, kernel, 0)
+  return contract(x, 1, kernel, 0)
 
 
 def _rows_product_gradients(
@@ -380,8 +381,8 @@ def _rows_product_gradients(
   x, kernel = args
   gradient = gradient.astype(x.dtype)
   return (
-    _contract(gradient, 1, kernel, 1).astype(x.dtype),
-    _contract(x, 0, gradient, 0).astype(kernel.dtype),
+    contract(gradient, 1, kernel, 1).astype(x.dtype),
+    contract(x, 0, gradient, 0).astype(kernel.dtype),
   )
 
 
@@ -390,7 +391,8 @@ _rows_product.defvjp(
 )
 
 
-def _contract(a: Array, axis_a: int, b: Array, axis_b: int) -> Array:
+def contract(a: Array, axis_a: int, b: Array, axis_b: int) -> Array:
+  """Sums of products along an axis of each, in float32."""
   axes = (((axis_a,), (axis_b,)), ((), ()))
   return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 

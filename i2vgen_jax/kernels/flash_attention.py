@@ -107,12 +107,7 @@ def _block_of_queries(
   total = 0.0
   for start in range(0, m, step):
     keys = slice(start, min(start + step, m))
-    scores = jax.lax.dot_general(
-      q,
-      k_ref[0, 0, keys],
-      (((1,), (1,)), ((), ())),
-      preferred_element_type=jnp.float32,
-    )
+    scores = blocks.contract(q, 1, k_ref[0, 0, keys], 1)
     before = highest
     highest = jnp.maximum(before, scores.max(axis=1, keepdims=True))
     weights = jnp.exp(scores - highest)
@@ -120,9 +115,7 @@ def _block_of_queries(
     values = v_ref[0, 0, keys]
     ones = jnp.ones((len(values), blocks.LANES - dim % blocks.LANES), q.dtype)
     values = jnp.concatenate([values, ones], axis=1)
-    part = jnp.dot(
-      weights.astype(q.dtype), values, preferred_element_type=jnp.float32
-    )
+    part = blocks.contract(weights.astype(q.dtype), 1, values, 0)
     total = total * jnp.exp(before - highest) + part
   y_ref[0, 0] = (total[:, :dim] / total[:, dim : dim + 1]).astype(y_ref.dtype)
 

@@ -73,18 +73,10 @@ def attend_rows(
   results = []
   for head in range(num_heads):
     part = slice(head * dim, (head + 1) * dim)
-    scores = jax.lax.dot_general(
-      q[:, part],
-      k[:, part],
-      (((1,), (1,)), ((), ())),
-      preferred_element_type=jnp.float32,
-    )
-    scores *= dim**-0.5
+    scores = blocks.contract(q[:, part], 1, k[:, part], 1) * dim**-0.5
     if mask is not None:
       scores = jnp.where(mask, scores, -jnp.inf)
     weights = jnp.exp(scores - scores.max(axis=1, keepdims=True))
-    y = jnp.dot(
-      weights.astype(v.dtype), v[:, part], preferred_element_type=jnp.float32
-    )
+    y = blocks.contract(weights.astype(v.dtype), 1, v[:, part], 0)
     results.append(y / weights.sum(axis=1, keepdims=True))
   return jnp.concatenate(results, axis=1).astype(q.dtype)

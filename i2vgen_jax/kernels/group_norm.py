@@ -13,7 +13,11 @@ from jax.experimental import pallas as pl
 from jaxtyping import Float
 
 from i2vgen_jax.kernels import blocks
-from i2vgen_jax.kernels.platform import for_platform, with_backward_of
+from i2vgen_jax.kernels.platform import (
+  backward_of,
+  for_platform,
+  with_backward,
+)
 from i2vgen_jax.sharding import ROWS, on_each_device, split_pixels
 from i2vgen_jax.types import Array
 
@@ -39,7 +43,7 @@ def group_norm_factors(
       those of all frames.
   """
   on_tpu = functools.partial(_moments_on_tpu, per_frame=per_frame)
-  kernel = with_backward_of(_moments, on_tpu)
+  kernel = with_backward(on_tpu, backward_of(_moments))
   mean, variance = for_platform(x, tpu=kernel, default=_moments)
 
   def over(values: Array) -> Array:

@@ -6,20 +6,23 @@ from typing import Any
 import jax
 
 
-def with_backward_of(
-  plain: Callable[..., Any], kernel: Callable[..., Any]
+def with_backward(
+  kernel: Callable[..., Any], backward: Callable[[Any, Any], Any]
 ) -> Callable[..., Any]:
-  """A kernel whose backward pass is that of a plain function of the same."""
+  """A kernel with its backward pass.
 
-  @jax.custom_vjp
-  def run(*args: Any) -> Any:
-    return kernel(*args)
-
-  run.defvjp(
-    lambda *args: (kernel(*args), args),
-    lambda args, grads: jax.vjp(plain, *args)[1](grads),
-  )
+  Args:
+    kernel: function of args.
+    backward: gradients of args, from args and the gradients of the results.
+  """
+  run = jax.custom_vjp(kernel)
+  run.defvjp(lambda *args: (kernel(*args), args), backward)
   return run
+
+
+def backward_of(plain: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+  """The backward pass of a function of the same args as a kernel."""
+  return lambda args, gradients: jax.vjp(plain, *args)[1](gradients)
 
 
 def for_platform(
