@@ -65,6 +65,16 @@ class StoredWeights:
       )
     return found[0]
 
+  def in_dtype(self, dtype: Any) -> "StoredWeights":
+    """The same with networks that compute in a dtype; None changes nothing."""
+    if dtype is None:
+      return self
+    networks = {
+      name: dataclasses.replace(stored, module=stored.module.clone(dtype=dtype))
+      for name, stored in self.networks.items()
+    }
+    return dataclasses.replace(self, networks=networks)
+
   def with_lora(
     self, path: str | Path, scale: float | int = 1.0
   ) -> "StoredWeights":

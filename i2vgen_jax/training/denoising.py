@@ -95,7 +95,8 @@ class Denoising(task.Task):
     fields |= {k: config[k].to_dict() for k in ("diffusion", "sampling")}
     name = config.component
     unet = build.make_module(name, fields["module"], "config.unet")
-    stored = interop.open_weights(config.frozen)
+    # The frozen networks take no more memory than the computation needs.
+    stored = interop.open_weights(config.frozen).in_dtype(unet.dtype)
     stage = cascade.make_stage(
       name, Network(unet, {}, fields), stored, "the config"
     )
@@ -105,7 +106,7 @@ class Denoising(task.Task):
       base = cascade.make_stage("base", trained, stored, stored.folder)
       towers = {*towers, *build.towers_of(trained.module), "base"}
     frozen = {
-      tower: jax.device_get(stored.networks[tower].load().params)
+      tower: jax.device_get(stored.networks[tower].load(unet.dtype).params)
       for tower in towers
     }
     tokenizer = negative_ids = None

@@ -160,7 +160,7 @@ def train_programs(
   networks = networks_of(stage)
   unet = networks.pop("unet")
   frozen = {
-    name: _weights(module, jnp.float32, mesh)
+    name: _weights(module, stage.unet.dtype, mesh)
     for name, module in networks.items()
   }
   kind, settings = Denoising, loss_settings(config.diffusion.to_dict())

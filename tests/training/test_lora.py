@@ -179,6 +179,15 @@ class TestConfig:
     assert {str(x.dtype) for x in kept} == {"bfloat16"}
     assert (task.rank, task.alpha) == (8, 8.0)
 
+  def test_towers_have_the_type_of_the_computation(self, config):
+    config.unet.dtype = "bfloat16"
+    task = LoraDenoising.from_config(config, one_device())
+    towers = ("vae", "image_encoder")
+    kept = jax.tree.leaves([task.frozen[name] for name in towers])
+    assert {str(x.dtype) for x in kept} == {"bfloat16"}
+    modules = [getattr(task.stage, name) for name in towers]
+    assert {str(module.dtype) for module in modules} == {"bfloat16"}
+
   def test_a_rank_of_zero_is_refused(self, config):
     config.lora.rank = 0
     with pytest.raises(InputError, match=r"lora\.rank must be at least 1"):
