@@ -136,8 +136,8 @@ def denoiser(variant: str) -> ConfigDict:
   config.unet = public["module"] | {
     "dropout": 0.1,
     "remat": True,
-    # What remat keeps: nothing, products (those of projections, not of
-    # attention), or offload (products, in the memory of the host).
+    # What remat keeps: nothing, layers (their results), or offload (the same,
+    # in the memory of the host).
     "remat_policy": "nothing",
     "dtype": "bfloat16",
   }
@@ -185,6 +185,8 @@ def base() -> ConfigDict:
   """
   config = denoiser("image_to_video")
   config.unet.local_image = "content"
+  # The kernels of a TPU compute their layers again in any case.
+  config.unet.remat = False
   config.train.spatial_grad_scale = 0.2
   config.sampling.decode_chunk = 2
   return config

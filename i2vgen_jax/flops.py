@@ -1,5 +1,6 @@
 """Counts the work of a program before it is compiled, on any platform."""
 
+import collections
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,11 +27,16 @@ def flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 
 def needed_flops(jaxpr: Jaxpr) -> int:
   """Like `flops`, without what `jax.checkpoint` computes a second time."""
-  return sum(
-    times * flops_of(equation)
-    for equation, times, path in equations(jaxpr)
-    if "rematted_computation" not in path
-  )
+  return needed_flops_by_path(jaxpr).total()
+
+
+def needed_flops_by_path(jaxpr: Jaxpr) -> collections.Counter[str]:
+  """The same for each path of a flax layer; see `equations`."""
+  found = collections.Counter()
+  for equation, times, path in equations(jaxpr):
+    if "rematted_computation" not in path:
+      found[path] += times * flops_of(equation)
+  return found
 
 
 def equations(

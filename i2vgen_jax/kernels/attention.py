@@ -22,6 +22,7 @@ from i2vgen_jax.kernels import blocks
 from i2vgen_jax.kernels.flash_attention import flash_attention
 from i2vgen_jax.kernels.frame_attention import attend_rows
 from i2vgen_jax.kernels.platform import for_platform
+from i2vgen_jax.remat import layer_result
 from i2vgen_jax.sharding import ROWS, on_each_device
 from i2vgen_jax.types import Array
 
@@ -94,7 +95,7 @@ def attend_heads(
     cudnn = functools.partial(_plain, implementation="cudnn")
     kernels["cuda"] = functools.partial(_of_sequences, cudnn)
   plain = functools.partial(_of_sequences, _in_blocks)
-  return for_platform(q, k, v, **kernels, default=plain)
+  return layer_result(for_platform(q, k, v, **kernels, default=plain))
 
 
 def _flash(q: Array, k: Array, v: Array) -> Array:

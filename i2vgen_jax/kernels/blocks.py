@@ -22,10 +22,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
 from i2vgen_jax.kernels.platform import (
-  backward_of,
   for_platform,
+  forward_only,
   with_backward,
 )
+from i2vgen_jax.remat import layer_result
 from i2vgen_jax.sharding import ROWS, on_each_device, split_pixels
 from i2vgen_jax.types import Array, Params
 
@@ -35,7 +36,7 @@ SUBLANES, LANES = 8, 128
 # Frames x pixels x channels of a block.
 BLOCK_ELEMENTS = 2**17 + 2**15
 # The same where a block also holds all that the backward pass needs.
-BACKWARD_ELEMENTS = BLOCK_ELEMENTS // 4
+BACKWARD_ELEMENTS = 9 * 2**14
 # Functions with larger weights are left to the compiler, which is good at wide
 # layers. In a backward pass, gradients take four times as much beside them.
 MAX_WEIGHT_BYTES = 24 * 2**20
@@ -87,7 +88,7 @@ def on_blocks(
   """
   leaves, tree = jax.tree.flatten(params)
 
-  def call(leaves: Sequence[Array], *arrays: Array) -> Any:
+  def call(leaves: Sequence[Any], *arrays: Array) -> Any:
     return fn(jax.tree.unflatten(tree, leaves), *arrays)
 
   def plain(leaves: Any, clips: Any, shared: Any) -> Any:
@@ -99,21 +100,66 @@ def on_blocks(
   if mixes_frames:
     clips = [split_pixels(x) for x in clips]
   args = (leaves, tuple(clips), tuple(shared))
-  size = sum(x.size * x.dtype.itemsize for x in leaves)
-  if size > MAX_WEIGHT_BYTES:
+  if _num_bytes(leaves) > MAX_WEIGHT_BYTES:
     results = plain(*args)
   else:
-    kernel = functools.partial(_forward, call, mixes_frames)
-    backward = functools.partial(_backward, call, mixes_frames)
-    if size > MAX_BACKWARD_BYTES:
-      backward = backward_of(plain)
-    kernel = with_backward(kernel, backward)
+    kernel = functools.partial(_on_tpu, call, plain, mixes_frames)
     results = for_platform(*args, tpu=kernel, default=plain)
   if mixes_frames:
     # So that gradients of clips and of results are split alike. Otherwise the
     # compiler leaves out a sum over devices in the gradient of a weight.
     results = jax.tree.map(split_pixels, results)
-  return jax.tree.map(lambda y: y[..., :n, :], results)
+  return layer_result(jax.tree.map(lambda y: y[..., :n, :], results))
+
+
+def _num_bytes(arrays: Sequence[Array]) -> int:
+  return sum(x.size * x.dtype.itemsize for x in arrays)
+
+
+def _on_tpu(
+  call: Callable,
+  plain: Callable,
+  mixes_frames: bool,
+  leaves: Sequence[Array],
+  clips: Sequence[Array],
+  shared: Sequence[Array],
+) -> Any:
+  """The result of a kernel, to which only the weights that call reads travel.
+
+  Args:
+    call: function of leaves, *clips and *shared.
+    plain: function of leaves, clips and shared, for a compiler.
+    mixes_frames: see `on_blocks`.
+    leaves: weights.
+    clips: see `on_blocks`.
+    shared: see `on_blocks`.
+  """
+  frames = clips[0].shape[1] if mixes_frames else 1
+  _, shapes = _Grid(1, frames, SUBLANES, 1).of_arrays(clips, shared)
+  with _tracing():
+    jaxpr = jax.make_jaxpr(call)(leaves, *shapes)
+  read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
+  is_read = [id(v) in read for v in jaxpr.jaxpr.invars[: len(leaves)]]
+
+  def everything(leaves: Sequence[Array]) -> list[Any]:
+    given = iter(leaves)
+    # Weights that are not read need no value.
+    return [next(given) if used else None for used in is_read]
+
+  def call_with(leaves: Sequence[Array], *arrays: Array) -> Any:
+    return call(everything(leaves), *arrays)
+
+  def plain_with(leaves: Sequence[Array], *arrays: Any) -> Any:
+    return plain(everything(leaves), *arrays)
+
+  kernel = functools.partial(_forward, call_with, mixes_frames)
+  leaves = [*itertools.compress(leaves, is_read)]
+  if _num_bytes(leaves) > MAX_BACKWARD_BYTES:
+    kernel = forward_only(kernel, plain_with)
+  else:
+    backward = functools.partial(_backward, call_with, mixes_frames)
+    kernel = with_backward(kernel, backward)
+  return kernel(leaves, clips, shared)
 
 
 def _forward(
@@ -213,6 +259,18 @@ class _Grid:
   size: int
   num_blocks: int
 
+  def of_arrays(
+    self, clips: Sequence[Array], shared: Sequence[Array]
+  ) -> tuple[list[pl.BlockSpec], list[jax.ShapeDtypeStruct]]:
+    """For those of `on_blocks`, with the shapes of the blocks."""
+    specs = [self.of_pixels(x.shape) for x in clips]
+    specs += [self.of_clip(x.shape) for x in shared]
+    shapes = [
+      jax.ShapeDtypeStruct(spec.block_shape, x.dtype)
+      for spec, x in zip(specs, [*clips, *shared], strict=True)
+    ]
+    return specs, shapes
+
   def of_pixels(self, shape: tuple[int, ...]) -> pl.BlockSpec:
     """For an array [b f *heads n c]."""
     heads = shape[2:-2]
@@ -231,13 +289,17 @@ class _Grid:
 
   def whole(self, shape: tuple[int, ...]) -> pl.BlockSpec:
     place = (0,) * len(shape)
-    return pl.BlockSpec(shape, lambda core, i, j, k: place)
+    # It does not change while a core runs, and needs no second buffer.
+    return pl.BlockSpec(
+      shape, lambda core, i, j, k: place, pipeline_mode=pl.Buffered(1)
+    )
 
   def of_core(self, spec: pl.BlockSpec) -> pl.BlockSpec:
     """For an array that has an axis of cores before those of `spec`."""
     return pl.BlockSpec(
       (1, *spec.block_shape),
       lambda core, *rest: (core, *spec.index_map(core, *rest)),
+      pipeline_mode=spec.pipeline_mode,
     )
 
 
@@ -262,23 +324,12 @@ def _on_device(
   size, padded = split(-(-n // cores), rows)
   grid = _Grid(cores, frames, size, padded // size)
   clips = [pad_pixels(x, cores * padded) for x in clips]
-  inputs = [grid.of_pixels(x.shape) for x in clips]
-  inputs += [grid.of_clip(x.shape) for x in shared]
-  small = [
-    jax.ShapeDtypeStruct(spec.block_shape, x.dtype)
-    for spec, x in zip(inputs, [*clips, *shared], strict=True)
-  ]
+  inputs, shapes_in = grid.of_arrays(clips, shared)
   with _tracing():
     trace = jax.make_jaxpr(call, return_shape=True)
-    jaxpr, results = trace(leaves, *small)
-  # Only the weights that fn uses travel.
-  read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
-  is_read = [id(v) in read for v in jaxpr.jaxpr.invars[: len(leaves)]]
+    jaxpr, results = trace(leaves, *shapes_in)
   # Memory has no arrays of fewer than two axes.
-  weights = [
-    x.reshape(-1, x.shape[-1]) if x.ndim < 2 else x
-    for x in itertools.compress(leaves, is_read)
-  ]
+  weights = [x.reshape(-1, x.shape[-1]) if x.ndim < 2 else x for x in leaves]
   flat, tree = jax.tree.flatten(results[0])
   # Shape, block, and the axes of the grid along which blocks are summed.
   shapes = [(b, f, *x.shape[2:-2], cores * padded, x.shape[-1]) for x in flat]
@@ -292,18 +343,10 @@ def _on_device(
 
   def block(*refs: Any) -> None:
     arrays = [ref[...] for ref in refs[: -len(outputs)]]
-    given, rest = iter(arrays[: len(weights)]), arrays[len(weights) :]
-    everything = [
-      next(given).reshape(x.shape) if used else jnp.zeros((), x.dtype)
-      for x, used in zip(leaves, is_read, strict=True)
-    ]
+    given, rest = arrays[: len(weights)], arrays[len(weights) :]
+    given = [y.reshape(x.shape) for x, y in zip(leaves, given, strict=True)]
     with _tracing():
-      values = jax.core.eval_jaxpr(
-        jaxpr.jaxpr, jaxpr.consts, *everything, *rest
-      )
-    if sums:
-      others = len(values) - len(leaves)
-      values[others:] = itertools.compress(values[others:], is_read)
+      values = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *given, *rest)
     for ref, value, (_, _, axes) in zip(
       refs[-len(outputs) :], values, outputs, strict=True
     ):
@@ -336,12 +379,11 @@ def _on_device(
     y[:, :, None] if y.ndim == 4 else y[:, None, None]
     for y in found[: len(shared)]
   ]
-  of_weights = iter(found[len(shared) :])
   of_all = [
-    next(of_weights).reshape(x.shape) if used else jnp.zeros(x.shape)
-    for x, used in zip(leaves, is_read, strict=True)
+    y.reshape(1, 1, 1, *x.shape)
+    for x, y in zip(leaves, found[len(shared) :], strict=True)
   ]
-  return results, of_clips, [y[None, None, None] for y in of_all]
+  return results, of_clips, of_all
 
 
 def _add(ref: Any, value: Array, axes: Sequence[int]) -> None:

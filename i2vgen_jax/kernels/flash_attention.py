@@ -23,6 +23,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jaxtyping import Float
 
 from i2vgen_jax.kernels import blocks
+from i2vgen_jax.kernels.platform import forward_only
+from i2vgen_jax.remat import LAYER
 from i2vgen_jax.types import Array
 
 # Most queries in a block, and keys that are computed at a time: the fastest by
@@ -54,21 +56,14 @@ def flash_attention(
   m, dim = k.shape[2:]
   lanes = pl.cdiv(dim, blocks.LANES) * blocks.LANES
   size = 2 * m * lanes * k.dtype.itemsize
-  return (_fused if size <= MAX_KEY_BYTES else splash_attention)(q, k, v)
+  if size > MAX_KEY_BYTES:
+    return splash_attention(q, k, v)
+  block_q, step = flash_blocks(q.shape[2])
+  kernel = functools.partial(forward, block_q=block_q, step=step)
+  return forward_only(kernel, splash_attention)(q, k, v)
 
 
 # ---- All keys of a head at once ----
-
-
-@jax.custom_vjp
-def _fused(q: Array, k: Array, v: Array) -> Array:
-  return forward(q, k, v, *flash_blocks(q.shape[2]))
-
-
-_fused.defvjp(
-  lambda *args: jax.vjp(splash_attention, *args),
-  lambda pullback, gradient: pullback(gradient),
-)
 
 
 def forward(q: Array, k: Array, v: Array, block_q: int, step: int) -> Array:
@@ -184,6 +179,7 @@ def splash_kernel(
       block_kv_dkv_compute=step,
       use_fused_bwd_kernel=True,
     ),
+    residual_checkpoint_name=LAYER,
   )
   return kernel, padded
 

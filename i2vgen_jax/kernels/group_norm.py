@@ -13,11 +13,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Float
 
 from i2vgen_jax.kernels import blocks
-from i2vgen_jax.kernels.platform import (
-  backward_of,
-  for_platform,
-  with_backward,
-)
+from i2vgen_jax.kernels.platform import for_platform, with_backward
+from i2vgen_jax.remat import layer_result
 from i2vgen_jax.sharding import ROWS, on_each_device, split_pixels
 from i2vgen_jax.types import Array
 
@@ -43,8 +40,8 @@ def group_norm_factors(
       those of all frames.
   """
   on_tpu = functools.partial(_moments_on_tpu, per_frame=per_frame)
-  kernel = with_backward(on_tpu, backward_of(_moments))
-  mean, variance = for_platform(x, tpu=kernel, default=_moments)
+  moments = for_platform(x, tpu=on_tpu, default=_moments)
+  mean, variance = layer_result(moments)
 
   def over(values: Array) -> Array:
     """Means over the channels of a group, and over frames."""
@@ -88,9 +85,21 @@ def _moments_on_tpu(
   else:
     # As the layers over time that follow: each device has all frames.
     x, axes = split_pixels(x), (ROWS, None, "frames")
-  sums = on_each_device(_sums, (x,), [axes]).sum(2) / n
+
+  def sums_of(x: Array) -> Array:
+    return on_each_device(_sums, (x,), [axes]).sum(2)
+
+  sums = with_backward(sums_of, _sums_backward)(x) / n
   mean, square = sums[:, :, 0], sums[:, :, 1]
   return mean, jnp.maximum(square - mean**2, 0)
+
+
+def _sums_backward(
+  args: tuple[Array], gradients: Float[Array, "b f 2 c"]
+) -> tuple[Array]:
+  [x] = args
+  of_sum, of_square = gradients[:, :, :1], gradients[:, :, 1:]
+  return ((of_sum + 2 * of_square * x.astype(jnp.float32)).astype(x.dtype),)
 
 
 def _sums(x: Float[Array, "b f n c"]) -> Float[Array, "b f 1 2 c"]:

@@ -20,9 +20,16 @@ def with_backward(
   return run
 
 
-def backward_of(plain: Callable[..., Any]) -> Callable[[Any, Any], Any]:
-  """The backward pass of a function of the same args as a kernel."""
-  return lambda args, gradients: jax.vjp(plain, *args)[1](gradients)
+def forward_only(
+  kernel: Callable[..., Any], plain: Callable[..., Any]
+) -> Callable[..., Any]:
+  """A kernel in whose place `plain` runs under differentiation."""
+  run = jax.custom_vjp(kernel)
+  run.defvjp(
+    lambda *args: jax.vjp(plain, *args),
+    lambda pullback, gradients: pullback(gradients),
+  )
+  return run
 
 
 def for_platform(

@@ -14,6 +14,7 @@ from jaxtyping import Float, Num
 from i2vgen_jax.kernels.blocks import matrix_product, on_blocks
 from i2vgen_jax.kernels.group_norm import apply_factors, group_norm_factors
 from i2vgen_jax.kernels.platform import for_platform
+from i2vgen_jax.remat import layer_result
 from i2vgen_jax.types import Array
 
 zeros = nn.initializers.zeros
@@ -117,7 +118,7 @@ def convolution(
     lax.conv_general_dilated, window_strides=strides, padding=padding, **kwargs
   )
   if x.shape[1] * x.shape[2] > MAX_PATCHED:
-    return plain(x, kernel)
+    return layer_result(plain(x, kernel))
 
   def as_product(x: Array, kernel: Array) -> Array:
     size = kernel.shape[:2]
@@ -137,7 +138,7 @@ def convolution(
     ]
     return jnp.concatenate(patches, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
-  return for_platform(x, kernel, cpu=as_product, default=plain)
+  return layer_result(for_platform(x, kernel, cpu=as_product, default=plain))
 
 
 def to_pixels(x: Float[Array, "b f h w c"]) -> Float[Array, "b f n c"]:
@@ -234,20 +235,30 @@ class TemporalConv(Layer):
   """
 
   features: int
+  dropout: float = 0.0
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
-  @nn.compact
-  def __call__(
+  def normalised(
+    self, x: Float[Array, "b f n c"], factors: Float[Array, "b f 2 c"]
+  ) -> Float[Array, "b f n d"]:
+    """The convolution of `normalise_silu`."""
+    return self(normalise_silu(x, factors))
+
+  def dropped(
     self,
     x: Float[Array, "b f n c"],
-    factors: Float[Array, "b f 2 c"] | None = None,
+    kept: Float[Array, "b f n c"],
+    factors: Float[Array, "b f 2 c"],
   ) -> Float[Array, "b f n d"]:
-    """The convolution of x, or with factors, of `normalise_silu`."""
+    """The same, after dropout: `kept` is 1 for values to keep, or else 0."""
+    y = normalise_silu(x, factors)
+    return self((y * kept / (1 - self.dropout)).astype(y.dtype))
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n d"]:
     shape = (3, x.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
     bias = self.param("bias", zeros, (self.features,), self.param_dtype)
-    if factors is not None:
-      x = normalise_silu(x, factors)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     # Products with whole frames, which are then shifted: compilers transpose
     # the array for a convolution over this axis.

@@ -1,6 +1,7 @@
 """Residual blocks over space, residual convolutions over time, resampling."""
 
 import flax.linen as nn
+import jax
 from jaxtyping import Float
 
 from i2vgen_jax.models.layers import (
@@ -8,7 +9,6 @@ from i2vgen_jax.models.layers import (
   TemporalConv,
   VideoNorm,
   norm_silu,
-  normalise_silu,
   to_pixels,
   zeros,
 )
@@ -66,13 +66,15 @@ class TemporalConvBlock(Layer):
     for i in range(1, 5):
       norm = (self.norm_groups, 1e-5, False)
       factors = self.part(VideoNorm, f"norm_{i}", *norm)(y)
-      shared = (factors,)
-      if i > 1 and drops:
-        y, shared = normalise_silu(y, factors), ()
-        y = nn.Dropout(self.dropout, deterministic=False)(y)
       init = zeros if i == 4 else nn.initializers.lecun_normal()
-      conv = self.part(TemporalConv, f"conv_{i}", x.shape[-1], init)
-      y = conv.in_blocks("__call__", (y,), shared, mixes_frames=True)
+      rate = self.dropout if i > 1 and drops else 0.0
+      conv = self.part(TemporalConv, f"conv_{i}", x.shape[-1], rate, init)
+      method, clips = "normalised", (y,)
+      if rate:
+        rng = self.make_rng("dropout")
+        kept = jax.random.bernoulli(rng, 1 - rate, y.shape).astype(y.dtype)
+        method, clips = "dropped", (y, kept)
+      y = conv.in_blocks(method, clips, (factors,), mixes_frames=True)
     # Here, as parts of pixels are no whole rows.
     return x + split_clips(y).reshape(x.shape)
 

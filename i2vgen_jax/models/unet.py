@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Num
 
+from i2vgen_jax import remat
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models.conditioning import (
   ContentEncoder,
@@ -71,16 +72,6 @@ class SpaceTimeBlock(Layer):
     return self.part(TemporalTransformer, "temporal", *over_time)(x)
 
 
-# What a block keeps for its backward pass; all else is computed again.
-REMAT_POLICIES = {
-  "nothing": jax.checkpoint_policies.nothing_saveable,
-  "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims(
-    "device", "pinned_host"
-  ),
-}
-
-
 class I2VGenUNet(Layer):
   """Denoiser of video latents; its fields select the model variant.
 
@@ -111,7 +102,8 @@ class I2VGenUNet(Layer):
     concat_gain: factor on the extra channels, see `LocalImageChannels`.
     height_padding: see `Downsample`.
     remat: recompute each block in the backward pass, to save memory.
-    remat_policy: what `remat` keeps of a block; a key of `REMAT_POLICIES`.
+    remat_policy: what `remat` keeps of a block; a key of
+      `remat.POLICIES`.
   """
 
   latent_channels: int = 4
@@ -130,7 +122,7 @@ class I2VGenUNet(Layer):
   concat_gain: float = 1.0
   height_padding: int = 1
   remat: bool = False
-  remat_policy: Literal["nothing", "products", "offload"] = "nothing"
+  remat_policy: Literal["nothing", "layers", "offload"] = "nothing"
 
   @nn.compact
   def __call__(
@@ -208,7 +200,7 @@ class I2VGenUNet(Layer):
     """Encoder, middle and decoder between first and last convolution."""
     block_type = SpaceTimeBlock
     if self.remat:
-      policy = REMAT_POLICIES[self.remat_policy]
+      policy = remat.POLICIES[self.remat_policy]
       block_type = nn.remat(SpaceTimeBlock, policy=policy, static_argnums=(4,))
     shape = (self.head_dim, self.norm_groups)
 

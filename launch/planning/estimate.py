@@ -16,7 +16,7 @@ import jax
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import write_json
-from i2vgen_jax.flops import equations, flops_of
+from i2vgen_jax.flops import equations, needed_flops_by_path
 from launch.planning import hlo, kernels
 from launch.planning.chips import Chip, chip_of
 from launch.planning.parts import size_in_bytes
@@ -32,7 +32,7 @@ _NO_LAYER = re.compile(
 )
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
 # Part of the key of what is kept, which changes with how times are modelled.
-_TIMES = "2"
+_TIMES = "3"
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 Say = Callable[[str], None]
@@ -137,8 +137,8 @@ def _compile(
 ) -> Estimate:
   chip = chip_of(topology)
   work = collections.Counter()
-  for equation, times, path in equations(traced.jaxpr.jaxpr):
-    work[layer_of(path)] += times * flops_of(equation)
+  for path, count in needed_flops_by_path(traced.jaxpr.jaxpr).items():
+    work[layer_of(path)] += count
   flops = {k: v for k, v in work.items() if v}
   say("compiling")
   try:

@@ -7,7 +7,7 @@ they give nearly the time of the whole in a fraction of the time.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from i2vgen_jax import sharding
-from i2vgen_jax.models.unet import I2VGenUNet
+from i2vgen_jax.models.unet import I2VGenUNet, SpaceTimeBlock
 
 
 @dataclasses.dataclass
@@ -41,12 +41,16 @@ class Part:
     """Bytes of the arrays that the layer is given, on each device."""
     return size_in_bytes(self._arrays(mesh))
 
-  def trace(self, mesh: Mesh, backward: bool) -> jax.stages.Traced:
+  def trace(
+    self, mesh: Mesh, backward: bool, policy: Callable[..., Any] | None = None
+  ) -> jax.stages.Traced:
     """The program of the layer alone.
 
     Args:
       mesh: devices of a topology. Clips are split as `split_clips` does.
       backward: whether to compute gradients as well.
+      policy: what a block keeps for that, if it computes the rest again;
+        see `remat.POLICIES`.
     """
     leaves, tree = jax.tree.flatten((self.args, dict(self.kwargs)))
     is_array = [isinstance(x, jax.ShapeDtypeStruct) for x in leaves]
@@ -64,7 +68,10 @@ class Part:
       return jax.tree.map(_split, y)
 
     def gradients(params: Any, arrays: list[Any], key: Any) -> Any:
-      y, pullback = jax.vjp(lambda *given: call(*given, key), params, arrays)
+      run = call
+      if policy is not None and isinstance(self.module, SpaceTimeBlock):
+        run = jax.checkpoint(call, policy=policy)
+      y, pullback = jax.vjp(lambda *given: run(*given, key), params, arrays)
       return y, pullback(y)
 
     places = sharding.param_shardings(self.params, mesh)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from i2vgen_jax import sharding
+from i2vgen_jax import remat, sharding
 from i2vgen_jax.errors import InputError
 from launch.planning import chips, parts, programs
 from launch.planning.chips import Chip
@@ -220,16 +220,16 @@ def _plan_train(
     program, encode = programs.train_programs(
       config, stage, mesh, run.num_frames
     )
-  if run.remat:
-    unet = stage.unet.clone(remat=True)
-    stage = dataclasses.replace(stage, unet=unet)
-    program, _ = programs.train_programs(config, stage, mesh, run.num_frames)
   holds = size_by_kind(program.holds)
   if whole:
+    unet = stage.unet.clone(remat=run.remat)
+    stage = dataclasses.replace(stage, unet=unet)
+    program, _ = programs.train_programs(config, stage, mesh, run.num_frames)
     cost = estimate(program.traced, run.topology, _say("train"))
     return [Planned("train", 1, cost, holds)]
+  policy = config.unet.get("remat_policy", "nothing") if run.remat else None
   cost = _in_parts(
-    found.values(), mesh, run.topology, only_memory, True, run.remat
+    found.values(), mesh, run.topology, only_memory, True, policy
   )
   if not only_memory:
     cost += estimate(encode, run.topology, _say("encode"))
@@ -247,29 +247,34 @@ def _in_parts(
   topology: str,
   only_memory: bool,
   backward: bool = False,
-  remat: bool = False,
+  policy: str | None = None,
 ) -> Estimate:
   """The sum over the layers of a U-Net.
 
   What a layer is given stays in memory until its backward pass. In sampling,
-  the inputs of half of the layers do, for the decoder.
+  the inputs of half of the layers do, for the decoder. What else it keeps for
+  its backward pass is taken to be all that it needs alone, unless `policy` is
+  to keep nothing.
   """
   sizes = {id(part): part.size(mesh) for part in found}
   kept = sum(len(part.names) * sizes[id(part)] for part in found)
   chosen = [*found]
   if only_memory:
     chosen = [max(found, key=lambda part: sizes[id(part)])]
-  total = Estimate.nothing()
+  total, needed = Estimate.nothing(), 0
   for number, part in enumerate(chosen, 1):
     say = _say(f"layer {number} of {len(chosen)}, {part.names[0]}")
-    cost = estimate(part.trace(mesh, backward), topology, say)
-    if remat:
-      again = estimate(part.trace(mesh, False), topology, say)
-      # Work that is done again does not count as work.
-      cost += dataclasses.replace(again, flops={})
+    traced = part.trace(mesh, backward, remat.POLICIES.get(policy))
+    cost = estimate(traced, topology, say)
     for name in part.names:
       total += cost.under(f"I2VGenUNet/{name}")
-  kept = kept if backward else kept // 2
+    needed += len(part.names) * cost.temporaries
+  if not backward:
+    kept //= 2
+  elif policy != "nothing":
+    # Layers that were not compiled need memory like that of their inputs.
+    compiled = sum(len(part.names) * sizes[id(part)] for part in chosen)
+    kept += needed * kept // compiled
   return dataclasses.replace(total, temporaries=total.temporaries + kept)
 
 

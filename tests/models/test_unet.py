@@ -12,7 +12,8 @@ from model_testing import draw, equations, operand_dtypes
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.models import build
-from i2vgen_jax.models.unet import REMAT_POLICIES, I2VGenUNet
+from i2vgen_jax.models.unet import I2VGenUNet
+from i2vgen_jax.remat import POLICIES
 
 # One level has every kind of block; parity is where all four are.
 SMALL = {
@@ -305,7 +306,7 @@ def content_gradients(base):
     (_, out), grads = jit(jax.value_and_grad(loss, has_aux=True))(content)
     return out, traverse_util.flatten_dict(grads, sep="/")
 
-  policies = [{"remat_policy": name} for name in REMAT_POLICIES]
+  policies = [{"remat_policy": name} for name in POLICIES]
   return [gradients(), *(gradients(remat=True, **p) for p in policies)]
 
 
@@ -316,7 +317,7 @@ def test_gradients_reach_the_content_path(content_gradients):
   assert not [path for path, g in grads.items() if np.abs(g).max() < 1e-6]
 
 
-@pytest.mark.parametrize("number", range(len(REMAT_POLICIES)))
+@pytest.mark.parametrize("number", range(len(POLICIES)))
 def test_remat_gives_the_same_gradients(content_gradients, number):
   (out, grads), *others = content_gradients
   again, recomputed = others[number]
