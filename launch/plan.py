@@ -55,6 +55,8 @@ class Arguments:
       are those of all public weights.
     mesh: Devices along each axis, such as data=8,fsdp=2; that of the config by
       default, and for a video `frames`.
+    remat: Plan a training step with config.unet.remat=True, whatever the config
+      has.
     whole: Compile every program as a whole, which takes about an hour. Without
       it, each distinct layer of the U-Net is compiled once, and a video is
       planned without the time of its text and image encoders.
@@ -70,6 +72,7 @@ class Arguments:
   batch_size: Count | None = None
   frozen: Path | None = None
   mesh: Layout | None = None
+  remat: bool = False
   whole: bool = False
   json: Path | None = None
   plot: Path | None = None
@@ -125,7 +128,7 @@ def _run(config: ConfigDict, args: Arguments) -> Run:
     size=args.size or tuple(size),
     num_frames=args.num_frames or num_frames,
     batch_size=args.batch_size or config.train.batch_size,
-    remat=config.unet.get("remat", False),
+    remat=args.remat or config.unet.get("remat", False),
     frozen=args.frozen,
   )
 

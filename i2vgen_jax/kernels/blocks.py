@@ -38,7 +38,7 @@ BLOCK_ELEMENTS = 2**17 + 2**15
 # The same where a block also holds all that the backward pass needs.
 BACKWARD_ELEMENTS = 9 * 2**14
 # Functions with larger weights are left to the compiler, which is good at wide
-# layers. In a backward pass, gradients take four times as much beside them.
+# layers. In a backward pass, gradients take twice as much beside them.
 MAX_WEIGHT_BYTES = 24 * 2**20
 MAX_BACKWARD_BYTES = 6 * 2**20
 # Most cores of a chip, each of which has its own sums of gradients.
@@ -103,7 +103,7 @@ def on_blocks(
   if _num_bytes(leaves) > MAX_WEIGHT_BYTES:
     results = plain(*args)
   else:
-    kernel = functools.partial(_on_tpu, call, plain, mixes_frames)
+    kernel = functools.partial(_on_tpu, call, mixes_frames)
     results = for_platform(*args, tpu=kernel, default=plain)
   if mixes_frames:
     # So that gradients of clips and of results are split alike. Otherwise the
@@ -118,7 +118,6 @@ def _num_bytes(arrays: Sequence[Array]) -> int:
 
 def _on_tpu(
   call: Callable,
-  plain: Callable,
   mixes_frames: bool,
   leaves: Sequence[Array],
   clips: Sequence[Array],
@@ -128,7 +127,6 @@ def _on_tpu(
 
   Args:
     call: function of leaves, *clips and *shared.
-    plain: function of leaves, clips and shared, for a compiler.
     mixes_frames: see `on_blocks`.
     leaves: weights.
     clips: see `on_blocks`.
@@ -141,23 +139,19 @@ def _on_tpu(
   read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
   is_read = [id(v) in read for v in jaxpr.jaxpr.invars[: len(leaves)]]
 
-  def everything(leaves: Sequence[Array]) -> list[Any]:
+  def call_read(leaves: Sequence[Array], *arrays: Array) -> Any:
     given = iter(leaves)
-    # Weights that are not read need no value.
-    return [next(given) if used else None for used in is_read]
+    return call([next(given) if used else None for used in is_read], *arrays)
 
-  def call_with(leaves: Sequence[Array], *arrays: Array) -> Any:
-    return call(everything(leaves), *arrays)
+  def plain(leaves: Any, clips: Any, shared: Any) -> Any:
+    return call_read(leaves, *clips, *shared)
 
-  def plain_with(leaves: Sequence[Array], *arrays: Any) -> Any:
-    return plain(everything(leaves), *arrays)
-
-  kernel = functools.partial(_forward, call_with, mixes_frames)
   leaves = [*itertools.compress(leaves, is_read)]
+  kernel = functools.partial(_forward, call_read, mixes_frames)
   if _num_bytes(leaves) > MAX_BACKWARD_BYTES:
-    kernel = forward_only(kernel, plain_with)
+    kernel = forward_only(kernel, plain)
   else:
-    backward = functools.partial(_backward, call_with, mixes_frames)
+    backward = functools.partial(_backward, call_read, mixes_frames)
     kernel = with_backward(kernel, backward)
   return kernel(leaves, clips, shared)
 

@@ -68,7 +68,7 @@ class Run:
     words = f"--size {size} --num-frames {self.num_frames} --mesh {mesh}"
     if self.mode == "train":
       words += f" --batch-size {self.batch_size}"
-      words += " and config.unet.remat=True" if self.remat else ""
+      words += " --remat" if self.remat else ""
     return words
 
 

@@ -111,6 +111,18 @@ def test_a_training_step(planned):
 
 
 @pytest.mark.slow
+def test_what_remat_computes_again_takes_time_but_is_no_work(planned):
+  settings = ("base", "--topology=v5e:1x1", "--batch-size=1", "--mesh=data=1")
+  kept, again = (
+    planned(*settings, *more)["programs"]["train"] for more in ([], ["--remat"])
+  )
+  assert again["flops"] == kept["flops"]
+  seconds = [sum(x["seconds"].values()) for x in (kept, again)]
+  memory = [x["memory"]["temporaries"] for x in (kept, again)]
+  assert seconds[0] < seconds[1] and memory[0] > memory[1]
+
+
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_gets_one_that_does(planned, monkeypatch):
   v5e = dataclasses.replace(chips.CHIPS["v5e"], memory=3 * 2**30)
   monkeypatch.setitem(chips.CHIPS, "v5e", v5e)
