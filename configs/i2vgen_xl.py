@@ -188,7 +188,6 @@ def base() -> ConfigDict:
   # The kernels of a TPU compute their layers again in any case.
   config.unet.remat = False
   config.train.spatial_grad_scale = 0.2
-  config.sampling.decode_chunk = 2
   return config
 
 

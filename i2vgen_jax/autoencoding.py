@@ -1,11 +1,14 @@
 """Clips of pixels to scaled latents and back, a few frames at a time."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 
+from i2vgen_jax.kernels.blocks import SUBLANES
+from i2vgen_jax.kernels.platform import for_platform
 from i2vgen_jax.models.vae import Posterior
 from i2vgen_jax.sharding import ROWS, num_devices, on_each_device
 from i2vgen_jax.types import Array, Params
@@ -72,9 +75,19 @@ def _by_frame(
 
   def run(frames: Array, *leaves: Array) -> Any:
     weights = {"params": jax.tree.unflatten(tree, leaves)}
-    parts = frames.reshape(-1, chunk, *frames.shape[1:])
-    made = jax.lax.map(lambda p: vae.apply(weights, p, method=method), parts)
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), made)
+
+    def in_parts(size: int, frames: Array) -> Any:
+      parts = frames.reshape(-1, size, *frames.shape[1:])
+      made = jax.lax.map(lambda p: vae.apply(weights, p, method=method), parts)
+      return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), made)
+
+    kernels = {}
+    if chunk < SUBLANES:
+      # The compiler lays frames out in the rows of tiles. Two to seven, which
+      # do not fill them, take up to twice as long as one after another.
+      kernels["tpu"] = functools.partial(in_parts, 1)
+    default = functools.partial(in_parts, chunk)
+    return for_platform(frames, **kernels, default=default)
 
   axes = [((*ROWS, "frames"),), *[()] * len(leaves)]
   made = on_each_device(run, (flat, *leaves), axes)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from model_testing import draw
+from model_testing import draw, equations
 
 from i2vgen_jax import autoencoding, sharding
 from i2vgen_jax.models.vae import AutoencoderKL
@@ -42,3 +42,26 @@ def test_each_device_decodes_its_part_of_one_clip(params):
   alone = work()
   with jax.set_mesh(sharding.make_mesh(data=2, frames=4)):
     assert work() < 1.1 * alone / 8
+
+
+@pytest.mark.parametrize(("chunk", "at_once"), [(2, 1), (7, 1), (8, 8)])
+def test_a_tpu_takes_eight_frames_or_one(params, monkeypatch, chunk, at_once):
+  clips = draw(2, 5, 8, 12, 3)
+
+  def encode(params, clips):
+    return autoencoding.encode_clips(VAE, params, clips, chunk).mean
+
+  wanted = encode(params, clips)
+
+  def on_tpu(*args, default, tpu=None):
+    return (tpu or default)(*args)
+
+  monkeypatch.setattr(autoencoding, "for_platform", on_tpu)
+  np.testing.assert_allclose(encode(params, clips), wanted, atol=1e-5)
+  program = jax.make_jaxpr(encode)(params, clips)
+  sizes = {
+    e.invars[0].aval.shape[0]
+    for e in equations(program.jaxpr)
+    if e.primitive.name == "conv_general_dilated"
+  }
+  assert sizes == {at_once}

@@ -45,7 +45,7 @@ INSIDE = {
   "interop": {"lora", "models", "sharding", "tokenizer", "variants"},
   "interop.formats": {"preprocessing", "processes", "tokenizer"},
   "interop.keys": {"lora"},
-  "autoencoding": {"models", "sharding"},
+  "autoencoding": {"kernels", "models", "sharding"},
   "memory": set(),
   "stage": {"autoencoding", "diffusion", "memory", "sharding"},
   "cascade": {"interop", "models", "preprocessing", "stage", "tokenizer"},

@@ -80,16 +80,21 @@ def _moments_on_tpu(
   x: Float[Array, "b f n c"], per_frame: bool
 ) -> tuple[Array, Array]:
   n = x.shape[2]
-  if per_frame:
-    axes = (ROWS, "frames")
+  if x.shape[1] == 1:
+    # Pictures, which the compiler adds up within the convolution before.
+    values = x.astype(jnp.float32)
+    sums = jnp.stack([values.sum(2), jnp.square(values).sum(2)], axis=2)
   else:
-    # As the layers over time that follow: each device has all frames.
-    x, axes = split_pixels(x), (ROWS, None, "frames")
+    axes = (ROWS, "frames")
+    if not per_frame:
+      # As the layers over time that follow: each device has all frames.
+      x, axes = split_pixels(x), (ROWS, None, "frames")
 
-  def sums_of(x: Array) -> Array:
-    return on_each_device(_sums, (x,), [axes]).sum(2)
+    def sums_of(x: Array) -> Array:
+      return on_each_device(_sums, (x,), [axes]).sum(2)
 
-  sums = with_backward(sums_of, _sums_backward)(x) / n
+    sums = with_backward(sums_of, _sums_backward)(x)
+  sums /= n
   mean, square = sums[:, :, 0], sums[:, :, 1]
   return mean, jnp.maximum(square - mean**2, 0)
 

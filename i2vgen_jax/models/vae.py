@@ -16,13 +16,7 @@ from jaxtyping import Float
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.kernels.group_norm import apply_factors
 from i2vgen_jax.models.attention import Attention
-from i2vgen_jax.models.layers import (
-  GroupNorm,
-  Layer,
-  norm_silu,
-  to_pixels,
-  zeros,
-)
+from i2vgen_jax.models.layers import GroupNorm, Layer, to_pixels, zeros
 from i2vgen_jax.types import Array
 
 
@@ -71,8 +65,11 @@ class VAELayer(Layer):
   def norm_silu(
     self, x: Float[Array, "n h w c"], name: str
   ) -> Float[Array, "n h w c"]:
-    # Pictures are clips of one frame.
-    return norm_silu(self.norm(name), x[:, None])[:, 0]
+    # Pictures are clips of one frame. The compiler computes this within the
+    # convolutions around it, which a kernel would keep it from.
+    pixels = to_pixels(x[:, None])
+    y = nn.silu(apply_factors(pixels, self.norm(name)(pixels)))
+    return y.astype(x.dtype).reshape(x.shape)
 
 
 class VAEResnetBlock(VAELayer):

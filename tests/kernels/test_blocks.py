@@ -159,9 +159,10 @@ def test_the_autoencoder(random_params, request):
   assert_same(apply(), wanted, 1e-4)
 
 
+@pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("per_frame", [True, False])
-def test_moments(request, per_frame):
-  x = 3 + draw(2, 3, 91, 24)
+def test_moments(request, per_frame, frames):
+  x = 3 + draw(2, frames, 91, 24)
   scale, bias = draw(24, seed=1), draw(24, seed=2)
 
   def factors():
