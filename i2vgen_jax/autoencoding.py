@@ -48,8 +48,8 @@ def encode_clips(
     vae: AutoencoderKL.
     params: weights of the autoencoder.
     frames: pixels in [-1, 1].
-    chunk: number of frames that each device encodes at once; it changes the
-      memory that is used, not the result.
+    chunk: number of frames that each device encodes at once, on a TPU one if
+      it is less than 8; it changes the memory that is used, not the result.
   """
   return _by_frame(vae, "encode", params, frames, chunk)
 
@@ -83,8 +83,8 @@ def _by_frame(
 
     kernels = {}
     if chunk < SUBLANES:
-      # The compiler lays frames out in the rows of tiles. Two to seven, which
-      # do not fill them, take up to twice as long as one after another.
+      # The compiler lays frames out in the rows of a tile. Too few to fill it
+      # take up to twice as long as one after another.
       kernels["tpu"] = functools.partial(in_parts, 1)
     default = functools.partial(in_parts, chunk)
     return for_platform(frames, **kernels, default=default)

@@ -164,7 +164,9 @@ class Decoder(Coder):
       for j in range(self.layers_per_block + 1):
         x = self.resnet(channels, f"up_{i}_resnet_{j}")(x)
       if i + 1 < len(self.block_channels):
-        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        n, h, w, c = x.shape
+        x = jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c))
+        x = x.reshape(n, 2 * h, 2 * w, c)
         x = self.conv(channels, f"up_{i}_upsample")(x)
     return self.head(x, self.out_channels)
 
