@@ -92,6 +92,9 @@ def main(argv: list[str]) -> None:
   # read what JAX keeps of a program for them.
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
+  # Kernels name the lines of their source. What is kept of a program would not
+  # be found again when a line moves.
+  jax.config.update("jax_traceback_in_locations_limit", 0)
   run = _run(load_config(args.config), args)
   planned = plan(run, whole=args.whole)
   print(*_report(run, planned), sep="\n")

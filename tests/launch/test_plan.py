@@ -38,9 +38,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def restored():
-  """The command turns JAX's cache off for the rest of its process."""
+  """The command changes settings of JAX for the rest of its process."""
+  limit = jax.config.jax_traceback_in_locations_limit
   yield
   jax.config.update("jax_enable_compilation_cache", True)
+  jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
 @pytest.fixture
