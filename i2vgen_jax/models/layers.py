@@ -190,15 +190,24 @@ class VideoNorm(Layer):
     return GroupNorm(*settings, param_dtype=self.param_dtype, name="norm")(x)
 
 
+def plain_normalise_silu(
+  x: Float[Array, "b f n c"], factors: Float[Array, "b f 2 c"]
+) -> Float[Array, "b f n c"]:
+  """`normalise_silu` without a kernel, for a compiler to fuse."""
+  return nn.silu(apply_factors(x, factors)).astype(x.dtype)
+
+
 def normalise_silu(
   x: Float[Array, "b f n c"], factors: Float[Array, "b f 2 c"]
 ) -> Float[Array, "b f n c"]:
   """SiLU of the normalised x, with the dtype of x."""
-
-  def run(_: Any, x: Array, factors: Array) -> Array:
-    return nn.silu(apply_factors(x, factors)).astype(x.dtype)
-
-  return on_blocks(run, {}, (x,), (factors,), mixes_frames=False)
+  return on_blocks(
+    lambda _, *args: plain_normalise_silu(*args),
+    {},
+    (x,),
+    (factors,),
+    mixes_frames=False,
+  )
 
 
 def norm_silu(

@@ -16,7 +16,13 @@ from jaxtyping import Float
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.kernels.group_norm import apply_factors
 from i2vgen_jax.models.attention import Attention
-from i2vgen_jax.models.layers import GroupNorm, Layer, to_pixels, zeros
+from i2vgen_jax.models.layers import (
+  GroupNorm,
+  Layer,
+  plain_normalise_silu,
+  to_pixels,
+  zeros,
+)
 from i2vgen_jax.types import Array
 
 
@@ -68,8 +74,8 @@ class VAELayer(Layer):
     # Pictures are clips of one frame. The compiler computes this within the
     # convolutions around it, which a kernel would keep it from.
     pixels = to_pixels(x[:, None])
-    y = nn.silu(apply_factors(pixels, self.norm(name)(pixels)))
-    return y.astype(x.dtype).reshape(x.shape)
+    y = plain_normalise_silu(pixels, self.norm(name)(pixels))
+    return y.reshape(x.shape)
 
 
 class VAEResnetBlock(VAELayer):

@@ -222,9 +222,10 @@ def _plan_train(
     )
   holds = size_by_kind(program.holds)
   if whole:
-    unet = stage.unet.clone(remat=run.remat)
-    stage = dataclasses.replace(stage, unet=unet)
-    program, _ = programs.train_programs(config, stage, mesh, run.num_frames)
+    if run.remat:
+      unet = stage.unet.clone(remat=True)
+      stage = dataclasses.replace(stage, unet=unet)
+      program, _ = programs.train_programs(config, stage, mesh, run.num_frames)
     cost = estimate(program.traced, run.topology, _say("train"))
     return [Planned("train", 1, cost, holds)]
   policy = config.unet.get("remat_policy", "nothing") if run.remat else None
