@@ -92,8 +92,7 @@ def attend_heads(
   if q.shape[-2] * k.shape[-2] >= MIN_FLASH_PAIRS:
     kernels["tpu"] = _flash
   if _fits_cudnn(q):
-    cudnn = functools.partial(_plain, implementation="cudnn")
-    kernels["cuda"] = functools.partial(_of_sequences, cudnn)
+    kernels["cuda"] = functools.partial(_of_sequences, _of_even_lengths)
   plain = functools.partial(_of_sequences, _in_blocks)
   return layer_result(for_platform(q, k, v, **kernels, default=plain))
 
@@ -129,6 +128,25 @@ def _plain(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
   """
   tokens_first = [x.swapaxes(1, 2) for x in (q, k, v)]
   return jax.nn.dot_product_attention(*tokens_first, **kwargs).swapaxes(1, 2)
+
+
+def _of_even_lengths(
+  q: Array, k: Array, v: Array, implementation: str = "cudnn"
+) -> Array:
+  """`_plain`, with a token that is not seen where a length is odd.
+
+  JAX refuses gradients of cuDNN's attention for odd lengths.
+  """
+  (rows, *_, n, _), m = q.shape, k.shape[-2]
+  q, k, v = (
+    jnp.pad(x, ((0, 0), (0, 0), (0, x.shape[-2] % 2), (0, 0)))
+    for x in (q, k, v)
+  )
+  seen = {}
+  if m % 2:
+    seen["key_value_seq_lengths"] = jnp.full(rows, m, jnp.int32)
+  y = _plain(q, k, v, implementation=implementation, **seen)
+  return y[..., :n, :]
 
 
 def _fits_cudnn(q: Array) -> bool:

@@ -158,6 +158,20 @@ def test_blocks_of_queries_hold_few_scores():
   assert memory.temp_size_in_bytes < 8 * 2**30
 
 
+@pytest.mark.parametrize("tokens", [(6, 4), (6, 5), (7, 4), (91, 145)])
+def test_attention_padded_to_even_lengths(tokens):
+  # cuDNN needs a GPU; this is the plain implementation with the same padding.
+  n, m = tokens
+  args = [draw(2, 3, c, 8, seed=i) for i, c in enumerate((n, m, m))]
+
+  def padded(*args):
+    return attention._of_even_lengths(*args, implementation="xla")
+
+  plain = attention._plain
+  np.testing.assert_allclose(padded(*args), plain(*args), atol=1e-6)
+  assert_near(gradients(padded, *args), gradients(plain, *args), 1e-5)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 16, 17, 32])
 def test_frame_attention(tpu_kernels, frames):
   q, k, v = (draw(2, frames, 13 * 7, 16, seed=i) for i in range(3))
