@@ -47,6 +47,8 @@ _SMALLEST = 8
 # The default of XLA computes early what needs no input, and so holds twice the
 # memory: 25 GiB in place of 12 for variant (c) at 1280x704.
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# Steps of a solver after which all others are of a kind that was there.
+_KINDS_OF_STEP = 3
 # A field of each tower, and the field of the U-Net that it must equal.
 _SHARED_WIDTHS = {
   "vae": ("latent_channels", "latent_channels"),
@@ -556,8 +558,8 @@ class Stage:
   ) -> Programs:
     """The programs of `generate` for inputs of these shapes.
 
-    Other values of fps, guidance scale and prompts, and a second call, compile
-    nothing.
+    Other values of fps, guidance scale and prompts, another number of steps
+    (from 3 on, without shortcuts), and a second call, compile nothing.
 
     Args:
       params: see `generate`, as for the rest. Abstract arrays will do, as for
@@ -573,6 +575,14 @@ class Stage:
     stage = self.with_sampling(
       fps=1.0, guidance_scale=1.0, negative_prompt="", prompt_suffix=""
     )
+    guided = self.sampling.guidance_scale != 1
+    if not self._shortcuts(guided).shortens:
+      # The solver's steps are arguments, too; these have all its kinds of step.
+      stage = stage.with_sampling(
+        num_steps=min(_KINDS_OF_STEP, self.sampling.num_steps),
+        guidance_interval=Sampling.guidance_interval,
+        reuse_every=1,
+      )
 
     def compiled(jitted: Any, *args: Any, **kwargs: Any) -> Any:
       traced = jitted.trace(*args, **kwargs, stage=stage)
@@ -584,7 +594,6 @@ class Stage:
       return program
 
     scalar = np.float32(0)
-    guided = self.sampling.guidance_scale != 1
     start = compiled(
       _start, dict(params), rngs, scalar, **inputs, guided=guided
     )

@@ -176,9 +176,9 @@ def test_stages_of_one_seed_draw_other_noise(cascade, monkeypatch):
 
 
 def test_other_arguments_compile_nothing(cascade):
-  """fps, guidance scale and prompts are arguments of the programs."""
+  """fps, scale, prompts and steps are arguments of the programs."""
   # Without guidance there is no evaluation of the negative prompt.
-  guided = {"guidance_scale": 1.5}
+  guided = {"guidance_scale": 1.5, "num_steps": 3}
   latents = run(cascade, "base", [picture(0)], changes=guided, decode=False)
   events = []
   jax.monitoring.register_event_duration_secs_listener(
@@ -189,6 +189,7 @@ def test_other_arguments_compile_nothing(cascade):
     {"fps": sampling.fps + 3},
     {"guidance_scale": 5.5},
     {"negative_prompt": "blurry"},
+    {"num_steps": 8},
   ):
     changes = guided | changes
     made = run(cascade, "base", [picture(0)], changes=changes, decode=False)
