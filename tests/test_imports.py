@@ -73,7 +73,7 @@ HOMES = {
   "flax.nnx": (),
   "torch": (
     "i2vgen_jax/interop/formats/torch_files.py",
-    "launch/benchmarks/denoising.py",
+    "launch/benchmarks/",
     "launch/evaluation/i3d.py",
   ),
   "tensorflow": ("data_pipelines/",),

@@ -163,19 +163,10 @@ def train_programs(
     name: _weights(module, stage.unet.dtype, mesh)
     for name, module in networks.items()
   }
-  kind, settings = Denoising, loss_settings(config.diffusion.to_dict())
   if config.objective == "lora":
-    kind = LoraDenoising
-    settings |= {"rank": config.lora.rank, "alpha": config.lora.alpha}
     dtype = jnp.dtype(config.lora.pretrained_dtype)
     frozen[PRETRAINED] = _weights(unet, dtype, mesh)
-  task = kind(
-    stage=stage,
-    mesh=mesh,
-    negative_ids=np.zeros((1, _num_tokens(stage)), np.int32),
-    frozen=frozen,
-    **settings,
-  )
+  task = make_task(config, stage, mesh, frozen)
   tx = make_optimizer(c)
   state = abstract_state(task.init_params, tx, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -204,6 +195,30 @@ def train_programs(
   if PRETRAINED in frozen:
     holds["U-Net"] = frozen[PRETRAINED]
   return Program("train", traced, holds, 1), encoder
+
+
+def make_task(
+  config: ConfigDict, stage: Stage, mesh: Mesh, frozen: Any
+) -> Denoising:
+  """The task of a config, with weights from elsewhere.
+
+  Args:
+    config: of a training.
+    stage: its stage.
+    mesh: devices of the training.
+    frozen: weights of the networks that are not trained, or their shapes.
+  """
+  kind, settings = Denoising, loss_settings(config.diffusion.to_dict())
+  if config.objective == "lora":
+    kind = LoraDenoising
+    settings |= {"rank": config.lora.rank, "alpha": config.lora.alpha}
+  return kind(
+    stage=stage,
+    mesh=mesh,
+    negative_ids=np.zeros((1, _num_tokens(stage)), np.int32),
+    frozen=frozen,
+    **settings,
+  )
 
 
 def networks_of(stage: Stage) -> dict[str, Any]:

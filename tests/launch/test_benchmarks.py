@@ -13,8 +13,11 @@ from launch.benchmarks import (
   attention,
   demand,
   denoising,
+  peers,
   reading,
   shortcuts,
+  training,
+  videos,
 )
 from launch.benchmarks.demand import Case
 from launch.benchmarks.reading import DECODER, Way
@@ -115,6 +118,60 @@ def test_denoising_beside_diffusers(capsys):
   assert title.startswith("U-Net of variant (c), 2 frames of 64x64")
   assert [row.split()[0] for row in rows] == ["diffusers", "ours"]
   assert float(rows[0].split()[3]) == 1
+
+
+def test_videos_beside_diffusers(capsys, monkeypatch):
+  tower = {
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "projection_dim": 64,
+  }
+  vision = {"image_size": 28, "patch_size": 14}
+  small = {
+    "UNET": {"block_out_channels": (64,) * 4, "cross_attention_dim": 64},
+    "VAE": videos.VAE | {"block_out_channels": (32,) * 4},
+    "TEXT": tower | {"hidden_size": 64},
+    "VISION": tower | vision | {"hidden_size": 80},
+  }
+  for name, sizes in small.items():
+    monkeypatch.setattr(videos, name, sizes)
+  settings = ["--size=64x64", "--num-frames=2", "--steps=4"]
+  videos.main([*settings, "--contestants", "diffusers", "ours"])
+  title, _, *rows = capsys.readouterr().out.splitlines()
+  assert title.startswith("Videos of 2 frames of 64x64 in 4 steps")
+  assert [row.split()[0] for row in rows] == ["diffusers", "ours"]
+  for row in rows:
+    first, _, _, _, video, *_, memory, unit, speed = row.split()[1:]
+    assert float(first) > 0 and float(video) > 0 and float(speed) > 0
+    assert float(memory) > 0.1 and unit == "GiB"
+
+
+@pytest.mark.slow
+def test_training_beside_diffusers(capsys):
+  settings = ["--channels", "64", "64", "64", "64", "--steps=1"]
+  settings += ["--size=64x64", "--num-frames=2"]
+  training.main(["--config=configs/i2vgen_xl.py:base", *settings])
+  title, _, *rows = capsys.readouterr().out.splitlines()
+  assert title.startswith("Training steps of base, 1 clips of 2 frames of")
+  assert [row.split()[0] for row in rows] == ["diffusers", "ours"]
+  assert all(float(row.split()[1]) > 0 for row in rows)
+
+
+def test_a_contestant_that_fails_is_a_row():
+  """The others are measured all the same."""
+  rows = [*peers.lines({"first": _fails, "second": _measures}, 4.0)]
+  assert rows[0].split() == ["first", "failed:", "out", "of", "memory"]
+  assert rows[1].split() == ["a", "step", "peak", "memory", "speed"]
+  assert rows[2].split() == ["second", "4.000", "s", "1", "GiB", "1.00"]
+
+
+def _fails(seconds):
+  raise MemoryError("out of memory\nat address 0")
+
+
+def _measures(seconds):
+  return peers.Figures({"a step": seconds}, "1 GiB")
 
 
 def test_shortcuts_are_measured(capsys, monkeypatch):
