@@ -154,8 +154,10 @@ def center_crop_wide(
     size = round(source_width // scale), round(source_height // scale)
   else:
     size = round(source_width / scale), round(source_height / scale)
-  scaled = Image.fromarray(image).resize(size, Image.Resampling.BOX)
   left, top = (size[0] - width) // 2, (size[1] - height) // 2
+  if size == (source_width, source_height) and not black_edge:
+    return image[top : top + height, left : left + width]
+  scaled = Image.fromarray(image).resize(size, Image.Resampling.BOX)
   return np.array(scaled.crop((left, top, left + width, top + height)))
 
 

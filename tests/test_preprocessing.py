@@ -80,6 +80,15 @@ def test_frequency_of_lost_pixels_in_the_reference(target, low, high):
   assert low <= share_with_a_black_edge(True) <= high
 
 
+def test_a_crop_without_scaling_is_a_part_of_the_picture():
+  rng = np.random.default_rng(0)
+  image = rng.integers(256, size=(72, 128, 3), dtype=np.uint8)
+  crop = preprocessing.center_crop_wide(image, 128, 70)
+  np.testing.assert_array_equal(crop, image[1:71])
+  by_pillow = preprocessing.center_crop_wide(image, 128, 70, black_edge=True)
+  np.testing.assert_array_equal(crop, by_pillow)
+
+
 @pytest.mark.parametrize(
   ("source", "target"),
   [((333, 517), (96, 64)), ((517, 333), (64, 96)), ((31, 47), (64, 64))],

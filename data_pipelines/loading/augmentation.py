@@ -30,16 +30,14 @@ class View(NamedTuple):
   top: float = 0.0
   mirrored: bool = False
 
-  def of(
-    self, frames: UInt8[np.ndarray, "f h w 3"]
-  ) -> UInt8[np.ndarray, "f y x 3"]:
-    """The part of every frame."""
-    height, width = frames.shape[1:3]
+  def of(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "y x 3"]:
+    """The part of a frame."""
+    height, width = frame.shape[:2]
     left, top = int(self.left * width), int(self.top * height)
     right = left + max(round(self.share * width), 1)
     bottom = top + max(round(self.share * height), 1)
-    part = frames[:, top:bottom, left:right]
-    return part[:, :, ::-1] if self.mirrored else part
+    part = frame[top:bottom, left:right]
+    return part[:, ::-1] if self.mirrored else part
 
 
 @dataclasses.dataclass(frozen=True)

@@ -231,11 +231,11 @@ class Reader:
       frames, _ = load_frames(record, nearest, until)
       first = frames[0]
     crops = [
-      preprocessing.center_crop_wide(frame, *size) for frame in view.of(frames)
+      preprocessing.center_crop_wide(view.of(frame), *size) for frame in frames
     ]
     clip_image = None
     if self.clip_size is not None:
-      [shown] = view.of(first[None])
+      shown = view.of(first)
       clip_image = preprocessing.clip_view(shown, size[0], self.clip_size)
     return {"frames": np.stack(crops), "clip_images": clip_image}
 

@@ -157,7 +157,7 @@ def decode_mp4(
       check little, such as VP8, may hide damage within a frame.
   """
   frames, times, _ = _decode_chosen(source, select, until, name, None)
-  return frames, times
+  return np.stack(frames), times
 
 
 def decode_to_cover(
@@ -167,7 +167,7 @@ def decode_to_cover(
   *,
   until: float | int = math.inf,
   name: str | None = None,
-) -> tuple[Frames, WholeFrame]:
+) -> tuple[list[Frame], WholeFrame]:
   """Decodes frames scaled down until they just cover a size.
 
   It is much faster than scaling the frames of `decode_mp4`: few pixels are
@@ -348,7 +348,7 @@ def _decode_chosen(
   until: float | int,
   name: str | None,
   cover: tuple[int, int] | None,
-) -> tuple[Frames, Times, WholeFrame]:
+) -> tuple[list[Frame], Times, WholeFrame]:
   """The chosen frames, their times, and the first one at its own size."""
 
   def choose(times: Times) -> list[int]:
@@ -363,27 +363,21 @@ def _decode_chosen(
       yield len(times) - 1, frame, aspect
 
   with _named(source, name):
-    times, ticks = _packet_times(source, until)
-    chosen = choose(times)
-    if cover is not None and ticks is not None and chosen:
-      wanted = [ticks[number] for number in chosen]
-      # The first frame is the origin of all times.
-      frames = (
-        (frame.pts, frame, aspect)
-        for _, frame, aspect in _decode(
-          source, until=until, needed={ticks[0], *wanted}
-        )
-      )
-      pictures, first = _pick(frames, wanted, until, cover)
-      if pictures.keys() >= set(wanted):
-        stacked = np.stack([pictures[tick] for tick in wanted])
-        return stacked, times[chosen], first
+    with _opened(source) as track:
+      times, ticks = _packet_times(track, until)
+      chosen = choose(times)
+      if cover is not None and ticks is not None and chosen:
+        wanted = [ticks[number] for number in chosen]
+        # The first frame is the origin of all times.
+        frames = _decode_needed(track, {ticks[0], *wanted}, until)
+        pictures, first = _pick(frames, wanted, until, cover)
+        if pictures.keys() >= set(wanted):
+          return [pictures[tick] for tick in wanted], times[chosen], first
     while True:
       decoded = []
       pictures, first = _pick(numbered(decoded), chosen, until, cover)
       if np.array_equal(decoded, times):
-        stacked = np.stack([pictures[number] for number in chosen])
-        return stacked, times[chosen], first
+        return [pictures[number] for number in chosen], times[chosen], first
       # Not every packet has one frame with its time.
       times = np.array(decoded)
       chosen = choose(times)
@@ -420,7 +414,7 @@ def _pick(
 
 
 def _packet_times(
-  source: Source, until: float | int
+  track: Any, until: float | int
 ) -> tuple[Times, list[int] | None]:
   """Times of the frames as packets give them, which is quick but may be off.
 
@@ -428,12 +422,11 @@ def _packet_times(
     The times, and their ticks where those identify the frames of the decoder:
     in H.264 in mp4, which datasets consist of, without two equal ones.
   """
-  with _opened(source) as track:
-    packets = (packet for packet in _packets(track) if not packet.is_discard)
-    ticks = sorted(packet.pts for packet in packets if packet.pts is not None)
-    base = track.time_base
-    is_mp4 = "mp4" in track.container.format.name
-    identify = is_mp4 and track.codec_context.name == "h264"
+  packets = (packet for packet in _packets(track) if not packet.is_discard)
+  ticks = sorted(packet.pts for packet in packets if packet.pts is not None)
+  base = track.time_base
+  is_mp4 = "mp4" in track.container.format.name
+  identify = is_mp4 and track.codec_context.name == "h264"
   times = np.array(ticks, np.float64) * base.numerator / base.denominator
   times -= times[:1]
   length = int(np.searchsorted(times, until, "right")) + 1
@@ -442,11 +435,33 @@ def _packet_times(
   return times[:length], ticks if identify and unique else None
 
 
+def _decode_needed(
+  track: Any, needed: Collection[int], until: float | int
+) -> Iterator[tuple[int, av.VideoFrame, float]]:
+  """Frames of an mp4 file whose packets were read, from the first one on.
+
+  Args:
+    track: the track.
+    needed: ticks of frames; others may be left out, if no frame refers to them.
+    until: see `decode_mp4`.
+
+  Yields:
+    Ticks of the frame, and what `_decode` yields of it.
+  """
+  # Opening the file again would take as long as decoding a few frames.
+  track.container.seek(min(needed), stream=track)
+  aspect, origin = _aspect(track), None
+  for frame in _timed(_sparing(_packets(track), needed), deque()):
+    origin = frame.time if origin is None else origin
+    yield frame.pts, frame, aspect
+    if frame.time - origin > until:
+      return
+
+
 def _decode(
   source: Source,
   start: float | int = 0,
   until: float | int = math.inf,
-  needed: Collection[int] | None = None,
 ) -> Iterator[tuple[float, av.VideoFrame, float]]:
   """Frames in order of time, from a key frame before `start` on.
 
@@ -454,21 +469,14 @@ def _decode(
     source: path or content of the file.
     start: seconds from the first frame of the file.
     until: see `decode_mp4`.
-    needed: ticks of frames; others may be left out, if no frame refers to them.
 
   Yields:
     Seconds from the first frame of the file, the frame as its codec returns
     it, and the width of its pixels divided by their height.
   """
   with _opened(source) as track:
-    aspect = float(track.sample_aspect_ratio or 1)
-    if not _ASPECTS[0] <= aspect <= _ASPECTS[1]:
-      raise InputError(
-        f"has pixels {aspect:g} times as wide as high; correct its header"
-      )
+    aspect = _aspect(track)
     packets, ticks = _packets(track), deque()
-    if needed is not None:
-      packets = _sparing(packets, needed)
     frames = _timed(packets, ticks)
     first = next(frames, None)
     if first is None:
@@ -488,7 +496,7 @@ def _decode(
         if frame.time - origin > until:
           return
       promised = _promised_frames(source, track)
-      if start <= 0 and needed is None and count < promised:
+      if start <= 0 and count < promised:
         raise _truncated(f"{count} of {promised} frames")
       return
   # Containers without an index can seek too far, or not at all.
@@ -514,6 +522,16 @@ def _opened(source: Source) -> Iterator[Any]:
     # Several readers run at once; with one thread each they are fastest.
     context.thread_count, context.thread_type = 1, "NONE"
     yield track
+
+
+def _aspect(track: Any) -> float:
+  """Width of a pixel divided by its height."""
+  aspect = float(track.sample_aspect_ratio or 1)
+  if not _ASPECTS[0] <= aspect <= _ASPECTS[1]:
+    raise InputError(
+      f"has pixels {aspect:g} times as wide as high; correct its header"
+    )
+  return aspect
 
 
 def _promised_frames(source: Source, track: Any) -> int:

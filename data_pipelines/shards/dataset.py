@@ -108,7 +108,7 @@ def load_to_cover(
   select: Callable[[video.Times], Sequence[int]],
   cover: tuple[int, int],
   until: float | int = math.inf,
-) -> tuple[video.Frames, video.WholeFrame]:
+) -> tuple[list[video.Frame], video.WholeFrame]:
   """Decodes a record of pixels for a smaller size.
 
   Args:
@@ -123,8 +123,8 @@ def load_to_cover(
     InputError: The picture or clip is damaged.
   """
   if "image" in record:
-    frames, _ = load_frames(record)
-    return frames, frames[0]
+    [picture], _ = load_frames(record)
+    return [picture], picture
   name = record["id"].decode()
   return video.decode_to_cover(
     record["video"], select, cover, until=until, name=name

@@ -112,21 +112,21 @@ def test_frames_are_scaled_to_cover_a_size(footage, cover, size):
   whole, _ = video.decode_mp4(footage["bigbuckbunny"], choose)
   frames, first = video.decode_to_cover(footage["bigbuckbunny"], choose, cover)
   np.testing.assert_array_equal(first, whole[0])
-  assert frames.shape == (3, *size[::-1], 3)
+  assert [frame.shape for frame in frames] == 3 * [(*size[::-1], 3)]
   for frame, picture in zip(frames, whole, strict=True):
     small = Image.fromarray(picture).resize(size, Image.Resampling.BOX)
     assert np.abs(frame - np.asarray(small, float)).mean() < 1.5
 
 
 def test_frames_that_no_other_refers_to_are_left_out(clip, monkeypatch):
-  decoded, decode = [], video._decode
+  decoded, timed = [], video._timed
 
   def recording(*args, **kwargs):
-    for item in decode(*args, **kwargs):
-      decoded.append(item)
-      yield item
+    for frame in timed(*args, **kwargs):
+      decoded.append(frame)
+      yield frame
 
-  monkeypatch.setattr(video, "_decode", recording)
+  monkeypatch.setattr(video, "_timed", recording)
   data = video.encode_mp4(clip, 8)
   everything, _ = video.decode_mp4(data)
   assert len(decoded) == 12
@@ -257,7 +257,7 @@ def test_rotated_videos_are_upright(clip, matrix, quarters_clockwise):
   width, height = upright.shape[2] // 2, upright.shape[1] // 4
   small, first = video.decode_to_cover(data, lambda t: [4], (width, height))
   np.testing.assert_array_equal(first, frames[4])
-  assert small.shape[1:3] == (upright.shape[1] // 2, width)
+  assert small[0].shape[:2] == (upright.shape[1] // 2, width)
 
 
 @pytest.mark.parametrize(
