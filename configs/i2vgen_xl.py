@@ -136,8 +136,8 @@ def denoiser(variant: str) -> ConfigDict:
   config.unet = public["module"] | {
     "dropout": 0.1,
     "remat": True,
-    # What remat keeps: nothing, layers (their results), or offload (the same,
-    # in the memory of the host).
+    # What remat computes again: each block (nothing of it is kept), each of the
+    # layers, or each block from their results on the host (offload).
     "remat_policy": "nothing",
     "dtype": "bfloat16",
   }
@@ -186,7 +186,7 @@ def base() -> ConfigDict:
   config = denoiser("image_to_video")
   config.unet.local_image = "content"
   # The kernels of a TPU compute their layers again in any case.
-  config.unet.remat = False
+  config.unet.remat_policy = "layers"
   config.train.spatial_grad_scale = 0.2
   return config
 

@@ -1,5 +1,15 @@
-"""What a block keeps for its backward pass; all else is computed again."""
+"""What is computed again in the backward pass, so that it need not be kept.
 
+| policy | computed again |
+|---|---|
+| layers | each layer, from what it is given |
+| nothing | each block of the U-Net, of which nothing is kept |
+| offload | each block, but the results of its layers are kept on the host |
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -8,9 +18,9 @@ from jax.ad_checkpoint import checkpoint_name
 # Name of the results of layers in a traced program.
 LAYER = "layer"
 
-POLICIES = {
+POLICIES = ("nothing", "layers", "offload")
+_OF_BLOCKS = {
   "nothing": jax.checkpoint_policies.nothing_saveable,
-  "layers": jax.checkpoint_policies.save_only_these_names(LAYER),
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=[LAYER],
@@ -18,6 +28,27 @@ POLICIES = {
     offload_dst="pinned_host",
   ),
 }
+_layers_again = contextvars.ContextVar("layers_again", default=False)
+
+
+def of_blocks(policy: str | None) -> Callable[..., bool] | None:
+  """The policy of `jax.checkpoint` for blocks; None keeps what they need."""
+  return _OF_BLOCKS.get(policy)
+
+
+@contextlib.contextmanager
+def of_layers(policy: str | None) -> Iterator[None]:
+  """Layers that are traced inside are computed again, if the policy says so."""
+  token = _layers_again.set(policy == "layers")
+  try:
+    yield
+  finally:
+    _layers_again.reset(token)
+
+
+def layers_again() -> bool:
+  """Whether a layer is to be computed again from what it is given."""
+  return _layers_again.get()
 
 
 def layer_result(tree: Any) -> Any:

@@ -55,8 +55,8 @@ class Arguments:
       are those of all public weights.
     mesh: Devices along each axis, such as data=8,fsdp=2; that of the config by
       default, and for a video `frames`.
-    remat: Plan a training step with config.unet.remat=True, whatever the config
-      has.
+    remat: Plan a training step with config.unet.remat=True and this
+      config.unet.remat_policy, whatever the config has.
     whole: Compile every program as a whole, which takes about an hour. Without
       it, each distinct layer of the U-Net is compiled once, and a video is
       planned without the time of its text and image encoders.
@@ -72,7 +72,7 @@ class Arguments:
   batch_size: Count | None = None
   frozen: Path | None = None
   mesh: Layout | None = None
-  remat: bool = False
+  remat: Literal["nothing", "layers", "offload"] | None = None
   whole: bool = False
   json: Path | None = None
   plot: Path | None = None
@@ -131,9 +131,14 @@ def _run(config: ConfigDict, args: Arguments) -> Run:
     size=args.size or tuple(size),
     num_frames=args.num_frames or num_frames,
     batch_size=args.batch_size or config.train.batch_size,
-    remat=args.remat or config.unet.get("remat", False),
+    remat=args.remat or _policy(config),
     frozen=args.frozen,
   )
+
+
+def _policy(config: ConfigDict) -> str | None:
+  unet = config.unet
+  return unet.get("remat_policy", "nothing") if unet.get("remat") else None
 
 
 # ---- What is printed ----

@@ -26,7 +26,7 @@ from i2vgen_jax.kernels.platform import (
   forward_only,
   with_backward,
 )
-from i2vgen_jax.remat import layer_result
+from i2vgen_jax.remat import layer_result, layers_again
 from i2vgen_jax.sharding import ROWS, on_each_device, split_pixels
 from i2vgen_jax.types import Array, Params
 
@@ -96,6 +96,8 @@ def on_blocks(
 
   if in_kernel():
     return plain(leaves, clips, shared)
+  if layers_again():
+    plain = jax.checkpoint(plain)
   n = clips[0].shape[2]
   if mixes_frames:
     clips = [split_pixels(x) for x in clips]
@@ -148,11 +150,15 @@ def _on_tpu(
 
   leaves = [*itertools.compress(leaves, is_read)]
   kernel = functools.partial(_forward, call_read, mixes_frames)
-  if _num_bytes(leaves) > MAX_BACKWARD_BYTES:
-    kernel = forward_only(kernel, plain)
-  else:
+  if _num_bytes(leaves) <= MAX_BACKWARD_BYTES:
     backward = functools.partial(_backward, call_read, mixes_frames)
     kernel = with_backward(kernel, backward)
+  elif layers_again():
+    kernel = with_backward(
+      kernel, lambda args, gradients: jax.vjp(plain, *args)[1](gradients)
+    )
+  else:
+    kernel = forward_only(kernel, plain)
   return kernel(leaves, clips, shared)
 
 

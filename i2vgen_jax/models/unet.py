@@ -101,9 +101,8 @@ class I2VGenUNet(Layer):
     image_grid: side of the grid of context tokens of `concat`.
     concat_gain: factor on the extra channels, see `LocalImageChannels`.
     height_padding: see `Downsample`.
-    remat: recompute each block in the backward pass, to save memory.
-    remat_policy: what `remat` keeps of a block; a key of
-      `remat.POLICIES`.
+    remat: compute again in the backward pass, to save memory.
+    remat_policy: what is computed again; see `i2vgen_jax.remat`.
   """
 
   latent_channels: int = 4
@@ -193,14 +192,14 @@ class I2VGenUNet(Layer):
     tokens = [t.astype(self.dtype or jnp.float32) for t in tokens]
     context = jnp.concatenate(tokens, axis=1)
 
-    y, features = self._trunk(x, temb, context, deterministic, features)
+    with remat.of_layers(self._policy):
+      y, features = self._trunk(x, temb, context, deterministic, features)
     return (y, features) if with_features else y
 
   def _trunk(self, x, temb, context, deterministic, features):
     """Encoder, middle and decoder between first and last convolution."""
     block_type = SpaceTimeBlock
-    if self.remat:
-      policy = remat.POLICIES[self.remat_policy]
+    if policy := remat.of_blocks(self._policy):
       block_type = nn.remat(SpaceTimeBlock, policy=policy, static_argnums=(4,))
     shape = (self.head_dim, self.norm_groups)
 
@@ -261,6 +260,10 @@ class I2VGenUNet(Layer):
       embed = self.part(EmbeddingMLP, "fps_embedding", *widths, zero_init=True)
       temb += embed(sinusoidal_embedding(fps, width))
     return temb
+
+  @property
+  def _policy(self) -> str | None:
+    return self.remat_policy if self.remat else None
 
   @property
   def conditions(self) -> tuple[str, ...]:

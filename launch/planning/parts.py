@@ -7,7 +7,7 @@ they give nearly the time of the whole in a fraction of the time.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from i2vgen_jax import sharding
+from i2vgen_jax import remat, sharding
 from i2vgen_jax.models.unet import I2VGenUNet, SpaceTimeBlock
 
 
@@ -42,15 +42,14 @@ class Part:
     return size_in_bytes(self._arrays(mesh))
 
   def trace(
-    self, mesh: Mesh, backward: bool, policy: Callable[..., Any] | None = None
+    self, mesh: Mesh, backward: bool, policy: str | None = None
   ) -> jax.stages.Traced:
     """The program of the layer alone.
 
     Args:
       mesh: devices of a topology. Clips are split as `split_clips` does.
       backward: whether to compute gradients as well.
-      policy: what a block keeps for that, if it computes the rest again;
-        see `remat.POLICIES`.
+      policy: what is computed again for that; see `i2vgen_jax.remat`.
     """
     leaves, tree = jax.tree.flatten((self.args, dict(self.kwargs)))
     is_array = [isinstance(x, jax.ShapeDtypeStruct) for x in leaves]
@@ -68,9 +67,9 @@ class Part:
       return jax.tree.map(_split, y)
 
     def gradients(params: Any, arrays: list[Any], key: Any) -> Any:
-      run = call
-      if policy is not None and isinstance(self.module, SpaceTimeBlock):
-        run = jax.checkpoint(call, policy=policy)
+      run, of_blocks = call, remat.of_blocks(policy)
+      if of_blocks is not None and isinstance(self.module, SpaceTimeBlock):
+        run = jax.checkpoint(call, policy=of_blocks)
       y, pullback = jax.vjp(lambda *given: run(*given, key), params, arrays)
       return y, pullback(y)
 
@@ -80,7 +79,7 @@ class Part:
     )
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=whole)
     program = jax.jit(gradients if backward else call)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), remat.of_layers(policy):
       return program.trace(params, self._arrays(mesh), key)
 
   def _arrays(self, mesh: Mesh) -> list[jax.ShapeDtypeStruct]:

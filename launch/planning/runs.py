@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from i2vgen_jax import remat, sharding
+from i2vgen_jax import sharding
 from i2vgen_jax.errors import InputError
 from launch.planning import chips, parts, programs
 from launch.planning.chips import Chip
@@ -36,8 +36,8 @@ class Run:
     size: (width, height) of the frames in pixels.
     num_frames: number of frames of each clip.
     batch_size: number of clips of a training step.
-    remat: whether a training step computes each block again in its backward
-      pass.
+    remat: what a training step computes again in its backward pass; see
+      `i2vgen_jax.remat`.
     frozen: see `programs.make_stage`.
   """
 
@@ -48,7 +48,7 @@ class Run:
   size: tuple[int, int]
   num_frames: int
   batch_size: int
-  remat: bool
+  remat: str | None
   frozen: Path | None = None
 
   @property
@@ -68,7 +68,7 @@ class Run:
     words = f"--size {size} --num-frames {self.num_frames} --mesh {mesh}"
     if self.mode == "train":
       words += f" --batch-size {self.batch_size}"
-      words += " --remat" if self.remat else ""
+      words += f" --remat {self.remat}" if self.remat else ""
     return words
 
 
@@ -141,8 +141,8 @@ def first_that_fits(run: Run) -> Run | None:
 def _changes(run: Run) -> Iterator[Run]:
   """Each with the changes of those before: what costs least comes first."""
   devices = len(chips.devices(run.topology))
-  if run.mode == "train" and not run.remat:
-    run = dataclasses.replace(run, remat=True)
+  if run.mode == "train" and run.remat != "nothing":
+    run = dataclasses.replace(run, remat="nothing")
     yield run
   for axis in ("fsdp", "frames"):
     most = devices if axis == "fsdp" else run.num_frames
@@ -223,14 +223,13 @@ def _plan_train(
   holds = size_by_kind(program.holds)
   if whole:
     if run.remat:
-      unet = stage.unet.clone(remat=True)
+      unet = stage.unet.clone(remat=True, remat_policy=run.remat)
       stage = dataclasses.replace(stage, unet=unet)
       program, _ = programs.train_programs(config, stage, mesh, run.num_frames)
     cost = estimate(program.traced, run.topology, _say("train"))
     return [Planned("train", 1, cost, holds)]
-  policy = config.unet.get("remat_policy", "nothing") if run.remat else None
   cost = _in_parts(
-    found.values(), mesh, run.topology, only_memory, True, policy
+    found.values(), mesh, run.topology, only_memory, True, run.remat
   )
   if not only_memory:
     cost += estimate(encode, run.topology, _say("encode"))
@@ -265,7 +264,7 @@ def _in_parts(
   total, needed = Estimate.nothing(), 0
   for number, part in enumerate(chosen, 1):
     say = _say(f"layer {number} of {len(chosen)}, {part.names[0]}")
-    traced = part.trace(mesh, backward, remat.POLICIES.get(policy))
+    traced = part.trace(mesh, backward, policy)
     cost = estimate(traced, topology, say)
     for name in part.names:
       total += cost.under(f"I2VGenUNet/{name}")

@@ -327,17 +327,18 @@ def test_remat_gives_the_same_gradients(content_gradients, number):
     np.testing.assert_allclose(recomputed[path], g, atol=atol, err_msg=path)
 
 
-def test_remat_applies_to_every_block(base):
+def test_remat_applies_to_every_block_or_layer(base):
   params, feed = base
 
-  def recomputed(remat):
-    model = unet("base", remat=remat)
+  def recomputed(remat, policy="nothing"):
+    model = unet("base", remat=remat, remat_policy=policy)
     jaxpr = jax.make_jaxpr(lambda p: model.apply({"params": p}, **feed))(params)
     names = [e.primitive.name for e in equations(jaxpr.jaxpr)]
     return sum(name.startswith(("remat", "checkpoint")) for name in names)
 
   # One on the way down, two in the middle, two on the way up.
   assert (recomputed(False), recomputed(True)) == (0, 5)
+  assert recomputed(True, "layers") > 5 * 4
 
 
 # ---- Initial values ----
