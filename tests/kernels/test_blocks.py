@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from model_testing import draw, equations
 
-from i2vgen_jax import sharding
+from i2vgen_jax import remat, sharding
 from i2vgen_jax.kernels import blocks
 from i2vgen_jax.kernels.blocks import on_blocks
 from i2vgen_jax.kernels.group_norm import group_norm_factors
@@ -122,6 +122,31 @@ def test_large_weights_are_differentiated_by_the_compiler(
   assert count() == 2
   monkeypatch.setattr(blocks, "MAX_BACKWARD_BYTES", 0)
   assert count() == 0
+  with remat.of_layers("layers"):
+    # The backward pass computes the layer again.
+    assert count() == 1
+
+
+@pytest.mark.parametrize("most", ["MAX_BACKWARD_BYTES", "MAX_WEIGHT_BYTES"])
+def test_wide_layers_that_are_computed_again_have_the_same_gradients(
+  tpu_kernels, monkeypatch, most
+):
+  monkeypatch.setattr(blocks, most, 0)
+
+  def layer(params, x):
+    return jnp.tanh(blocks.matrix_product(x, params["w"]))
+
+  def gradients():
+    def loss(params, x):
+      return (on_blocks(layer, params, (x,), mixes_frames=False) ** 2).sum()
+
+    return jax.grad(loss, (0, 1))({"w": draw(8, 8)}, draw(1, 2, 16, 8))
+
+  kept = gradients()
+  with remat.of_layers("layers"):
+    again = gradients()
+  for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(kept), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4)
 
 
 def test_devices_exchange_parts_of_the_frames(random_params):
