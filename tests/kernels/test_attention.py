@@ -1,11 +1,14 @@
 """Attention by every route, against all scores at once in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_testing import draw
 
+from i2vgen_jax import sharding
 from i2vgen_jax.kernels import attention, flash_attention
 from i2vgen_jax.kernels.attention import dot_product_attention
 from i2vgen_jax.kernels.frame_attention import frame_attention
@@ -148,6 +151,29 @@ def test_blocks_of_queries(monkeypatch, length):
   assert "scan" in str(jax.make_jaxpr(lambda: args[0](q, k, v))())
   np.testing.assert_allclose(args[0](q, k, v), whole[0], atol=1e-5)
   assert_near(gradients(*args), whole[1], 1e-5)
+
+
+def test_sequences_in_blocks_stay_on_their_device(monkeypatch):
+  """One block after another of all devices' sequences would be gathered."""
+  monkeypatch.setattr(attention, "MAX_SCORES", 1000)
+  mesh = sharding.make_mesh(data=2, frames=2, devices=jax.devices()[:4])
+  q = draw(4, 6, 30, 16)
+  k, v = (draw(4, 11, 16, seed=i) for i in (1, 2))
+
+  def loss(*args):
+    return (dot_product_attention(*args, 2) ** 2).sum()
+
+  wanted = jax.grad(loss)(q, k, v)
+  splits = [
+    sharding.frames_sharding(mesh, 6),
+    *[sharding.rows_sharding(mesh)] * 2,
+  ]
+  args = [*map(jax.device_put, (q, k, v), splits)]
+  with jax.set_mesh(mesh):
+    program = jax.jit(jax.grad(loss)).lower(*args).compile()
+  assert "while" in program.as_text()
+  assert not re.search(r" (all-gather|all-to-all)\(", program.as_text())
+  assert_near([program(*args)], [wanted], 1e-5)
 
 
 def test_blocks_of_queries_hold_few_scores():
