@@ -119,7 +119,7 @@ def center_crop_wide(
   """Scales the picture to just cover width x height, and crops the centre.
 
   The filter is Pillow's BOX: area average when shrinking, nearest neighbour
-  when enlarging.
+  when enlarging. A picture of that scale is not copied: the crop is a view.
 
   Args:
     image: the decoded picture.

@@ -10,7 +10,7 @@
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -18,7 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 # Name of the results of layers in a traced program.
 LAYER = "layer"
 
-POLICIES = ("nothing", "layers", "offload")
+Policy = Literal["nothing", "layers", "offload"]
+
 _OF_BLOCKS = {
   "nothing": jax.checkpoint_policies.nothing_saveable,
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -31,13 +32,13 @@ _OF_BLOCKS = {
 _layers_again = contextvars.ContextVar("layers_again", default=False)
 
 
-def of_blocks(policy: str | None) -> Callable[..., bool] | None:
+def of_blocks(policy: Policy | None) -> Callable[..., bool] | None:
   """The policy of `jax.checkpoint` for blocks; None keeps what they need."""
   return _OF_BLOCKS.get(policy)
 
 
 @contextlib.contextmanager
-def of_layers(policy: str | None) -> Iterator[None]:
+def of_layers(policy: Policy | None) -> Iterator[None]:
   """Layers that are traced inside are computed again, if the policy says so."""
   token = _layers_again.set(policy == "layers")
   try:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from i2vgen_jax.errors import InputError
 from i2vgen_jax.files import check_writable, write_json
+from i2vgen_jax.remat import Policy
 from launch import arguments
 from launch.arguments import Count, Layout, Size
 from launch.planning import chips
@@ -72,7 +73,7 @@ class Arguments:
   batch_size: Count | None = None
   frozen: Path | None = None
   mesh: Layout | None = None
-  remat: Literal["nothing", "layers", "offload"] | None = None
+  remat: Policy | None = None
   whole: bool = False
   json: Path | None = None
   plot: Path | None = None
@@ -136,7 +137,7 @@ def _run(config: ConfigDict, args: Arguments) -> Run:
   )
 
 
-def _policy(config: ConfigDict) -> str | None:
+def _policy(config: ConfigDict) -> Policy | None:
   unet = config.unet
   return unet.get("remat_policy", "nothing") if unet.get("remat") else None
 

@@ -90,26 +90,24 @@ def attend_heads(
     return _of_sequences(functools.partial(_plain, is_causal=True), q, k, v)
   kernels = {}
   if q.shape[-2] * k.shape[-2] >= MIN_FLASH_PAIRS:
-    kernels["tpu"] = _on_each_device(flash_attention)
+    kernels["tpu"] = functools.partial(_on_devices, flash_attention)
   if _fits_cudnn(q):
-    kernels["cuda"] = _on_each_device(_of_even_lengths)
-  plain = _on_each_device(_in_blocks)
+    kernels["cuda"] = functools.partial(_on_devices, _of_even_lengths)
+  plain = functools.partial(_on_devices, _in_blocks)
   return layer_result(for_platform(q, k, v, **kernels, default=plain))
 
 
-def _on_each_device(attend: Callable[..., Array]) -> Callable[..., Array]:
+def _on_devices(
+  attend: Callable[..., Array], q: Array, k: Array, v: Array
+) -> Array:
   """`attend` on each device's part of the sequences.
 
   The compiler cannot split a kernel, and blocks of all sequences one after
   another would be gathered on all devices.
   """
-
-  def on_parts(q: Array, k: Array, v: Array) -> Array:
-    axes = [(ROWS, "frames")[: x.ndim - 3] for x in (q, k, v)]
-    of_part = functools.partial(_of_sequences, attend)
-    return on_each_device(of_part, (q, k, v), axes)
-
-  return on_parts
+  axes = [(ROWS, "frames")[: x.ndim - 3] for x in (q, k, v)]
+  of_part = functools.partial(_of_sequences, attend)
+  return on_each_device(of_part, (q, k, v), axes)
 
 
 def _of_sequences(

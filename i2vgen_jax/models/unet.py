@@ -33,6 +33,7 @@ from i2vgen_jax.models.transformers import (
   SpatialTransformer,
   TemporalTransformer,
 )
+from i2vgen_jax.remat import Policy
 from i2vgen_jax.sharding import split_clips
 from i2vgen_jax.types import Array
 
@@ -121,7 +122,7 @@ class I2VGenUNet(Layer):
   concat_gain: float = 1.0
   height_padding: int = 1
   remat: bool = False
-  remat_policy: Literal["nothing", "layers", "offload"] = "nothing"
+  remat_policy: Policy = "nothing"
 
   @nn.compact
   def __call__(
@@ -262,7 +263,7 @@ class I2VGenUNet(Layer):
     return temb
 
   @property
-  def _policy(self) -> str | None:
+  def _policy(self) -> Policy | None:
     return self.remat_policy if self.remat else None
 
   @property
