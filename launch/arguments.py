@@ -32,6 +32,7 @@ import io
 import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
@@ -140,7 +141,7 @@ def _parsed_by(
   )
 
 
-def _number(kind: type, metavar: str, low: float, high: float) -> Any:
+def number(kind: type, metavar: str, low: float, high: float) -> Any:
   """The type of a flag for a number from `low` to `high`."""
   name = "an integer" if kind is int else "a finite number"
 
@@ -164,14 +165,14 @@ def _spec(annotated: Any) -> PrimitiveConstructorSpec:
   return annotated.__metadata__[0]
 
 
-Count = _number(int, "N", 1, math.inf)
-Times = _number(int, "N", 0, math.inf)
+Count = number(int, "N", 1, math.inf)
+Times = number(int, "N", 0, math.inf)
 # jax.random.key would drop higher bits.
-Seed = _number(int, "SEED", 0, 2**32 - 1)
-Port = _number(int, "PORT", 0, 65535)
-Number = _number(float, "NUMBER", -math.inf, math.inf)
-Seconds = _number(float, "SECONDS", 0.1, math.inf)
-Fps = _number(float, "FPS", 0.1, 240)
+Seed = number(int, "SEED", 0, 2**32 - 1)
+Port = number(int, "PORT", 0, 65535)
+Number = number(float, "NUMBER", -math.inf, math.inf)
+Seconds = number(float, "SECONDS", 0.1, math.inf)
+Fps = number(float, "FPS", 0.1, 240)
 Size = Annotated[tuple[int, int], _parsed_by(_parse_size, "WxH")]
 Interval = Annotated[tuple[int, int], _parsed_by(_parse_interval, "LOW-HIGH")]
 Layout = Annotated[dict[str, int], _parsed_by(_parse_layout, "AXIS=N,...")]
@@ -210,13 +211,16 @@ _CONFIG = (
 
 
 def parse(
-  kind: Any, argv: Sequence[str], prog: str, description: str | None = None
+  kind: Any,
+  argv: Sequence[str] | None,
+  prog: str,
+  description: str | None = None,
 ) -> Any:
   """Parses a command line; see the module's docstring.
 
   Args:
     kind: Dataclass of the arguments, or a union of such classes.
-    argv: Words after the command.
+    argv: Words after the command; None takes those of the process.
     prog: Name of the command in messages, such as "i2vgen sample".
     description: Head of the help text; the docstring of `kind` by default.
 
@@ -240,6 +244,7 @@ def parse(
         registry=_REGISTRY,
       )
 
+  argv = sys.argv[1:] if argv is None else argv
   output, help_text = io.StringIO(), io.StringIO()
   try:
     return call(argv, output)

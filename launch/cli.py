@@ -20,6 +20,7 @@ argument or a file cannot be used; one line on stderr says why.
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib
 import logging
@@ -27,6 +28,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import logging as absl_logging
@@ -72,8 +74,13 @@ def main(argv: list[str] | None = None) -> int:
   if not argv or argv[0] in ("-h", "--help"):
     print(__doc__, end="", file=sys.stdout if argv else sys.stderr)
     return 0 if argv else 2
+  return exit_status(functools.partial(_run, argv))
+
+
+def exit_status(command: Callable[[], None]) -> int:
+  """Runs a command; an error in its input is one line on stderr."""
   try:
-    _run(argv)
+    command()
   except InputError as e:
     print(f"i2vgen: error: {' '.join(str(e).split())}", file=sys.stderr)
     return 2

@@ -9,6 +9,7 @@ counts 4 n^2 d operations for each head, backward 10 n^2 d.
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -20,6 +21,7 @@ from i2vgen_jax.kernels import flash_attention as flash
 from launch import arguments
 from launch.arguments import Count
 from launch.benchmarks.table import row
+from launch.cli import exit_status
 from launch.planning import chips, kernels
 
 # Queries in a block, and keys at a time.
@@ -101,7 +103,9 @@ def _speed(
 
 
 def main(argv: list[str] | None = None) -> None:
-  args = arguments.parse(Arguments, argv, "launch.benchmarks.attention")
+  args = arguments.parse(
+    Arguments, argv, "python -m launch.benchmarks.attention"
+  )
   # Programs for a TPU that is not here cannot be kept.
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
@@ -110,4 +114,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(exit_status(main))

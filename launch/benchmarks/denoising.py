@@ -9,6 +9,7 @@ and their ratio are printed. Ratios are more reliable than times.
 
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,6 +21,7 @@ import torch
 from i2vgen_jax.models.unet import I2VGenUNet
 from launch import arguments
 from launch.arguments import Count, Size
+from launch.cli import exit_status
 from launch.progress import note
 
 TOKENS = 77
@@ -124,9 +126,11 @@ def lines(args: Denoising) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-  args = arguments.parse(Denoising, argv, "launch.benchmarks.denoising")
+  args = arguments.parse(
+    Denoising, argv, "python -m launch.benchmarks.denoising"
+  )
   print("\n".join(lines(args)))
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(exit_status(main))

@@ -10,6 +10,7 @@ against the clips of whole evaluations.
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from i2vgen_jax.stage import Sampling, Stage
 from i2vgen_jax.variants import VARIANTS
 from launch import arguments
 from launch.arguments import Count, Seed, Weights
+from launch.cli import exit_status
 from launch.evaluation import worlds
 from launch.progress import note
 
@@ -174,10 +176,12 @@ def _mean_psnr(made: np.ndarray, like: np.ndarray) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-  args = arguments.parse(Arguments, argv, "launch.benchmarks.shortcuts")
+  args = arguments.parse(
+    Arguments, argv, "python -m launch.benchmarks.shortcuts"
+  )
   for row in rows(args):
     print(row, flush=True)
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(exit_status(main))

@@ -11,6 +11,7 @@ of the frozen networks only the text encoder is held.
 import copy
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ from launch.arguments import Count, Size
 from launch.benchmarks import peers
 from launch.benchmarks.denoising import TOKENS
 from launch.benchmarks.peers import Figures
+from launch.cli import exit_status
 from launch.planning.programs import make_stage, make_task
 from launch.progress import note
 from launch.train import CONFIGS, load_config
@@ -193,7 +195,7 @@ def _timed(
 
 
 def main(argv: list[str] | None = None) -> None:
-  args = arguments.parse(Training, argv, "launch.benchmarks.training")
+  args = arguments.parse(Training, argv, "python -m launch.benchmarks.training")
   contestants = {"ours": ours}
   if load_config(args.config).objective == "diffusion":
     contestants = {"diffusers": theirs} | contestants
@@ -208,4 +210,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(exit_status(main))

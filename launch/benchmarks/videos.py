@@ -2,12 +2,14 @@
 
     python -m launch.benchmarks.videos
 
-It needs the extra `test`, and at the released size a GPU of 24 GB. Without
+It needs the extra `test`, and at the released size a GPU of 16 GB. Without
 `--weights` it writes random ones, 5 GB, to a temporary folder.
 """
 
 import dataclasses
 import functools
+import math
+import sys
 import tempfile
 import time
 import types
@@ -24,9 +26,10 @@ from PIL import Image
 import i2vgen_jax
 from i2vgen_jax.cascade import BUNDLED
 from launch import arguments
-from launch.arguments import Count, Size
+from launch.arguments import Count, Size, number
 from launch.benchmarks import peers
 from launch.benchmarks.peers import Figures
+from launch.cli import exit_status
 from launch.progress import note
 
 # The networks of the public weights, where they differ from the defaults.
@@ -56,6 +59,7 @@ VISION = {
 
 # Number of steps of the video that is made first.
 _FEW = 3
+Steps = number(int, "N", _FEW + 1, math.inf)
 
 Contestant = Literal["diffusers", "compiled", "ours"]
 
@@ -70,7 +74,7 @@ class Videos:
     weights: Folder in diffusers' layout; random weights by default.
     size: Size of the video, in pixels.
     num_frames: Number of frames.
-    steps: Number of solver steps, above 3.
+    steps: Number of solver steps.
     contestants: What is timed, in this order. `compiled` is diffusers with
       torch.compile.
   """
@@ -78,7 +82,7 @@ class Videos:
   weights: Path | None = None
   size: Size = (1280, 704)
   num_frames: Count = 16
-  steps: Count = 50
+  steps: Steps = 50
   contestants: tuple[Contestant, ...] = ("diffusers", "compiled", "ours")
 
 
@@ -202,7 +206,7 @@ CONTESTANTS: dict[Contestant, Callable[[Videos], Figures]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-  args = arguments.parse(Videos, argv, "launch.benchmarks.videos")
+  args = arguments.parse(Videos, argv, "python -m launch.benchmarks.videos")
   with tempfile.TemporaryDirectory() as folder:
     if args.weights is None:
       note("writing random weights ...")
@@ -219,4 +223,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(exit_status(main))

@@ -147,6 +147,15 @@ def test_videos_beside_diffusers(capsys, monkeypatch):
     assert float(memory) > 0.1 and unit == "GiB"
 
 
+def test_bad_flags_are_one_line(capsys, monkeypatch):
+  """A benchmark reads the words of its process and fails as a command does."""
+  monkeypatch.setattr("sys.argv", ["videos.py", "--steps=3"])
+  assert cli.exit_status(videos.main) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("i2vgen: error: argument --steps: 3 is too small")
+  assert line.endswith("see python -m launch.benchmarks.videos --help")
+
+
 @pytest.mark.slow
 def test_training_beside_diffusers(capsys):
   settings = ["--channels", "64", "64", "64", "64", "--steps=1"]
