@@ -58,9 +58,10 @@ class Arguments:
       default, and for a video `frames`.
     remat: Plan a training step with config.unet.remat=True and this
       config.unet.remat_policy, whatever the config has.
-    whole: Compile every program as a whole, which takes about an hour. Without
-      it, each distinct layer of the U-Net is compiled once, and a video is
-      planned without the time of its text and image encoders.
+    whole: Compile every program as a whole, which takes longer, and
+      print how far the sum over layers is from it. Without it, each distinct
+      layer of the U-Net is compiled once and their costs are added up, and a
+      video is planned without the time of its text and image encoders.
     json: File for all figures.
     plot: PNG file that shows where the time goes, by layer.
   """
@@ -99,6 +100,10 @@ def main(argv: list[str]) -> None:
   run = _run(load_config(args.config), args)
   planned = plan(run, whole=args.whole)
   print(*_report(run, planned), sep="\n")
+  errors = {}
+  if args.whole:
+    errors = _errors(planned, plan(run, whole=False))
+    print("", *_error_table(errors), sep="\n")
   fits = all(program.fits(run.chip) for program in planned)
   fitting = run if fits else first_that_fits(run)
   if fitting is None:
@@ -106,7 +111,7 @@ def main(argv: list[str]) -> None:
   elif not fits:
     print(f"this fits: {fitting.settings()}")
   if args.json is not None:
-    write_json(args.json, _figures(run, planned, fitting))
+    write_json(args.json, _figures(run, planned, fitting, errors))
   if args.plot is not None:
     _draw(args.plot, run, planned)
 
@@ -195,6 +200,30 @@ def _time_table(program: Planned, peak: float) -> Iterator[str]:
     yield row("of which collectives", program.cost.collectives, 0)
 
 
+def _errors(
+  whole: Sequence[Planned], in_parts: Sequence[Planned]
+) -> dict[str, dict[str, float]]:
+  """Relative errors of the programs that were added up from their layers."""
+  errors = {}
+  for program, parts in zip(whole, in_parts, strict=True):
+    if not parts.seconds or parts.cost == program.cost:
+      continue
+    memory = sum(parts.memory.values()) / sum(program.memory.values())
+    work = sum(parts.cost.flops.values()) / sum(program.cost.flops.values())
+    errors[program.name] = {
+      "time": parts.seconds / program.seconds - 1,
+      "work": work - 1,
+      "memory": memory - 1,
+    }
+  return errors
+
+
+def _error_table(errors: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+  yield f"{'error of the sum':24}{'time':>12}{'work':>12}{'memory':>12}"
+  for name, kinds in errors.items():
+    yield f"  {name:22}" + "".join(f"{x:+12.1%}" for x in kinds.values())
+
+
 def by_kind(values: Mapping[str, float]) -> dict[str, float]:
   """Sums over the layers of the same kind.
 
@@ -230,9 +259,13 @@ def _draw(path: Path, run: Run, planned: Sequence[Planned]) -> None:
 
 
 def _figures(
-  run: Run, planned: Sequence[Planned], fitting: Run | None
+  run: Run,
+  planned: Sequence[Planned],
+  fitting: Run | None,
+  errors: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
   return {
+    "errors": errors,
     "run": run.settings(),
     "fitting": None if fitting is None else fitting.settings(),
     "topology": run.topology,

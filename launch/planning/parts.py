@@ -98,6 +98,8 @@ def _split(y: Any) -> Any:
 @contextlib.contextmanager
 def recording() -> Iterator[dict[Any, Part]]:
   """Records the parts of every U-Net that is traced inside."""
+  # A U-Net that was traced before would not be traced again.
+  jax.clear_caches()
   found: dict[Any, Part] = {}
   known = set()
 
