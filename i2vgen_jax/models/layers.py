@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Num
 
-from i2vgen_jax.kernels.blocks import matrix_product, on_blocks
+from i2vgen_jax.kernels.blocks import in_kernel, matrix_product, on_blocks
 from i2vgen_jax.kernels.group_norm import apply_factors, group_norm_factors
 from i2vgen_jax.kernels.platform import for_platform
 from i2vgen_jax.remat import layer_result
@@ -19,7 +19,7 @@ from i2vgen_jax.types import Array
 
 zeros = nn.initializers.zeros
 
-# Pixels of a picture up to which a CPU convolves it as a matrix product.
+# Pixels of a picture up to which a CPU always convolves it as a matrix product.
 MAX_PATCHED = 16
 
 
@@ -109,15 +109,17 @@ def convolution(
   padding: Any,
   **kwargs: Any,
 ) -> Float[Array, "n h2 w2 d"]:
-  """`lax.conv_general_dilated`, but fast on a CPU for pictures of few pixels.
+  """`lax.conv_general_dilated`, but fast on a CPU at the inner levels.
 
   There it runs at a fiftieth of the speed of a matrix product for 2x2 pixels
-  of 2560 channels, and at half for 4x4.
+  of 2560 channels, and at half for any picture of which the kernel is larger
+  than the input.
   """
   plain = functools.partial(
     lax.conv_general_dilated, window_strides=strides, padding=padding, **kwargs
   )
-  if x.shape[1] * x.shape[2] > MAX_PATCHED:
+  few_pixels = x.shape[1] * x.shape[2] <= MAX_PATCHED
+  if not few_pixels and kernel.size <= x.size:
     return layer_result(plain(x, kernel))
 
   def as_product(x: Array, kernel: Array) -> Array:
@@ -269,13 +271,41 @@ class TemporalConv(Layer):
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
     bias = self.param("bias", zeros, (self.features,), self.param_dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    # Products with whole frames, which are then shifted: compilers transpose
-    # the array for a convolution over this axis.
-    before, at, after = (matrix_product(x, kernel[i]) for i in range(3))
-    edge = jnp.zeros_like(at[:, :1])
-    before = jnp.concatenate([edge, before[:, :-1]], axis=1)
-    after = jnp.concatenate([after[:, 1:], edge], axis=1)
-    return (before + at + after + bias).astype(x.dtype)
+    if in_kernel():
+      y = _shifted_products(x, kernel)
+    else:
+      y = for_platform(
+        x, kernel, cpu=_product_of_taps, default=_shifted_products
+      )
+    return (y + bias).astype(x.dtype)
+
+
+def _shifted_products(
+  x: Float[Array, "b f n c"], kernel: Float[Array, "3 c d"]
+) -> Float[Array, "b f n d"]:
+  """Products with whole frames, which are then shifted.
+
+  Compilers transpose the array for a convolution over this axis.
+  """
+  before, at, after = (matrix_product(x, kernel[i]) for i in range(3))
+  edge = jnp.zeros_like(at[:, :1])
+  before = jnp.concatenate([edge, before[:, :-1]], axis=1)
+  after = jnp.concatenate([after[:, 1:], edge], axis=1)
+  return before + at + after
+
+
+def _product_of_taps(
+  x: Float[Array, "b f n c"], kernel: Float[Array, "3 c d"]
+) -> Float[Array, "b f n d"]:
+  """The same as one product, without copies of parts of the kernel.
+
+  Those take a CPU as long as the products with few pixels.
+  """
+  edge = jnp.zeros_like(x[:, :1])
+  before = jnp.concatenate([edge, x[:, :-1]], axis=1)
+  after = jnp.concatenate([x[:, 1:], edge], axis=1)
+  taps = jnp.concatenate([before, x, after], axis=-1)
+  return matrix_product(taps, kernel.reshape(-1, kernel.shape[-1]))
 
 
 class FeedForward(Layer):
