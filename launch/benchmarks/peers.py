@@ -31,6 +31,12 @@ class Figures:
   memory: str
 
 
+def process() -> concurrent.futures.ProcessPoolExecutor:
+  """A process for one contestant, which shares no state with this one."""
+  context = multiprocessing.get_context("spawn")
+  return concurrent.futures.ProcessPoolExecutor(1, context)
+
+
 def lines(
   contestants: Mapping[str, Callable[..., Figures]], *args: Any
 ) -> Iterator[str]:
@@ -42,11 +48,10 @@ def lines(
     *args: arguments of each function.
   """
   peer = None
-  context = multiprocessing.get_context("spawn")
   for name, measure in contestants.items():
     note(f"{name} ...")
     try:
-      with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+      with process() as pool:
         figures = pool.submit(measure, *args).result()
     except Exception as e:  # Too little memory, above all: it is a result.
       text = str(e).strip() or type(e).__name__
