@@ -118,10 +118,15 @@ def test_temporal_conv(random_params, frames):
     ((4, 4), (2, 2), ((0, 1), (0, 1)), 3),
     ((4, 4), (4, 4), "VALID", 4),
     ((3, 5), (2, 2), "VALID", 2),
+    # More than 16 pixels, but fewer values than the kernel has.
+    ((8, 6), (1, 1), "SAME", 3),
+    ((7, 9), (2, 2), ((1, 1), (1, 1)), 3),
   ],
 )
-def test_convolution_of_few_pixels_as_a_product(size, strides, padding, window):
-  x, kernel = draw(2, *size, 5), draw(window, window, 5, 3, seed=1)
+def test_convolution_with_few_values_is_a_product(
+  size, strides, padding, window
+):
+  x, kernel = draw(2, *size, 5), draw(window, window, 5, 16, seed=1)
   args = (x, kernel, strides, padding)
   settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
   jaxpr = jax.make_jaxpr(lambda: convolution(*args, **settings))()
@@ -131,6 +136,13 @@ def test_convolution_of_few_pixels_as_a_product(size, strides, padding, window):
     jax.lax.conv_general_dilated(*args, **settings),
     atol=1e-5,
   )
+
+
+def test_convolution_with_many_values_is_not_a_product():
+  settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+  args = (draw(2, 8, 6, 5), draw(3, 3, 5, 4), (1, 1), "SAME")
+  jaxpr = jax.make_jaxpr(lambda: convolution(*args, **settings))()
+  assert "dot_general" not in str(jaxpr)
 
 
 def test_feed_forward_is_geglu():
