@@ -33,7 +33,8 @@ def test_devices_share_the_frames_of_few_clips(params, layout):
 
 
 def test_each_device_decodes_its_part_of_one_clip(params):
-  latents = draw(1, 8, 4, 4, 4)
+  # So large that a CPU convolves one frame as it convolves eight.
+  latents = draw(1, 8, 16, 16, 4)
 
   def work():
     decode = jax.jit(lambda p, x: autoencoding.decode_clips(VAE, p, x, 8))
