@@ -280,6 +280,23 @@ class TemporalConv(Layer):
     return (y + bias).astype(x.dtype)
 
 
+def _neighbours(
+  before: Float[Array, "b f n c"],
+  at: Float[Array, "b f n c"],
+  after: Float[Array, "b f n c"],
+) -> list[Float[Array, "b f n c"]]:
+  """For each frame, `before` of the frame before it, `at`, `after` of the next.
+
+  They are zero where there is no such frame.
+  """
+  edge = jnp.zeros_like(at[:, :1])
+  return [
+    jnp.concatenate([edge, before[:, :-1]], axis=1),
+    at,
+    jnp.concatenate([after[:, 1:], edge], axis=1),
+  ]
+
+
 def _shifted_products(
   x: Float[Array, "b f n c"], kernel: Float[Array, "3 c d"]
 ) -> Float[Array, "b f n d"]:
@@ -288,9 +305,7 @@ def _shifted_products(
   Compilers transpose the array for a convolution over this axis.
   """
   before, at, after = (matrix_product(x, kernel[i]) for i in range(3))
-  edge = jnp.zeros_like(at[:, :1])
-  before = jnp.concatenate([edge, before[:, :-1]], axis=1)
-  after = jnp.concatenate([after[:, 1:], edge], axis=1)
+  before, at, after = _neighbours(before, at, after)
   return before + at + after
 
 
@@ -301,10 +316,7 @@ def _product_of_taps(
 
   Those take a CPU as long as the products with few pixels.
   """
-  edge = jnp.zeros_like(x[:, :1])
-  before = jnp.concatenate([edge, x[:, :-1]], axis=1)
-  after = jnp.concatenate([x[:, 1:], edge], axis=1)
-  taps = jnp.concatenate([before, x, after], axis=-1)
+  taps = jnp.concatenate(_neighbours(x, x, x), axis=-1)
   return matrix_product(taps, kernel.reshape(-1, kernel.shape[-1]))
 
 
